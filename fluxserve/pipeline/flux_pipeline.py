@@ -1,0 +1,357 @@
+"""The pipeline's verbs: begin, step, preview, decode; and generate, the loop over them.
+
+Follows black-forest-labs/flux `src/flux/cli.py` for what is computed, diffusers' FluxPipeline for what a seed draws:
+the same checkpoint, seed, size and steps give the same picture. Knows nothing of HTTP, queues or where weights live.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from fluxserve import request as words
+from fluxserve.config import Dtype, Offload, PipelineConfig
+from fluxserve.errors import NonFiniteOutput
+from fluxserve.flux import sampling
+from fluxserve.flux.autoencoder import Autoencoder, ResnetBlock
+from fluxserve.flux.params import Variant
+from fluxserve.flux.transformer import FluxTransformer
+from fluxserve.pipeline import images
+from fluxserve.pipeline.cache import ByteBoundedCache
+from fluxserve.pipeline.checkpoint import Checkpoint, no_checkpoint
+from fluxserve.pipeline.conditioning import Conditioner
+from fluxserve.pipeline.images import InputPicture, Pixels
+from fluxserve.pipeline.samples import Inpaint, Sample, latent_weights
+from fluxserve.pipeline.text_encoders import TextEncoders
+from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Progress, Timings
+
+log = logging.getLogger(__name__)
+
+AI_DISCLOSURE = "AI generated;txt2img;flux"
+
+
+ROPE_CACHE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Generation(Sequence[GeneratedImage]):
+    """The pictures of one `generate` call, in order, and where its time went."""
+
+    images: tuple[GeneratedImage, ...]
+    timings: Timings
+
+    @overload
+    def __getitem__(self, index: int) -> GeneratedImage: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[GeneratedImage]: ...
+    def __getitem__(self, index: int | slice) -> GeneratedImage | Sequence[GeneratedImage]:
+        return self.images[index]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def log_progress(stage: str, done: int, total: int) -> None:
+    """Loading progress for callers without a display: a line when a stage is complete."""
+    if done >= total:
+        log.info("%s: %d bytes", stage, total)
+
+
+class FluxPipeline:
+    """A loaded model. One thread at a time; `encode` alone may run beside the others."""
+
+    def __init__(
+        self,
+        encoders: TextEncoders,
+        transformer: FluxTransformer,
+        autoencoder: Autoencoder,
+        variant: Variant,
+        card: ModelCard,
+        max_batch: int,
+    ) -> None:
+        self.transformer = transformer
+        self.autoencoder = autoencoder
+        self.variant = variant
+        self.card = card
+        self.max_batch = max_batch
+        self.conditioner = Conditioner(encoders, transformer)
+        self._ropes = ByteBoundedCache[Tensor](ROPE_CACHE_BYTES, lambda rope: rope.nbytes)
+        self._decode_checkpoint = Checkpoint(
+            module for module in autoencoder.decoder.modules() if isinstance(module, ResnetBlock)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.img_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.img_in.weight.dtype
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        return self.autoencoder.decoder.conv_in.weight.dtype
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = PipelineConfig.model,
+        *,
+        device: str = PipelineConfig.device,
+        dtype: Dtype = PipelineConfig.dtype,
+        offload: Offload = PipelineConfig.offload,
+        text_encoders: str | None = None,
+    ) -> FluxPipeline:
+        """Loads a model: `demo`, a Hub id, a diffusers folder or a BFL transformer file.
+
+        Raises:
+            SourceError: a Hub repository is gated, missing or unreachable.
+            CheckpointError: the files are damaged, incomplete or of a kind that is refused.
+            DeviceError: the device is not there, or too small for the model.
+        """
+        from fluxserve.pipeline.loading import load_pipeline
+
+        return load_pipeline(PipelineConfig(model, device, dtype, offload, text_encoders), log_progress)
+
+    # The verbs
+
+    @torch.inference_mode()
+    def begin(self, request: GenerationRequest, checkpoint: Callable[[], None] = no_checkpoint) -> list[Sample]:
+        """Everything before the first step, one Sample an image. checkpoint: called once a T5 block.
+
+        Raises:
+            InvalidRequest: an uploaded picture cannot be read.
+        """
+        width, height = self._drawn_size(request)
+        h, w = height // 8, width // 8
+        times = self._times(request, image_tokens=h * w // 4)
+        guidance = request.guidance_scale if self.transformer.guidance_in is not None else None
+        encode = self.conditioner.condition
+        cond = encode(request.prompt, request.max_sequence_length, guidance, times[:-1], checkpoint)
+        uncond = None
+        if request.true_cfg_scale > 1:
+            negative = request.negative_prompt
+            uncond = encode(negative, request.max_sequence_length, guidance, times[:-1], checkpoint)
+        picture = self._input_picture(request)
+        clean = None if picture is None else self._encode_picture(picture, width, height)
+        samples = []
+        for index in range(len(request.seeds)):
+            latents, inpaint = self._start(request, index, (h, w), times[0], picture, clean)
+            samples.append(Sample(request, index, times, (h, w), latents, cond, uncond, picture, inpaint))
+        return samples
+
+    @torch.inference_mode()
+    def step(self, samples: Sequence[Sample]) -> None:
+        """One Euler step for samples of one batch key, each at its own time. Nothing is assigned if any part fails."""
+        velocity = self._velocity(samples)
+        latents = torch.stack([sample.latents for sample in samples])
+        t, t_next = (self._tensor([sample.times[sample.step + i] for sample in samples]) for i in (0, 1))
+        moved = sampling.euler_step(latents, velocity, t, t_next)
+        for sample, x, v in zip(samples, moved, velocity, strict=True):
+            sample.advance(x, v)
+
+    def preview(self, sample: Sample, checkpoint: Callable[[], None] = no_checkpoint) -> Pixels:
+        """The picture as predicted at the last step, at the size asked."""
+        return self._to_pixels(sample, sample.predicted(), checkpoint)
+
+    def decode(self, sample: Sample, checkpoint: Callable[[], None] = no_checkpoint) -> Pixels:
+        """The finished picture at the size asked.
+
+        Raises:
+            NonFiniteOutput: it holds NaN or infinity, in float32 too.
+        """
+        return self._to_pixels(sample, sample.latents, checkpoint)
+
+    def encode(self, pixels: Pixels, sample: Sample) -> GeneratedImage:
+        """Pixels to a file in the request's format, with what made it. Thread-safe; touches no device."""
+        return images.encode(pixels, sample.request, sample.index, self._about(sample))
+
+    def text_usage(self, samples: Sequence[Sample]) -> tuple[int, int | None]:
+        """T5 tokens used, and how many the prompt had if it was cut."""
+        text = samples[0].cond.text
+        return text.tokens, text.prompt_tokens if text.prompt_tokens > text.tokens else None
+
+    # The loop
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        n: int = 1,
+        width: int | None = None,
+        height: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | None = None,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> Generation:
+        """Draws n pictures, with seeds seed, seed + 1, ...; what is not given is the model's default.
+
+        width, height: multiples of 16. seed: 0 .. 2**63 - 1, random if None. callback: called after every step.
+        """
+        request = words.complete_request(
+            self.card,
+            prompt,
+            n=n,
+            width=width,
+            height=height,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+        )
+        return self.run(request, callback)
+
+    def run(self, request: GenerationRequest, callback: Callable[[Progress], None] | None = None) -> Generation:
+        """All verbs of one complete request, image by image."""
+        clock = Stopwatch()
+        samples = self.begin(request)
+        clock.lap("text_ms")
+        finished = []
+        for sample in samples:
+            while not sample.done:
+                self.step([sample])
+                if callback is not None:
+                    callback(Progress(sample.index, sample.step, sample.steps))
+            clock.lap("denoise_ms")
+            pixels = self.decode(sample)
+            clock.lap("decode_ms")
+            finished.append(self.encode(pixels, sample))
+            clock.lap("encode_ms")
+        timings = samples[0].timings(clock.spent_ms)
+        log.info("%d x %dx%d in %.2f s", len(finished), request.width, request.height, timings.total_ms / 1000)
+        return Generation(tuple(finished), timings)
+
+    # Inside begin
+
+    def _drawn_size(self, request: GenerationRequest) -> tuple[int, int]:
+        """(width, height) the model draws at."""
+        if not self.variant.resamples:
+            return request.width, request.height
+        return images.size_of_area(request.width, request.height, self.variant.native_area)
+
+    def _times(self, request: GenerationRequest, image_tokens: int) -> tuple[float, ...]:
+        """The schedule, without the first steps where an uploaded picture stands in for them."""
+        steps = request.num_inference_steps
+        times = sampling.schedule(steps, image_tokens, self.variant.shifted_schedule)
+        skipped = 0 if request.image is None else min(math.floor(steps * (1 - request.strength)), steps - 1)
+        return tuple(times[skipped:])
+
+    def _input_picture(self, request: GenerationRequest) -> InputPicture | None:
+        if request.image is None:
+            return None
+        return images.read_input(request.image, request.mask, request.width, request.height)
+
+    def _encode_picture(self, picture: InputPicture, width: int, height: int) -> Tensor:
+        """Returns (I, C * 4) float32 packed latents of the picture at the drawn size."""
+        pixels = images.to_tensor(images.resample(picture.pixels, width, height))
+        latents = self.autoencoder.encode(pixels[None].to(self.device, self.vae_dtype).contiguous())
+        return sampling.pack(latents[0].float())
+
+    def _start(
+        self,
+        request: GenerationRequest,
+        index: int,
+        size: tuple[int, int],
+        t: float,
+        picture: InputPicture | None,
+        clean: Tensor | None,
+    ) -> tuple[Tensor, Inpaint | None]:
+        """The latents of image `index` at time t, and what an edit keeps."""
+        channels = self.autoencoder.params.z_channels
+        noise = sampling.pack(sampling.noise(request.seeds[index], channels, *size)).to(self.device)
+        if picture is None or clean is None:
+            return noise, None
+        weights = latent_weights(picture, channels, size)
+        inpaint = None if weights is None else Inpaint(clean, noise, weights.to(self.device))
+        return sampling.add_noise(clean, noise, t), inpaint
+
+    # Inside step
+
+    def _velocity(self, samples: Sequence[Sample]) -> Tensor:
+        """(B, I, C * 4) float32. With true CFG both prompts run in one pass over the weights."""
+        guided = samples[0].uncond is not None
+        rows = [(sample, sample.cond) for sample in samples]
+        rows += [(sample, sample.uncond) for sample in samples if sample.uncond is not None]
+        img = torch.stack([sample.latents for sample, _ in rows]).to(self.dtype)
+        txt = torch.stack([cond.text.txt for _, cond in rows])
+        modulation = torch.stack([cond.modulation[sample.step] for sample, cond in rows]).to(self.device)
+        velocity = self.transformer(img, txt, modulation, self._rope(txt.shape[1], samples[0].latent_size)).float()
+        if not guided:
+            return velocity
+        cond, uncond = velocity.chunk(2)
+        scale = self._tensor([sample.request.true_cfg_scale for sample in samples])[:, None, None]
+        return uncond + scale * (cond - uncond)
+
+    def _rope(self, text_tokens: int, latent_size: tuple[int, int]) -> Tensor:
+        key = (text_tokens, latent_size)
+        rope = self._ropes.get(key)
+        if rope is None:
+            rope = self.transformer.rope(text_tokens, *(side // sampling.PATCH for side in latent_size))
+            self._ropes.put(key, rope)
+        return rope
+
+    def _tensor(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+    # Inside preview and decode
+
+    @torch.inference_mode()
+    def _to_pixels(self, sample: Sample, packed: Tensor, checkpoint: Callable[[], None]) -> Pixels:
+        latents = sampling.unpack(packed, *sample.latent_size)
+        with self._decode_checkpoint.calling(checkpoint):
+            image = self._decode_soundly(latents)
+        request = sample.request
+        pixels = images.resample(images.to_uint8(image), request.width, request.height)
+        return pixels if sample.picture is None else images.keep_unmasked(sample.picture, pixels)
+
+    def _decode_soundly(self, latents: Tensor) -> Tensor:
+        """latents: (C, h, w) float32. Returns (3, height, width), decoded in float32 where 16 bits overflow."""
+        image = self.autoencoder.decode(latents[None].to(self.vae_dtype))[0]
+        if not images.is_sound(image) and self.vae_dtype != torch.float32:
+            log.warning("the decoded picture is not finite in %s: decoding again in float32", self.vae_dtype)
+            wide = copy.deepcopy(self.autoencoder).float()
+            image = wide.decode(latents[None])[0]
+        if not images.is_sound(image):
+            raise NonFiniteOutput("the model produced a picture that is not finite; other seeds may do")
+        return image
+
+    # Inside encode
+
+    def _about(self, sample: Sample) -> dict[str, str]:
+        """What every file tells of how it was made."""
+        request = sample.request
+        about = {
+            "Software": AI_DISCLOSURE,
+            "model": self.card.id,
+            "prompt": request.prompt,
+            "seed": str(sample.seed),
+            "steps": str(request.num_inference_steps),
+            "guidance": "none" if request.guidance_scale is None else str(request.guidance_scale),
+            "size": f"{request.width}x{request.height}",
+        }
+        if request.true_cfg_scale > 1:
+            about |= {"negative_prompt": request.negative_prompt, "true_cfg_scale": str(request.true_cfg_scale)}
+        return about
+
+
+class Stopwatch:
+    """Milliseconds of wall time by stage."""
+
+    def __init__(self) -> None:
+        self.spent_ms: dict[str, float] = defaultdict(float)
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Adds the time since the last lap to a stage."""
+        now = time.perf_counter()
+        self.spent_ms[stage] += (now - self._last) * 1000
+        self._last = now

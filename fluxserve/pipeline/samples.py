@@ -1,0 +1,106 @@
+"""One picture under way. Knows nothing of the model that moves it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fluxserve.flux import sampling
+from fluxserve.pipeline.conditioning import Conditioning
+from fluxserve.pipeline.images import InputPicture
+from fluxserve.request import GenerationRequest, Timings
+
+
+@dataclass(frozen=True)
+class Inpaint:
+    """What an edit keeps. clean, noise: (I, C * 4) float32 packed latents. repaint: (I, C * 4) in 0..1, 1 = repaint."""
+
+    clean: Tensor
+    noise: Tensor
+    repaint: Tensor
+
+    def blend(self, latents: Tensor, t: float) -> Tensor:
+        """Puts the input, noised to time t, back where nothing is to be repainted."""
+        return self.repaint * latents + (1 - self.repaint) * sampling.add_noise(self.clean, self.noise, t)
+
+
+@dataclass
+class Sample:
+    """Image `index` of a request at time times[step].
+
+    latents: (I, C * 4) float32 packed, on the device. velocity: of the last step, None before the first.
+    latent_size: (h, w). uncond: of the negative prompt, with true CFG. inpaint, picture: of an edit.
+    """
+
+    request: GenerationRequest
+    index: int
+    times: tuple[float, ...]
+    latent_size: tuple[int, int]
+    latents: Tensor
+    cond: Conditioning
+    uncond: Conditioning | None
+    picture: InputPicture | None
+    inpaint: Inpaint | None
+    step: int = 0
+    velocity: Tensor | None = None
+
+    @property
+    def seed(self) -> int:
+        return self.request.seeds[self.index]
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+    @property
+    def done(self) -> bool:
+        return self.step == self.steps
+
+    @property
+    def batch_key(self) -> Hashable:
+        """Samples of equal keys may be stepped together."""
+        return (self.latent_size, self.cond.text.txt.shape, self.uncond is None)
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(width, height) in pixels that the model draws."""
+        h, w = self.latent_size
+        return w * 8, h * 8
+
+    def timings(self, spent_ms: Mapping[str, float]) -> Timings:
+        """Of the whole request. spent_ms: wall time by Timings field; what is missing was not spent."""
+        width, height = self.native_size
+        resampled = (width, height) != (self.request.width, self.request.height)
+        return Timings(
+            **spent_ms,
+            total_ms=sum(spent_ms.values()),
+            steps=self.steps,
+            prompt_cached=self.cond.cached,
+            native_size=f"{width}x{height}" if resampled else None,
+        )
+
+    def advance(self, latents: Tensor, velocity: Tensor) -> None:
+        """Takes the result of one whole step."""
+        t_next = self.times[self.step + 1]
+        self.latents = latents if self.inpaint is None else self.inpaint.blend(latents, t_next)
+        self.velocity = velocity
+        self.step += 1
+
+    def predicted(self) -> Tensor:
+        """The picture's latents as predicted at the last step: x0, (I, C * 4) float32."""
+        if self.velocity is None or self.done:
+            return self.latents
+        x0 = self.latents - self.times[self.step] * self.velocity
+        return x0 if self.inpaint is None else self.inpaint.blend(x0, 0.0)
+
+
+def latent_weights(picture: InputPicture, channels: int, size: tuple[int, int]) -> Tensor | None:
+    """The repaint weights pooled to the latent size (h, w) and packed: (I, channels * 4), or None without a mask."""
+    if picture.repaint is None:
+        return None
+    weights = torch.from_numpy(picture.repaint)[None]
+    pooled = torch.nn.functional.adaptive_avg_pool2d(weights, size).expand(channels, -1, -1)  # (channels, h, w)
+    return sampling.pack(pooled)
