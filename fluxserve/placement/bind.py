@@ -1,0 +1,50 @@
+"""Giving a module its weights, dense or packed, wherever they lie. Knows no files and no order of loading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluxserve.placement.flat import Weight
+from fluxserve.weights.packed import PackedWeight
+
+
+class PackedLinear(nn.Module):
+    """A Linear whose matrix stays packed in memory and is unpacked, one layer at a time, when it is used.
+
+    Saves what the packing saves, at the cost of unpacking once a call. packed: set by `bind`.
+    """
+
+    packed: PackedWeight
+    bias: nn.Parameter | None
+
+    def __init__(self, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.packed.unpack(x.dtype), self.bias)
+
+
+def bind(module: nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Makes `weights` the parameters of their names, without a copy; a Linear becomes a PackedLinear where need be."""
+    for name, weight in weights.items():
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if isinstance(weight, PackedWeight):
+            _packed_linear(module, path).packed = weight
+        else:
+            owner.register_parameter(leaf, nn.Parameter(weight, requires_grad=False))
+
+
+def _packed_linear(module: nn.Module, path: str) -> PackedLinear:
+    owner = module.get_submodule(path)
+    if isinstance(owner, PackedLinear):
+        return owner
+    assert isinstance(owner, nn.Linear), f"{path} cannot have a packed weight"
+    packed = PackedLinear(owner.bias)
+    parent, _, leaf = path.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, packed)
+    return packed

@@ -1,0 +1,85 @@
+"""Which device and dtype to use, and how much memory it has. Knows nothing of models but their size in bytes."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from fluxserve.config import Dtype
+from fluxserve.errors import DeviceError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class DtypeChoice:
+    """The compute dtype, and why in a few words."""
+
+    dtype: torch.dtype
+    reason: str
+
+
+def choose_device(name: str) -> torch.device:
+    """auto: the first CUDA device, else MPS, else the CPU.
+
+    Raises:
+        DeviceError: torch does not see the device.
+    """
+    if name == "auto":
+        accelerators = (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+        return torch.device(next((kind for kind, there in accelerators if there), "cpu"))
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(
+            f"device must be auto, cpu, cuda, cuda:N or mps; torch cannot use {name!r} here: {_first_line(error)}"
+        ) from error
+    return device
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def choose_dtype(name: Dtype, device: torch.device) -> DtypeChoice:
+    """auto: bfloat16 where the hardware computes in it, else float16 on CUDA, else float32.
+
+    bfloat16 without hardware support is several times slower than float32 on a CPU.
+    """
+    if name != "auto":
+        return DtypeChoice(getattr(torch, name), "as asked")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return DtypeChoice(torch.bfloat16, "this GPU computes in bfloat16")
+        return DtypeChoice(torch.float16, "this GPU has no bfloat16")
+    if device.type == "mps":
+        if int(platform.mac_ver()[0].split(".")[0] or 0) >= 14:
+            return DtypeChoice(torch.bfloat16, "macOS 14 or later")
+        return DtypeChoice(torch.float32, "bfloat16 on MPS needs macOS 14")
+    capabilities = torch.cpu.get_capabilities()
+    units = [unit for unit in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16") if capabilities.get(unit)]
+    if units:
+        return DtypeChoice(torch.bfloat16, f"this CPU computes in bfloat16 ({units[0]})")
+    return DtypeChoice(torch.float32, "this CPU has no bfloat16 unit")
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that a model may take on the device now: free GPU memory, or what the system calls available."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return _available_ram()
+
+
+def _available_ram() -> int:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as meminfo:
+            fields = dict(line.split(":", 1) for line in meminfo)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux: all of it, less nothing we could know
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

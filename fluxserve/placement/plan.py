@@ -1,0 +1,179 @@
+"""What lives where at a memory budget, in integers. Knows no tensors, no devices and no files.
+
+Sizes are bytes throughout. The device holds the small weights, as many transformer blocks as the budget allows, and
+two slots through which the others stream once a step; the modulation weights stay on the host, where each request
+touches them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from fluxserve.errors import DeviceError
+
+MIB, GIB = 2**20, 2**30
+SLOTS = 2
+
+CONTEXT_BYTES = {"cuda": GIB // 2, "mps": GIB // 4, "cpu": 3 * GIB // 4}
+"""What the libraries themselves take before the first weight: on a CPU, the process after its imports."""
+
+VAE_CHANNELS = 256
+VAE_LIVE_MAPS = 6
+"""Full-size feature maps of so many channels that live at once in the last level of the decoder."""
+TILE_SIDE = 512
+"""Pixels a side of a tile when the autoencoder does not fit whole."""
+
+
+@dataclass(frozen=True)
+class ModelBytes:
+    """A model's weights by how they are used, in bytes as stored on the device.
+
+    blocks: each transformer block, in order, without its modulation. modulation: all of it, with the time, guidance
+    and vector embedders. small: what the transformer needs beside its blocks. t5_blocks: each; t5_embedding: gathered
+    on the host. autoencoder, clip: whole.
+    """
+
+    blocks: tuple[int, ...]
+    modulation: int
+    small: int
+    t5_blocks: tuple[int, ...]
+    t5_embedding: int
+    clip: int
+    autoencoder: int
+
+    @property
+    def total(self) -> int:
+        parts = (self.modulation, self.small, self.t5_embedding, self.clip, self.autoencoder)
+        return sum(self.blocks) + sum(self.t5_blocks) + sum(parts)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a request of a certain size needs beside weights. width, height: pixels the model draws."""
+
+    width: int
+    height: int
+    batch: int
+    text_tokens: int
+    hidden: int
+    mlp_hidden: int
+    itemsize: int
+
+    @property
+    def tokens(self) -> int:
+        return self.text_tokens + self.width * self.height // 256
+
+    @property
+    def step_bytes(self) -> int:
+        """Activations of one step: the widest moment of a block, per token."""
+        return self.batch * self.tokens * (8 * self.hidden + 5 * self.mlp_hidden) * self.itemsize
+
+    def decode_bytes(self, tiled: bool) -> int:
+        """Feature maps of the decoder, whole or of one tile; images are decoded one by one."""
+        sides = (self.width, self.height)
+        area = prod(min(side, TILE_SIDE) for side in sides) if tiled else prod(sides)
+        return area * VAE_CHANNELS * VAE_LIVE_MAPS * self.itemsize
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One placement. resident, streamed: indices of transformer blocks. t5: where its blocks live while encoding.
+
+    peak_bytes: the most that the device holds at any time, for `work`. streamed_bytes: moved once a step.
+    """
+
+    budget_bytes: int
+    work: Work
+    resident: tuple[int, ...]
+    streamed: tuple[int, ...]
+    slot_bytes: int
+    t5: Literal["resident", "streamed"]
+    tiled: bool
+    peak_bytes: int
+    streamed_bytes: int
+
+    @property
+    def room_bytes(self) -> int:
+        """What a request may take beside the weights."""
+        needed = max(self.work.step_bytes, self.work.decode_bytes(self.tiled))
+        return max(self.budget_bytes - (self.peak_bytes - needed), needed)
+
+
+def make_plan(model: ModelBytes, work: Work, budget_bytes: int, device: str) -> Plan:
+    """The fastest placement within the budget: everything resident if it fits; else transformer blocks before T5's.
+
+    The autoencoder is only tiled where its maps would take the place of blocks: those are needed every step.
+
+    Raises:
+        DeviceError: even streaming every block does not fit; names the smallest budget that would.
+    """
+    plan = resident_plan(model, work, budget_bytes, device)
+    if plan.peak_bytes <= budget_bytes:
+        return plan
+    choices = [_Choice(len(model.blocks), False, False)]
+    choices += [_Choice(count, False, True) for count in range(len(model.blocks), -1, -1)]
+    for choice in choices:
+        plan = _plan(model, work, budget_bytes, device, choice)
+        if plan.peak_bytes <= budget_bytes:
+            return plan
+    raise DeviceError(
+        f"a memory budget of {budget_bytes:,} bytes ({budget_bytes / GIB:.2f} GiB) is too small for "
+        f"{work.width}x{work.height}: the smallest that can work is {plan.peak_bytes:,} bytes "
+        f"({plan.peak_bytes / GIB:.2f} GiB)"
+    )
+
+
+def resident_plan(model: ModelBytes, work: Work, budget_bytes: int, device: str) -> Plan:
+    """Everything on the device, whatever the budget says."""
+    return _plan(model, work, budget_bytes, device, _Choice(len(model.blocks), True, False))
+
+
+def streaming_plan(model: ModelBytes, work: Work, budget_bytes: int, device: str) -> Plan:
+    """As little as possible on the device, whatever the budget says."""
+    return _plan(model, work, budget_bytes, device, _Choice(0, False, True))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    resident_blocks: int
+    t5_resident: bool
+    tiled: bool
+
+
+def _plan(model: ModelBytes, work: Work, budget_bytes: int, device: str, choice: _Choice) -> Plan:
+    resident = spread(len(model.blocks), choice.resident_blocks)
+    streamed = tuple(sorted(set(range(len(model.blocks))) - set(resident)))
+    slot = _slot_bytes(model, streamed, choice.t5_resident)
+    always = CONTEXT_BYTES[device] + model.small + model.clip + model.autoencoder + SLOTS * slot
+    always += sum(model.blocks[i] for i in resident)
+    always += sum(model.t5_blocks) if choice.t5_resident else 0
+    peak = always + max(work.step_bytes, work.decode_bytes(choice.tiled))
+    return Plan(
+        budget_bytes=budget_bytes,
+        work=work,
+        resident=resident,
+        streamed=streamed,
+        slot_bytes=slot,
+        t5="resident" if choice.t5_resident else "streamed",
+        tiled=choice.tiled,
+        peak_bytes=peak,
+        streamed_bytes=sum(model.blocks[i] for i in streamed),
+    )
+
+
+def _slot_bytes(model: ModelBytes, streamed: Sequence[int], t5_resident: bool) -> int:
+    """The largest block that passes through a slot; 0 when none does."""
+    sizes = [model.blocks[i] for i in streamed]
+    sizes += [] if t5_resident else list(model.t5_blocks)
+    return max(sizes, default=0)
+
+
+def spread(total: int, chosen: int) -> tuple[int, ...]:
+    """`chosen` of range(total), evenly over it, leaving an even number out: so that copies hide behind all of the
+    compute, and the ring of two slots closes."""
+    if (total - chosen) % SLOTS and chosen > 0:
+        chosen -= 1
+    return tuple(i * total // chosen for i in range(chosen)) if chosen else ()

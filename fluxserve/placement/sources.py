@@ -1,0 +1,66 @@
+"""Where streamed blocks wait on the host: in pinned memory for a GPU, or in their file for a CPU. Knows no order."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from fluxserve.errors import DeviceError
+from fluxserve.placement.flat import FlatLayout, Weight
+from fluxserve.weights.reader import TensorReader
+
+
+class FileSource:
+    """Read from the file at every use, giving its pages back at once. names: the module's name -> the reader's key."""
+
+    def __init__(self, reader: TensorReader, names: Mapping[str, str], dtype: torch.dtype) -> None:
+        self._reader = reader
+        self._names = names
+        self.layout = FlatLayout.of(
+            (name, packed if packed is not None else torch.empty(reader.shape(key), dtype=dtype, device="meta"))
+            for name, key in names.items()
+            for packed in (reader.packed(key),)
+        )
+
+    def fill(self, buffer: Tensor) -> None:
+        self.layout.write(buffer, self._weights())
+
+    def _weights(self) -> Iterator[tuple[str, Weight]]:
+        for name, key in self._names.items():
+            packed = self._reader.packed(key)
+            yield name, packed if packed is not None else self._reader.read(key)
+            self._reader.release(key)
+
+
+class PinnedSource:
+    """In pinned memory, from where a GPU copies by itself. buffer: (layout.nbytes,) uint8, filled."""
+
+    def __init__(self, layout: FlatLayout, buffer: Tensor) -> None:
+        self.layout = layout
+        self._buffer = buffer
+
+    def fill(self, buffer: Tensor) -> None:
+        buffer[: self.layout.nbytes].copy_(self._buffer, non_blocking=True)
+
+
+class PinnedArena:
+    """One pinned mapping of exactly `nbytes`, cut into buffers: torch's own pinned memory rounds up to powers of two.
+
+    Raises:
+        DeviceError: the system does not let so much memory be pinned.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._bytes = torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)
+        self._taken = 0
+        status = torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), self._bytes.nbytes, 0)
+        if status != torch.cuda.cudart().cudaError.success:
+            raise DeviceError(f"{nbytes:,} bytes of host memory could not be pinned: {status}")
+
+    def take(self, nbytes: int) -> Tensor:
+        """The next (nbytes,) uint8 of it."""
+        begin, self._taken = self._taken, self._taken + nbytes
+        return self._bytes[begin : self._taken]

@@ -1,0 +1,63 @@
+"""What the word MODEL means: a demo, a folder, a file or a Hub id; and where it then lies on disk. Reads no weights."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxserve.errors import ConfigError
+from fluxserve.weights import hub
+from fluxserve.weights.synthetic import untrained_demo
+
+DEMO = "demo"
+DEMO_UNTRAINED = "demo-untrained"
+SHORT_NAMES = {"schnell": "black-forest-labs/FLUX.1-schnell", "dev": "black-forest-labs/FLUX.1-dev"}
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+\.(safetensors|gguf))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk. path: a folder or a weight file."""
+
+    id: str
+    path: Path
+
+
+def locate(model: str, progress: hub.ByteProgress, subfolders: tuple[str, ...] = hub.MODEL_FOLDERS) -> Source:
+    """Where `model` lies, once it is there; what exists on disk goes before the Hub.
+
+    model: `demo`, `demo-untrained`, `schnell`, `dev`, a path, `owner/name` on the Hub, or `owner/name/file` there.
+    subfolders: what is needed of a repository in diffusers' layout.
+
+    Raises:
+        SourceError: the Hub repository is gated, missing or unreachable.
+        ConfigError: `model` is none of these, or the demo cannot be written.
+    """
+    if model in (DEMO, DEMO_UNTRAINED):
+        return _demo(model)
+    path = Path(model).expanduser()
+    if model and (path.exists() or path.is_symlink()):
+        return Source(path.resolve().name if path.is_dir() else path.stem, path)
+    name = SHORT_NAMES.get(model, model)
+    if not _HUB_NAME.fullmatch(name):
+        raise ConfigError(
+            f"no model named {model!r}: no such file or folder; allowed are {DEMO}, {DEMO_UNTRAINED}, "
+            f"{', '.join(SHORT_NAMES)}, a path, or a Hub id such as {SHORT_NAMES['schnell']}"
+        )
+    owner, repository, *file = name.split("/", 2)
+    repo_id = f"{owner}/{repository}"
+    if file:
+        return Source(Path(file[0]).stem, hub.fetch_file(repo_id, file[0], progress))
+    return Source(repo_id, hub.fetch_folder(repo_id, subfolders, progress))
+
+
+def _demo(name: str) -> Source:
+    trained = Path(__file__).parents[1] / "demo" / "model"
+    if name == DEMO and trained.is_dir():
+        return Source(DEMO, trained)
+    try:
+        return Source(DEMO_UNTRAINED, untrained_demo(hub.assets_folder()))
+    except OSError as error:
+        raise ConfigError(f"{DEMO_UNTRAINED} cannot be written: {error}; set HF_HOME to a writable folder") from error

@@ -1,0 +1,33 @@
+"""Writes a complete FLUX model of seeded random weights: for tests, benches and people without the weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fluxserve.errors import FluxserveError
+from fluxserve.weights.synthetic import write_model
+from fluxserve.weights.synthetic_sizes import SIZES
+
+EXIT_CONFIG = 78
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/make_checkpoint", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a new or empty folder")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="full is FLUX.1 as published: 34 GB")
+    parser.add_argument("--variant", choices=("schnell", "dev"), default="schnell")
+    parser.add_argument("--layout", choices=("diffusers", "bfl"), default="diffusers")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    try:
+        write_model(arguments.folder, SIZES[arguments.size], arguments.variant, arguments.layout, arguments.seed)
+    except FluxserveError as error:
+        print(error.message, file=sys.stderr)
+        return EXIT_CONFIG
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

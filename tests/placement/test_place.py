@@ -1,0 +1,40 @@
+"""A streamed model draws exactly what a resident one draws, from either layout, and says what it moved."""
+
+from __future__ import annotations
+
+import pytest
+
+from fluxserve.config import PipelineConfig
+from fluxserve.errors import DeviceError
+from fluxserve.pipeline.flux_pipeline import FluxPipeline
+from fluxserve.pipeline.loading import load_pipeline
+from fluxserve.request import complete_request
+from tests.conftest import MakeCheckpoint
+
+
+def load(model: str, **changes: object) -> FluxPipeline:
+    config = PipelineConfig(model, device="cpu", **changes)  # type: ignore[arg-type]
+    return load_pipeline(config, lambda *_: None)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "bfl"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_streamed_equals_resident(tiny_checkpoint: MakeCheckpoint, layout: str, dtype: str) -> None:
+    model = str(tiny_checkpoint("schnell", layout))
+    resident = load(model, offload="none", dtype=dtype)
+    streamed = load(model, offload="stream", dtype=dtype)
+    for prompt in ("a cat", "a dog on a hill"):
+        request = complete_request(resident.card, prompt, n=2, width=64, height=96, seed=5)
+        assert [image.data for image in streamed.run(request)] == [image.data for image in resident.run(request)]
+
+
+def test_a_budget_that_cannot_work_is_refused_with_the_smallest_that_can(tiny_checkpoint: MakeCheckpoint) -> None:
+    model = str(tiny_checkpoint())
+    with pytest.raises(
+        DeviceError, match=r"a memory budget of 1,000,000 bytes .* the smallest that can work is"
+    ) as caught:
+        load(model, memory_budget=1_000_000)
+    smallest = int(caught.value.message.split("can work is ")[1].split(" bytes")[0].replace(",", ""))
+    load(model, memory_budget=smallest)
+    with pytest.raises(DeviceError):
+        load(model, memory_budget=smallest - 1)
