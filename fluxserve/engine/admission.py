@@ -1,0 +1,67 @@
+"""Whether a request is taken now, by what is ahead of it and how long that takes here. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+
+from fluxserve.config import EngineConfig
+from fluxserve.engine.inflight import InFlight
+from fluxserve.engine.job import Job
+from fluxserve.engine.queue import JobQueue
+from fluxserve.errors import QueueFull, WaitExceedsTimeout
+from fluxserve.scheduling import Pace, rank
+
+CLIENT_SHARE = 0.75
+"""One client may fill this part of the queue while others wait too."""
+
+
+class Admission:
+    def __init__(self, limits: EngineConfig, pace: Pace, inflight: InFlight) -> None:
+        self._limits = limits
+        self._pace = pace
+        self._inflight = inflight
+
+    def rank_of(self, job: Job) -> float:
+        """Smallest is served next. In the worker it is served, as far as is known here, since it began."""
+        waited_s = (job.began_at or time.monotonic()) - job.submitted_at
+        return rank(self._pace.remaining_s(job.outlook()), waited_s, self._limits.ageing)
+
+    def waiting(self, queue: JobQueue) -> int:
+        """Accepted jobs that wait for their start. A worker that has jobs is at one of them."""
+        return len(queue) + len(self._inflight) - max(self._inflight.begun, min(len(self._inflight), 1))
+
+    def ahead_s(self, job: Job, queue: JobQueue) -> float:
+        """The work that will be done before `job` is begun, in seconds."""
+        own = self.rank_of(job)
+        others = (other for other in (*self._inflight, *queue) if other is not job)
+        return sum(self._pace.remaining_s(other.outlook()) for other in others if self.rank_of(other) <= own)
+
+    def check(self, job: Job, queue: JobQueue, patience_s: float | None, until_ready_s: float) -> None:
+        """until_ready_s: until a worker takes jobs.
+
+        Raises:
+            QueueFull: too many jobs wait, or too many of this client while others wait too.
+            WaitExceedsTimeout: it would not start within patience_s.
+        """
+        waiting = self.waiting(queue)
+        if waiting >= self._limits.max_queue:
+            raise QueueFull(
+                f"{waiting} requests are waiting, which is the most this server takes; try again later",
+                retry_after_s=until_ready_s + self._next_end_s(),
+            )
+        mine, others = queue.share(job.client)
+        if others and mine >= CLIENT_SHARE * self._limits.max_queue:
+            raise QueueFull(
+                f"{mine} requests of this client are waiting, which is the most while others wait too; try again later",
+                retry_after_s=until_ready_s + self._next_end_s(),
+            )
+        wait_s = until_ready_s + self.ahead_s(job, queue)
+        if patience_s is not None and self._pace.calibrated and wait_s > patience_s:
+            raise WaitExceedsTimeout(
+                f"the request would start in about {wait_s:.0f} s and was to wait at most {patience_s:g} s",
+                retry_after_s=wait_s - patience_s,
+            )
+
+    def _next_end_s(self) -> float:
+        """Until the job that will end first has ended, and one that waits takes its place."""
+        return min((self._pace.remaining_s(job.outlook()) for job in self._inflight), default=0.0)

@@ -1,0 +1,73 @@
+"""One worker process: its start, its pipe, its end. Knows nothing of what the messages mean."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from fluxserve import wire
+
+REAP_TIMEOUT_S = 10.0
+READ_AHEAD_BYTES = 2**20
+
+
+class WorkerProcess:
+    """Started by module name over a socket pair; nothing is forked or pickled. Logs go where the front's go."""
+
+    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.pid = process.pid
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def spawn(cls, module: str) -> WorkerProcess:
+        """Starts `python -m module`. Call it in the main thread: the kernel ends the worker with the calling thread.
+
+        The working folder is kept off its module path (-P), so that a folder of weights cannot bring code along.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            reader, writer = await asyncio.open_connection(sock=ours, limit=READ_AHEAD_BYTES)
+            fd = theirs.fileno()
+            command = (sys.executable, "-P", "-m", module, "--fd", str(fd), "--parent", str(os.getpid()))
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command, stdin=DEVNULL, pass_fds=(fd,), start_new_session=True
+                )
+            except BaseException:
+                writer.close()
+                raise
+        return cls(process, reader, writer)
+
+    def send(self, message: wire.ToWorker) -> None:
+        """Returns at once. A worker that is gone does not get it, which `messages` will tell."""
+        self._writer.writelines(wire.frame(message))
+
+    async def messages(self) -> AsyncIterator[wire.Message]:
+        """What the worker says, until it closes its end or says what is no message."""
+        with suppress(ConnectionError, wire.WireError):
+            while (message := await wire.read_async(self._reader)) is not None:
+                yield message
+
+    def kill(self) -> None:
+        """SIGKILL; does nothing to a process that has ended."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def end(self, grace_s: float) -> int | None:
+        """Waits `grace_s` for it to end by itself, then kills it.
+
+        Returns the exit code, negative for a signal, None if the kernel would not let go of it.
+        """
+        self._writer.close()
+        for timeout_s in (grace_s, REAP_TIMEOUT_S):
+            with suppress(TimeoutError):
+                return await asyncio.wait_for(self._process.wait(), timeout_s)
+            self.kill()
+        return None

@@ -1,0 +1,23 @@
+"""`python -m fluxserve.worker`: the worker process with the real pipeline. Started by the engine, not by people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fluxserve.config import PipelineConfig
+from fluxserve.worker.process import serve
+from fluxserve.worker.verbs import ProgressCallback
+
+if TYPE_CHECKING:
+    from fluxserve.pipeline.flux_pipeline import FluxPipeline
+
+
+def load(config: PipelineConfig, progress: ProgressCallback) -> FluxPipeline:
+    """Imports torch only now: it takes seconds, in which the front already sees a worker."""
+    from fluxserve.pipeline.loading import load_pipeline
+
+    return load_pipeline(config, progress)
+
+
+if __name__ == "__main__":
+    serve(load)

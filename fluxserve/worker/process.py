@@ -1,0 +1,119 @@
+"""The life of the worker process: harden, load, warm up, serve. Knows no model; the loader is given."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from fluxserve import wire
+from fluxserve.errors import CheckpointError, ConfigError, FluxserveError, NonFiniteOutput, SourceError
+from fluxserve.request import GenerationRequest
+from fluxserve.scheduling import drawn_pixels
+from fluxserve.worker.channel import Channel
+from fluxserve.worker.loop import Loop
+from fluxserve.worker.stages import Stages
+from fluxserve.worker.verbs import Loader, Pipeline, ProgressCallback, S
+
+log = logging.getLogger(__name__)
+
+EXIT_CODES: tuple[tuple[type[FluxserveError], int], ...] = (
+    (CheckpointError, 65),
+    (NonFiniteOutput, 65),
+    (SourceError, 69),
+    (ConfigError, 78),
+)
+"""Why a worker cannot serve, as the exit code of the whole server: no restart would help."""
+
+LOADING_MESSAGES_A_SECOND = 10
+OOM_SCORE_ADJ = 500
+PR_SET_PDEATHSIG = 1
+
+
+def serve(load: Loader[S]) -> NoReturn:
+    """The whole process. `load` makes the pipeline from the first message's configuration."""
+    parser = argparse.ArgumentParser(description="The worker process; the engine starts it.")
+    parser.add_argument("--fd", type=int, required=True, help="the socket to the front")
+    parser.add_argument("--parent", type=int, required=True, help="the front's process id")
+    arguments = parser.parse_args()
+    harden(arguments.parent)
+    logging.basicConfig(level=logging.INFO, format="worker: %(levelname)s: %(message)s")
+    pipe = socket.socket(fileno=arguments.fd)
+    pipe.set_inheritable(False)
+    channel = Channel(pipe)
+    try:
+        run(load, channel)
+    except FluxserveError as error:
+        codes = [code for kind, code in EXIT_CODES if isinstance(error, kind)]
+        if not codes:
+            raise
+        channel.send(wire.Unusable(codes[0], error.message))
+        sys.exit(codes[0])
+
+
+def run(load: Loader[S], channel: Channel) -> NoReturn:
+    """Loads what the first message names, draws one small image, and serves."""
+    first = channel.inbox.get()
+    assert isinstance(first, wire.Load)
+    pipeline = load(first.config, _progress(channel))
+    stages = Stages(channel)
+    warm_up(pipeline, stages)
+    channel.send(wire.Ready(pipeline.card, pipeline.max_batch))
+    Loop(pipeline, channel, stages, first.ageing).run()
+
+
+def warm_up(pipeline: Pipeline[S], stages: Stages) -> None:
+    """One small image: proves that pictures are finite, and measures each stage for a first guess at other sizes.
+
+    Raises:
+        NonFiniteOutput: the picture is not finite.
+    """
+    card = pipeline.card
+    request = GenerationRequest("", 64, 64, (0,), 1, card.guidance_scale, card.max_sequence_length)
+    pixels = drawn_pixels(request, card)
+
+    def checkpoint() -> None:
+        stages.beat("warm_up", pixels)
+
+    with stages.run("text", pixels):
+        samples = pipeline.begin(request, checkpoint)
+    with stages.run("denoise", pixels):
+        pipeline.step(samples)
+    with stages.run("vae", pixels):
+        pipeline.decode(samples[0], checkpoint)
+
+
+def harden(parent: int) -> None:
+    """Dies with the front, before the front, and by no signal meant for the front."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        with suppress(OSError):  # a read-only /proc: the kernel then picks its victim by size alone
+            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+    if os.getppid() != parent:  # it died before the kernel was told to watch it
+        os._exit(0)
+
+
+def _progress(channel: Channel) -> ProgressCallback:
+    """Sends every new stage and every end, and what lies between a few times a second."""
+    last = ("", 0.0)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if stage != last[0] or done >= total or now - last[1] > 1 / LOADING_MESSAGES_A_SECOND:
+            last = (stage, now)
+            channel.send(wire.Loading(stage, done, total))
+
+    return progress

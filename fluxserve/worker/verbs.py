@@ -1,0 +1,60 @@
+"""What the worker asks of a pipeline and its samples. Knows no pipeline in particular."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from fluxserve.config import PipelineConfig
+from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Timings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+CheckpointCallback = Callable[[], None]
+ProgressCallback = Callable[[str, int, int], None]
+
+
+class Sample(Protocol):
+    """One image under way: `step` of `steps` are done, `index` is its place in the request."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def batch_key(self) -> Hashable: ...
+
+    def timings(self, spent_ms: Mapping[str, float]) -> Timings:
+        """spent_ms: wall time by Timings field."""
+        ...
+
+
+S = TypeVar("S", bound=Sample)
+
+
+class Pipeline(Protocol[S]):
+    """The verbs. All but `encode` are called from one thread; `encode` from another, beside them.
+
+    checkpoint: called inside long verbs; what it raises ends them. max_batch: samples worth stepping together.
+    """
+
+    card: ModelCard
+    max_batch: int
+
+    def begin(self, request: GenerationRequest, checkpoint: CheckpointCallback) -> list[S]: ...
+    def text_usage(self, samples: Sequence[S]) -> tuple[int, int | None]: ...
+    def step(self, samples: Sequence[S]) -> None: ...
+    def preview(self, sample: S, checkpoint: CheckpointCallback) -> Pixels: ...
+    def decode(self, sample: S, checkpoint: CheckpointCallback) -> Pixels: ...
+    def encode(self, pixels: Pixels, sample: S) -> GeneratedImage: ...
+
+
+Loader = Callable[[PipelineConfig, ProgressCallback], Pipeline[S]]

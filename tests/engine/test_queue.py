@@ -1,0 +1,143 @@
+"""Who is next: clients share by work, within one client the rank decides, what comes back goes first."""
+
+from __future__ import annotations
+
+import pytest
+
+from fluxserve.config import EngineConfig
+from fluxserve.engine.admission import Admission
+from fluxserve.engine.inflight import InFlight
+from fluxserve.engine.job import Job
+from fluxserve.engine.queue import JobQueue
+from fluxserve.errors import QueueFull, WaitExceedsTimeout
+from fluxserve.scheduling import Pace
+from tests.jobs import request
+
+AREA = 64 * 64
+
+
+def make(id: int, client: str = "a", steps: int = 4) -> Job:
+    return Job(id, request(steps=steps), client=client, pixels=AREA, digest=None, on_end=lambda job: None)
+
+
+def queue_of(*jobs: Job) -> JobQueue:
+    """Ranked by steps alone."""
+    queue = JobQueue(lambda job: float(job.request.num_inference_steps))
+    for job in jobs:
+        queue.add(job)
+    return queue
+
+
+def drain(queue: JobQueue) -> list[int]:
+    order = []
+    while (job := queue.take()) is not None:
+        order.append(job.id)
+    return order
+
+
+def test_one_client_is_served_by_rank_and_ties_by_arrival() -> None:
+    assert drain(queue_of(make(1, steps=9), make(2, steps=4), make(3, steps=4))) == [2, 3, 1]
+
+
+def test_a_flood_of_one_client_does_not_hold_up_another() -> None:
+    queue = queue_of(*(make(id) for id in range(1, 11)), make(11, "b"), make(12, "b"))
+    order = drain(queue)
+    assert set(order[:4]) == {1, 2, 11, 12}
+    assert order[4:] == [3, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_shares_are_counted_in_work_not_in_jobs() -> None:
+    queue = queue_of(*(make(id, "a", steps=8) for id in range(1, 5)), *(make(id, "b", steps=2) for id in range(5, 15)))
+    order = drain(queue)
+    assert order[0] == 1
+    assert order[1:5] == [5, 6, 7, 8]
+    assert order[5] == 2 or order[6] == 2
+
+
+def test_who_was_idle_has_saved_nothing_up() -> None:
+    queue = queue_of(*(make(id) for id in range(1, 9)))
+    for _ in range(4):
+        queue.take()
+    for id in range(11, 15):
+        queue.add(make(id, "late"))
+    assert set(drain(queue)[:4]) == {5, 6, 11, 12}
+
+
+def test_who_went_ahead_stays_charged_while_others_wait() -> None:
+    queue = queue_of(make(1, "a"), make(2, "b", steps=100), make(3, "b", steps=4))
+    assert queue.take() is not None
+    queue.add(make(4, "a"))
+    assert drain(queue)[0] == 3
+
+
+def test_many_clients_that_come_once_are_forgotten() -> None:
+    queue = queue_of()
+    for id in range(1, 1000):
+        queue.add(make(id, f"client {id}"))
+        if id % 3 == 0:
+            drain(queue)
+    assert len(queue._served) < 10
+
+
+def test_what_comes_back_is_kept_apart_in_its_old_order() -> None:
+    queue = queue_of(make(5))
+    queue.put_back([make(3)])
+    queue.put_back([make(1), make(2)])
+    assert [job.id for job in queue.returned] == [1, 2, 3]
+    assert [job.id for job in queue] == [1, 2, 3, 5]
+    assert len(queue) == 4
+
+
+def test_a_discarded_job_is_gone_wherever_it_was() -> None:
+    waiting, returned, unknown = make(1), make(2), make(3)
+    queue = queue_of(waiting)
+    queue.put_back([returned])
+    for job in (waiting, returned, unknown):
+        queue.discard(job)
+    assert (len(queue), queue.take()) == (0, None)
+
+
+def test_only_what_would_overtake_is_taken_out_of_turn() -> None:
+    queue = queue_of(make(1, steps=9), make(2, "b", steps=4))
+    assert queue.take_below(4) is None
+    overtaking = queue.take_below(5)
+    assert overtaking is not None
+    assert overtaking.id == 2
+    assert drain(queue) == [1]
+
+
+def admission(pace: Pace | None = None, **limits: int) -> Admission:
+    return Admission(EngineConfig(**limits), pace or Pace(), InFlight())
+
+
+def test_the_bound_counts_all_that_wait() -> None:
+    queue = queue_of(make(1), make(2, "b"))
+    admission(max_queue=3).check(make(3), queue, None, 0.0)
+    with pytest.raises(QueueFull, match="2 requests are waiting") as refusal:
+        admission(max_queue=2).check(make(3), queue, None, 7.0)
+    assert refusal.value.retry_after_s == 7.0
+
+
+def test_one_client_may_fill_the_queue_only_while_it_is_alone() -> None:
+    mine = [make(id) for id in range(1, 7)]
+    admission(max_queue=8).check(make(8), queue_of(*mine), None, 0.0)
+    with pytest.raises(QueueFull, match="of this client"):
+        admission(max_queue=8).check(make(8), queue_of(*mine, make(7, "b")), None, 0.0)
+    admission(max_queue=8).check(make(8, "b"), queue_of(*mine, make(7, "b")), None, 0.0)
+
+
+def test_the_wait_is_the_work_ahead_and_the_restart() -> None:
+    pace = Pace()
+    pace.observe("denoise", AREA, 1.0)
+    queue = queue_of(make(1, steps=10), make(2, steps=90))
+    judge = admission(pace)
+    assert judge.ahead_s(make(3, steps=20), queue) == pytest.approx(10, abs=0.1)
+    judge.check(make(3, steps=20), queue, 15, 0.0)
+    with pytest.raises(WaitExceedsTimeout, match="about 30 s") as refusal:
+        judge.check(make(3, steps=20), queue, 15, 20.0)
+    assert refusal.value.retry_after_s == pytest.approx(15, abs=0.1)
+    judge.check(make(3, steps=20), queue, None, 20.0)
+
+
+def test_nothing_is_refused_on_a_guess() -> None:
+    admission().check(make(3), queue_of(make(1, steps=100)), 1e-9, 0.0)
