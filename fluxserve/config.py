@@ -8,7 +8,7 @@ from typing import Literal
 
 Device = str
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-Offload = Literal["auto", "none"]
+Offload = Literal["auto", "none", "stream"]
 
 DEFAULT_MODEL = "demo"
 
@@ -20,6 +20,8 @@ class PipelineConfig:
     model: `demo`, a Hub id, a folder in diffusers' layout, or a BFL transformer file.
     device: auto, cpu, cuda, cuda:N or mps. text_encoders: a folder or Hub id that holds text_encoder/, text_encoder_2/,
     tokenizer/ and tokenizer_2/ for a transformer file that has none beside it.
+    offload: auto keeps on the device what the budget allows and streams the rest, none keeps everything there, stream
+    keeps as little as possible. memory_budget: bytes of the device's memory to use; None: what is free.
     """
 
     model: str = DEFAULT_MODEL
@@ -27,6 +29,7 @@ class PipelineConfig:
     dtype: Dtype = "auto"
     offload: Offload = "auto"
     text_encoders: str | None = None
+    memory_budget: int | None = None
 
 
 @dataclass(frozen=True)

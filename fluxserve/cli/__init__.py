@@ -1,0 +1,20 @@
+"""The command line: serve, generate, models, doctor, bench. The torch half is imported by the commands that need it."""
+
+from __future__ import annotations
+
+import typer
+
+from fluxserve.cli.bench import bench
+from fluxserve.cli.doctor import doctor
+from fluxserve.cli.generate import generate
+from fluxserve.cli.models import models
+from fluxserve.cli.serve import serve
+
+app = typer.Typer(
+    help="FLUX.1 behind OpenAI's image API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (serve, generate, models, doctor, bench):
+    app.command()(command)

@@ -1,0 +1,164 @@
+"""The front process: binds, builds the server from its parts, runs it, and ends it in order. The composition root.
+
+Order: address, picture folder, worker, answers; so a mistake shows before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from fluxserve import __version__
+from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig
+from fluxserve.engine import Engine
+from fluxserve.errors import ConfigError, InUse
+from fluxserve.server.access import is_loopback
+from fluxserve.server.app import create_app
+from fluxserve.server.services import open_services
+
+log = logging.getLogger("fluxserve")
+
+_BACKLOG = 1024
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def run_front(pipeline: PipelineConfig, limits: EngineConfig, config: ServerConfig, worker_module: str) -> int:
+    """Serves until a signal or a failure; returns the exit code.
+
+    Raises:
+        ConfigError, InUse: it cannot start so.
+    """
+    check_access(config)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    with bind(config.host, config.port) as listener:
+        return asyncio.run(_run(pipeline, limits, config, worker_module, listener))
+
+
+def check_access(config: ServerConfig) -> None:
+    """Raises ConfigError for an address that others can reach without a key."""
+    if not (is_loopback(config.host) or config.api_keys or config.insecure):
+        raise ConfigError(
+            f"Without a key, {config.host} would let everybody who can reach this machine use it.\n"
+            "Set FLUXSERVE_API_KEY to a secret, or pass --insecure to accept that."
+        )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        InUse: another process has the address. ConfigError: there is no such address here.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InUse(f"port {port} on {host} is in use; choose another with --port") from error
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener
+
+
+async def _run(
+    pipeline: PipelineConfig, limits: EngineConfig, config: ServerConfig, worker_module: str, listener: socket.socket
+) -> int:
+    engine = Engine(pipeline, limits, worker_module=worker_module)
+    services = open_services(engine, config, limits, config.output_dir or _cache_folder())
+    try:
+        options = uvicorn.Config(
+            create_app(services),
+            lifespan="off",
+            http="h11",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+        )
+        host, port = listener.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        log.info("fluxserve %s on %s/v1, loading %s", __version__, address, pipeline.model)
+        return await Front(engine, _Server(options), limits.drain_timeout_s).run(listener)
+    finally:
+        services.close()
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to the front: uvicorn would end jobs, and raise the signal again at the end."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Front:
+    """Runs the engine and the HTTP server together, from start to the last answer."""
+
+    def __init__(self, engine: Engine, server: uvicorn.Server, drain_timeout_s: float) -> None:
+        self._engine = engine
+        self._server = server
+        self._drain_timeout_s = drain_timeout_s
+        self._exit_code = 0
+        self._draining: asyncio.Task[None] | None = None
+
+    async def run(self, listener: socket.socket) -> int:
+        """Serves until it is told to stop or no worker can be kept; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, number)
+        await self._engine.start()
+        watching = asyncio.create_task(self._watch())
+        try:
+            await self._server.serve(sockets=[listener])
+        finally:
+            watching.cancel()
+            await self._engine.stop()
+        return self._exit_code
+
+    def _on_signal(self, number: int) -> None:
+        """The first signal ends the work in order, the second at once."""
+        if self._draining is None:
+            log.info("finishing open requests, for at most %g s; a second signal ends them", self._drain_timeout_s)
+            self._draining = asyncio.create_task(self._drain())
+        else:
+            self._exit_code = 128 + number
+            self._server.force_exit = self._server.should_exit = True
+
+    async def _drain(self) -> None:
+        await self._engine.drain(self._drain_timeout_s)
+        self._server.should_exit = True
+
+    async def _watch(self) -> None:
+        """Says when the model is ready; ends the server with the worker's own exit code when it never will be."""
+        announcing = asyncio.create_task(self._announce())
+        try:
+            fatal = await self._engine.wait_fatal()
+        finally:
+            announcing.cancel()
+        log.error(fatal.message)
+        self._exit_code = fatal.exit_code
+        self._server.should_exit = True
+
+    async def _announce(self) -> None:
+        await self._engine.wait_ready()
+        card = self._engine.card
+        assert card is not None
+        log.info("ready: %s on %s in %s. %s", card.id, card.device, card.dtype, card.notice or "")
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fluxserve" / "images"

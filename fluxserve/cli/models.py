@@ -1,0 +1,40 @@
+"""`fluxserve models`: what MODEL may be, and which of it is here already. Loads nothing."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from fluxserve.flux.params import VARIANTS, Variant
+
+
+def models() -> None:
+    """List the models that can be named."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("MODEL", no_wrap=True)
+    for heading in ("steps", "size", "text tokens", "licence", "here"):
+        table.add_column(heading)
+    cached = _cached_repositories()
+    for variant in VARIANTS.values():
+        name = variant.repository or variant.name
+        here = "yes" if variant.repository is None or variant.repository in cached else "no"
+        table.add_row(name, *_facts(variant), here)
+    console = Console()
+    console.print(table)
+    console.print("\nAlso: any Hub id or folder in diffusers' layout, or a flux1-*.safetensors file.", highlight=False)
+
+
+def _facts(variant: Variant) -> tuple[str, str, str, str]:
+    width, height = variant.default_size
+    return str(variant.steps["medium"]), f"{width}x{height}", str(variant.max_sequence_length), variant.licence
+
+
+def _cached_repositories() -> set[str]:
+    """Hub ids of which something lies in the local cache."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        return {repository.repo_id for repository in scan_cache_dir().repos}
+    except CacheNotFound:
+        return set()

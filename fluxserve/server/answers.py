@@ -1,0 +1,128 @@
+"""The answers to image requests, as ready-made bytes: base64 is put in place, never passed through a JSON encoder.
+
+An `Outcome` is what a finished job leaves, in a form that can be answered again later. Knows nothing of routes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+from fluxserve.engine.job import JobResult
+from fluxserve.request import GeneratedImage, GenerationRequest, Timings
+from fluxserve.server.order import Order
+from fluxserve.server.sizes import image_tokens
+
+MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "jpg": "image/jpeg", "webp": "image/webp"}
+_EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+"""The earliest a zip can tell: the same pictures make the same archive."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one job made. names: the pictures' file names in the store, where they were put there."""
+
+    created: int
+    model: str
+    result: JobResult
+    names: tuple[str, ...] = ()
+
+
+def outcome_of(result: JobResult, model: str, names: Sequence[str] = ()) -> Outcome:
+    """The outcome of a job that has just finished."""
+    return Outcome(int(time.time()), model, result, tuple(names))
+
+
+def image_answer(outcome: Outcome, order: Order, base_url: str) -> Response:
+    """The whole answer, in the form that was ordered."""
+    if order.delivery == "file":
+        return _file_answer(outcome.result.images, order)
+    if order.delivery == "url":
+        values = [json.dumps(f"{base_url}/images/{name}").encode() for name in outcome.names]
+        key = b"url"
+    else:
+        values = [b'"' + base64_of(image) + b'"' for image in outcome.result.images]
+        key = b"b64_json"
+    pairs = zip(values, outcome.result.images, strict=True)
+    items = [b'{"%s":%s,"seed":%d}' % (key, value, image.seed) for value, image in pairs]
+    rest = json.dumps(_about(outcome, order)).encode()
+    return Response(b'{"data":[' + b",".join(items) + b"]," + rest[1:], media_type="application/json")
+
+
+def base64_of(image: GeneratedImage) -> bytes:
+    """Bare base64 of the encoded picture."""
+    return base64.b64encode(image.data)
+
+
+def facts(order: Order) -> dict[str, Any]:
+    """What every answer and every stream event says about its pictures."""
+    request = order.request
+    return {
+        "background": "opaque",
+        "output_format": request.output_format,
+        "quality": order.quality,
+        "size": f"{request.width}x{request.height}",
+    }
+
+
+def usage(order: Order, text_tokens: int, images: int) -> dict[str, Any]:
+    """OpenAI's token counts for `images` of the order's pictures."""
+    read = image_tokens(*order.input_size) if order.input_size else 0
+    drawn = images * image_tokens(order.request.width, order.request.height)
+    return {
+        "input_tokens": text_tokens + read,
+        "input_tokens_details": {"text_tokens": text_tokens, "image_tokens": read},
+        "output_tokens": drawn,
+        "total_tokens": text_tokens + read + drawn,
+    }
+
+
+def timings_body(timings: Timings) -> dict[str, Any]:
+    """Milliseconds to a tenth; what does not apply is left out."""
+    rounded = {name: round(value, 1) if isinstance(value, float) else value for name, value in asdict(timings).items()}
+    return {name: value for name, value in rounded.items() if value is not None}
+
+
+def truncation_warning(request: GenerationRequest, truncated_from: int | None) -> list[str]:
+    """What the warning header says of a prompt that was cut."""
+    return [] if truncated_from is None else [f"truncated:prompt={truncated_from}/{request.max_sequence_length}"]
+
+
+def _about(outcome: Outcome, order: Order) -> dict[str, Any]:
+    result = outcome.result
+    return {
+        "created": outcome.created,
+        **facts(order),
+        "usage": usage(order, result.text_tokens, len(result.images)),
+        "model": outcome.model,
+        "timings": timings_body(result.timings),
+    }
+
+
+def _file_answer(images: Sequence[GeneratedImage], order: Order) -> Response:
+    extension = _EXTENSIONS[order.request.output_format]
+    names = [f"image-{image.index}-{image.seed}.{extension}" for image in images]
+    if len(images) == 1:
+        content, name, media_type = images[0].data, names[0], MEDIA_TYPES[extension]
+    else:
+        content, name, media_type = _zip(images, names), "images.zip", "application/zip"
+    headers = {"content-disposition": f'attachment; filename="{name}"'}
+    return Response(content, media_type=media_type, headers=headers)
+
+
+def _zip(images: Sequence[GeneratedImage], names: Sequence[str]) -> bytes:
+    """Stored, not deflated: pictures are compressed already."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for image, name in zip(images, names, strict=True):
+            archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), image.data)
+    return buffer.getvalue()

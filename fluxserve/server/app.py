@@ -1,0 +1,66 @@
+"""The application: routes, layers around them, and what errors become. Knows nothing of processes or sockets."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from fluxserve.errors import FluxserveError, InvalidRequest
+from fluxserve.server.access import Cors, Guard
+from fluxserve.server.context import context_of
+from fluxserve.server.errors import error_response
+from fluxserve.server.headers import CLIENT_GONE, AnswerHeaders
+from fluxserve.server.routes import docs, files, health, images, metrics, models
+from fluxserve.server.services import Services
+
+
+def create_app(services: Services) -> ASGIApp:
+    """The whole front as one ASGI application. The services stay the caller's to close."""
+    app = FastAPI(
+        title="fluxserve",
+        summary="FLUX.1 behind OpenAI's image API.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    for resource in (images, files, models, health, metrics, docs):
+        app.include_router(resource.router)
+    app.add_exception_handler(FluxserveError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_client_gone)
+    app.add_exception_handler(Exception, _on_bug)
+    guarded: ASGIApp = Guard(app, services.config, services.check_serving)
+    if services.config.cors_origins:
+        guarded = Cors(guarded, services.config.cors_origins)
+    return AnswerHeaders(guarded, services.engine.metrics)
+
+
+def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FluxserveError)
+    return error_response(error, request.scope)
+
+
+def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: unknown routes and methods."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        refusal = InvalidRequest(f"this route does not take {request.method}", code="method_not_allowed")
+    else:
+        refusal = InvalidRequest("there is no such route; see /docs", code="not_found")
+    return error_response(refusal, request.scope, error.headers)
+
+
+def _on_client_gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this answer; its status is for the log."""
+    return Response(status_code=CLIENT_GONE)
+
+
+def _on_bug(request: Request, error: Exception) -> Response:
+    """The traceback goes to the log, by the server that runs the application."""
+    request_id = context_of(request.scope).request_id
+    return error_response(FluxserveError(f"an internal error; its request id is {request_id}"), request.scope)

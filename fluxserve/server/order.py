@@ -1,0 +1,246 @@
+"""From checked parameters to an order: the request for the engine and the form of its answer.
+
+Fills in what the model's card says and the server's options limit. Knows nothing of HTTP bodies or of running anything.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+from fluxserve.config import EngineConfig, ServerConfig
+from fluxserve.errors import InvalidRequest
+from fluxserve.request import GenerationRequest, ModelCard, OutputFormat, consecutive_seeds
+from fluxserve.server.naming import OPENAI_GPT_IMAGE, check_model_name
+from fluxserve.server.schemas import (
+    IGNORED,
+    EchoedQuality,
+    EditParameters,
+    GenerationParameters,
+    ImageParameters,
+    Quality,
+    VariationParameters,
+)
+from fluxserve.server.sizes import fit_size, parse_size
+from fluxserve.server.uploads import Picture
+
+Delivery = Literal["url", "b64_json", "file"]
+
+_QUALITY: dict[Quality, EchoedQuality] = {
+    "auto": "medium",
+    "low": "low",
+    "medium": "medium",
+    "standard": "medium",
+    "high": "high",
+    "hd": "high",
+    "xhigh": "xhigh",
+    "max": "max",
+}
+_B64_FIELDS = frozenset({"output_format", "output_compression", "background", "partial_images"})
+"""Fields of the GPT image models, whose clients expect base64."""
+_FILE_TYPES: dict[str, OutputFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
+_MOST_WARNINGS = 16
+_EDIT_STRENGTH, _MASKED_STRENGTH, _FAITHFUL_STRENGTH, _VARIATION_STRENGTH = 0.75, 1.0, 0.5, 0.6
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The pictures a client sent. mask: None where the whole picture may change."""
+
+    image: Picture
+    mask: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What orders are held to: the model's card and the server's options."""
+
+    card: ModelCard
+    config: ServerConfig
+    limits: EngineConfig
+
+
+@dataclass(frozen=True)
+class Order:
+    """One client's wish, complete. warnings: as the warning header lists them."""
+
+    request: GenerationRequest
+    delivery: Delivery
+    stream: bool
+    quality: EchoedQuality
+    warnings: tuple[str, ...]
+    input_size: tuple[int, int] | None = None
+
+
+def place_order(parameters: ImageParameters, inputs: Inputs | None, accept: str, terms: Terms) -> Order:
+    """The order that the parameters amount to. accept: the request's Accept header.
+
+    Raises:
+        InvalidRequest: a value that this model or this server cannot serve.
+    """
+    card, config = terms.card, terms.config
+    if config.strict:
+        _refuse_unknown(parameters)
+    check_model_name(parameters.model, card, config)
+    _refuse_loras(parameters)
+    delivery, output_format = _choose_delivery(parameters, accept, config)
+    quality = _QUALITY[parameters.quality]
+    request = _to_request(parameters, inputs, output_format, card.steps[quality], terms)
+    _check_work(request, terms.limits.max_work)
+    size = (inputs.image.width, inputs.image.height) if inputs else None
+    return Order(request, delivery, parameters.stream, quality, _warnings(parameters, request, card), size)
+
+
+def _to_request(
+    parameters: ImageParameters, inputs: Inputs | None, output_format: OutputFormat, steps: int, terms: Terms
+) -> GenerationRequest:
+    width, height = _size(parameters, inputs, terms)
+    first_seed = secrets.randbelow(2**32) if parameters.seed is None else parameters.seed
+    return GenerationRequest(
+        prompt=parameters.prompt if isinstance(parameters, GenerationParameters | EditParameters) else "",
+        width=width,
+        height=height,
+        seeds=consecutive_seeds(first_seed, parameters.n),
+        num_inference_steps=parameters.num_inference_steps or steps,
+        guidance_scale=_guidance(parameters, terms.card),
+        max_sequence_length=_sequence_length(parameters, terms.card),
+        negative_prompt=parameters.negative_prompt,
+        true_cfg_scale=parameters.true_cfg_scale,
+        image=inputs.image.data if inputs else None,
+        mask=inputs.mask.data if inputs and inputs.mask else None,
+        strength=_strength(parameters, inputs),
+        partial_images=parameters.partial_images if parameters.stream else 0,
+        output_format=output_format,
+        output_compression=parameters.output_compression,
+        metadata=terms.config.metadata,
+    )
+
+
+def _size(parameters: ImageParameters, inputs: Inputs | None, terms: Terms) -> tuple[int, int]:
+    card, max_pixels = terms.card, terms.config.max_pixels
+    if parameters.size != "auto":
+        return parse_size(parameters.size, max_pixels)
+    if inputs is None:
+        return card.default_width, card.default_height
+    area = max(card.native_area, card.default_width * card.default_height)
+    return fit_size(inputs.image.width, inputs.image.height, area, max_pixels)
+
+
+def _guidance(parameters: ImageParameters, card: ModelCard) -> float | None:
+    if card.guidance_scale is None or parameters.guidance_scale is None:
+        return card.guidance_scale
+    return _at_most(card.guidance_max, parameters.guidance_scale, "guidance_scale")
+
+
+def _sequence_length(parameters: ImageParameters, card: ModelCard) -> int:
+    if parameters.max_sequence_length is None:
+        return card.max_sequence_length
+    return int(_at_most(card.max_sequence_length, parameters.max_sequence_length, "max_sequence_length"))
+
+
+def _at_most(limit: float, value: float, param: str) -> float:
+    if value > limit:
+        raise InvalidRequest(f"{param} must be at most {limit:g} for this model, got {value:g}", param=param)
+    return value
+
+
+def _strength(parameters: ImageParameters, inputs: Inputs | None) -> float:
+    if inputs is None:
+        return 1.0
+    if parameters.strength is not None:
+        return parameters.strength
+    if isinstance(parameters, VariationParameters):
+        return _VARIATION_STRENGTH
+    if inputs.mask is not None:
+        return _MASKED_STRENGTH
+    faithful = isinstance(parameters, EditParameters) and parameters.input_fidelity == "high"
+    return _FAITHFUL_STRENGTH if faithful else _EDIT_STRENGTH
+
+
+def _choose_delivery(parameters: ImageParameters, accept: str, config: ServerConfig) -> tuple[Delivery, OutputFormat]:
+    """How the images travel: an explicit wish, what Accept names, what the client's fields betray, the default."""
+    accepted = next((_FILE_TYPES[kind] for kind in _media_types(accept) if kind in _FILE_TYPES), None)
+    delivery: Delivery
+    output_format = parameters.output_format
+    if parameters.response_format is not None:
+        delivery = parameters.response_format
+    elif accepted is not None:
+        if "output_format" in parameters.model_fields_set and output_format != accepted:
+            raise _conflict(f"output_format {output_format} and the Accept header disagree", "output_format")
+        delivery, output_format = "file", accepted
+    elif parameters.stream or _speaks_gpt_image(parameters):
+        delivery = "b64_json"
+    else:
+        delivery = config.default_response_format
+    if parameters.stream and delivery != "b64_json":
+        raise _conflict(f"a stream carries b64_json, not {delivery}", "response_format")
+    return delivery, output_format
+
+
+def _media_types(accept: str) -> list[str]:
+    return [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+
+
+def _speaks_gpt_image(parameters: ImageParameters) -> bool:
+    named = parameters.model is not None and OPENAI_GPT_IMAGE.match(parameters.model)
+    return bool(named or _B64_FIELDS & parameters.model_fields_set)
+
+
+def _conflict(message: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="conflicting_parameters")
+
+
+def _refuse_unknown(parameters: ImageParameters) -> None:
+    for name in parameters.model_extra or ():
+        raise InvalidRequest(
+            f"the parameter {_safe(name)} is unknown (--strict)", param=_safe(name), code="unknown_parameter"
+        )
+
+
+def _refuse_loras(parameters: ImageParameters) -> None:
+    for lora in parameters.loras:
+        raise InvalidRequest(
+            f"the LoRA {lora.name[:64]!r} is not in this server's registry, which is empty",
+            param="loras",
+            code="lora_not_found",
+        )
+
+
+def _check_work(request: GenerationRequest, max_work: int) -> None:
+    if request.work > max_work:
+        raise InvalidRequest(
+            f"n x width x height x steps (doubled by true_cfg_scale above 1) must be at most {max_work} (--max-work), "
+            f"got {request.work}; ask for fewer steps or images, or a smaller size",
+            param="num_inference_steps",
+        )
+
+
+def _warnings(parameters: ImageParameters, request: GenerationRequest, card: ModelCard) -> tuple[str, ...]:
+    sent = parameters.model_fields_set
+    idle = [name for name in sorted(sent) if name in IGNORED or _is_idle(name, parameters, request, card)]
+    unknown = [f"unknown:{_safe(name)}" for name in parameters.model_extra or ()]
+    return tuple([*unknown, *(f"ignored:{name}" for name in idle)][:_MOST_WARNINGS])
+
+
+def _is_idle(name: str, parameters: ImageParameters, request: GenerationRequest, card: ModelCard) -> bool:
+    """Whether a field that the client sent changes nothing in this request."""
+    match name:
+        case "guidance_scale":
+            return card.guidance_scale is None
+        case "negative_prompt":
+            return parameters.true_cfg_scale <= 1
+        case "strength":
+            return isinstance(parameters, GenerationParameters)
+        case "output_compression":
+            return request.output_format == "png"
+        case "partial_images":
+            return parameters.partial_images > 0 and not parameters.stream
+        case _:
+            return False
+
+
+def _safe(name: str) -> str:
+    """A name as a header may carry it."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "", name)[:64] or "-"

@@ -1,0 +1,37 @@
+"""GET /livez, /readyz, /health: whether the process lives, and whether it can draw."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse
+
+from fluxserve.server.schemas import Health
+from fluxserve.server.services import Services, ServicesOf
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+async def livez() -> Health:
+    """200 as long as the process answers, whatever the model does."""
+    return Health(status="ok")
+
+
+@router.get("/health", response_model=Health, responses={503: {"model": Health}})
+@router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
+async def readyz(services: ServicesOf) -> JSONResponse:
+    """200 once a request would be served; else 503, what is missing, and how far loading is."""
+    missing = await _missing(services)
+    health = Health(status=missing or "ok")
+    loading = services.engine.loading
+    if loading is not None:
+        health = Health(status=health.status, stage=loading.stage, done=loading.done, total=loading.total)
+    return JSONResponse(health.model_dump(exclude_none=True), 503 if missing else 200)
+
+
+async def _missing(services: Services) -> str | None:
+    if services.engine.state != "ready":
+        return services.engine.state
+    if not services.engine.fresh:
+        return "worker silent"
+    return None if await services.store.probe() else "store"

@@ -1,0 +1,19 @@
+"""GET /metrics: the figures, for Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from fluxserve.server.services import ServicesOf
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(services: ServicesOf) -> Response:
+    """Counters, gauges and histograms in Prometheus' text format."""
+    figures = services.engine.metrics
+    figures.store_bytes.set(services.store.size_bytes)
+    figures.store_up.set(services.store.writable)
+    return Response(figures.text(), media_type=figures.content_type)

@@ -1,0 +1,57 @@
+"""GET /v1/models and /v1/models/{id}: the served model, under its name and its aliases."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from fluxserve.request import MAX_IMAGES
+from fluxserve.server.naming import check_model_name, model_aliases
+from fluxserve.server.schemas import ModelBody, ModelDefaults, ModelLimits, ModelList
+from fluxserve.server.services import Services, ServicesOf
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+_CAPABILITIES = ["generations", "edits", "variations", "stream"]
+
+
+@router.get("")
+async def list_models(services: ServicesOf) -> ModelList:
+    """The served model, alone in a list."""
+    return ModelList(data=[_describe(services)])
+
+
+@router.get("/{name:path}")
+async def retrieve_model(name: str, services: ServicesOf) -> ModelBody:
+    """The served model, by its id or an alias."""
+    check_model_name(name, services.card, services.config)
+    return _describe(services)
+
+
+def _describe(services: Services) -> ModelBody:
+    card, config = services.card, services.config
+    return ModelBody(
+        id=card.id,
+        created=services.started,
+        owned_by="fluxserve",
+        aliases=list(model_aliases(card, config)),
+        native_area=card.native_area,
+        default_size=f"{card.default_width}x{card.default_height}",
+        limits=ModelLimits(
+            n=MAX_IMAGES,
+            max_pixels=config.max_pixels,
+            max_work=services.limits.max_work,
+            max_input_pixels=config.max_input_pixels,
+            max_sequence_length=card.max_sequence_length,
+        ),
+        defaults=ModelDefaults(
+            size=f"{card.default_width}x{card.default_height}",
+            steps=card.steps,
+            guidance_scale=card.guidance_scale,
+            response_format=config.default_response_format,
+        ),
+        loras=[],
+        capabilities=_CAPABILITIES,
+        licence=card.licence,
+        description=card.description,
+        notice=card.notice,
+    )

@@ -1,0 +1,103 @@
+"""What the routes work with, put together once at start. Knows nothing of how requests use it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from fluxserve.config import EngineConfig, ServerConfig
+from fluxserve.engine import Engine
+from fluxserve.errors import ModelLoading, ShuttingDown, WorkerUnavailable
+from fluxserve.request import ModelCard
+from fluxserve.server.body import BodyReader
+from fluxserve.server.content_filter import Judge, load_judge
+from fluxserve.server.ledger import Ledger
+from fluxserve.server.order import Terms
+from fluxserve.server.orphans import Orphans
+from fluxserve.server.rate_limit import RateLimiter
+from fluxserve.server.store import ImageStore
+from fluxserve.server.uploads import PictureReader
+
+_FIRST_LOAD_S = 10.0
+"""How long a client is told to wait while nothing is known of the load's speed."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that outlives a request. judge: the operator's content filter, if any. started: Unix time, s."""
+
+    engine: Engine
+    config: ServerConfig
+    limits: EngineConfig
+    store: ImageStore
+    ledger: Ledger
+    orphans: Orphans
+    bodies: BodyReader
+    pictures: PictureReader
+    judge: Judge | None
+    started: int
+
+    @property
+    def card(self) -> ModelCard:
+        """The served model's card.
+
+        Raises:
+            ModelLoading: it is not known yet.
+        """
+        if self.engine.card is None:
+            raise ModelLoading("the model is still loading; /readyz tells how far it is", retry_after_s=_FIRST_LOAD_S)
+        return self.engine.card
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.card, self.config, self.limits)
+
+    def check_serving(self) -> None:
+        """Raises Refused while no image request can be taken."""
+        match self.engine.state:
+            case "draining":
+                raise ShuttingDown("the server is shutting down", retry_after_s=_FIRST_LOAD_S)
+            case "failed":
+                raise WorkerUnavailable("the model's process cannot be kept alive; see the server's log")
+            case _:
+                _ = self.card
+
+    def close(self) -> None:
+        """Lets go of threads, timers and the store's folder."""
+        self.orphans.close()
+        self.pictures.close()
+        self.store.close()
+
+
+def open_services(engine: Engine, config: ServerConfig, limits: EngineConfig, folder: Path) -> Services:
+    """folder: where pictures and stored answers lie.
+
+    Raises:
+        ConfigError, InUse: the folder or the content filter cannot be used.
+    """
+    return Services(
+        engine=engine,
+        config=config,
+        limits=limits,
+        store=ImageStore(folder, config.url_ttl_s, config.store_quota_bytes),
+        ledger=Ledger(folder / "answers", config.url_ttl_s),
+        orphans=Orphans(),
+        bodies=BodyReader(RateLimiter(config.rate_limit) if config.rate_limit else None),
+        pictures=PictureReader(config.max_input_pixels),
+        judge=load_judge(config.content_filter) if config.content_filter else None,
+        started=int(time.time()),
+    )
+
+
+def _services(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+ServicesOf = Annotated[Services, Depends(_services)]
+"""A route's parameter of this type is the application's services."""

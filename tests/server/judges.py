@@ -1,0 +1,9 @@
+"""A content filter, as an operator would write one."""
+
+from __future__ import annotations
+
+
+def no_dogs(prompt: str, image: bytes | None) -> str | None:
+    if "bug" in prompt:
+        raise RuntimeError("the filter is broken")
+    return "no dogs here" if "dog" in prompt else None
