@@ -93,7 +93,7 @@ class Variant:
     notice: str | None = None
 
 
-_DEV_LICENCE = "FLUX.1 [dev] Non-Commercial License (the model may not be used commercially; its outputs may)"
+_DEV_LICENCE = "FLUX.1 [dev] Non-Commercial License"
 
 VARIANTS = {
     "schnell": Variant(

@@ -53,14 +53,16 @@ class TextEncoders:
         self.t5, self.clip = t5, clip
         self.t5_tokenizer, self.clip_tokenizer = t5_tokenizer, clip_tokenizer
         self.dtype = dtype
+        self._text_dtype, self._device = clip.dtype, clip.device
         self._checkpoint = Checkpoint(t5.encoder.block)
 
     @torch.inference_mode()
     def encode(self, prompt: str, max_length: int, checkpoint: Callable[[], None]) -> PromptStates:
         """Encodes one prompt. max_length: T5's padded length T. checkpoint: called before every T5 block."""
         ids, prompt_tokens = self._t5_ids(prompt, max_length)
+        embedded = self.t5.shared(ids).to(self._device, self._text_dtype)  # the table stays on the host
         with self._checkpoint.calling(checkpoint):
-            txt = self.t5(input_ids=ids, attention_mask=None).last_hidden_state[0]
+            txt = self.t5(inputs_embeds=embedded, attention_mask=None).last_hidden_state[0]
         pooled = self.clip(input_ids=self._clip_ids(prompt), attention_mask=None).pooler_output[0]
         return PromptStates(txt.to(self.dtype), pooled.to(self.dtype), min(prompt_tokens, max_length), prompt_tokens)
 
@@ -69,9 +71,9 @@ class TextEncoders:
         padded = self.t5_tokenizer(prompt, padding="max_length", max_length=max_length, truncation=True).input_ids
         if len(ids) > max_length:
             log.warning("prompt cut for T5: %d of its %d tokens are used", max_length, len(ids))
-        return torch.tensor([padded], device=self.t5.device), len(ids)
+        return torch.tensor([padded]), len(ids)
 
     def _clip_ids(self, prompt: str) -> Tensor:
         """CLIP sees at most 77 tokens; T5 carries the rest of a long prompt."""
         ids = self.clip_tokenizer(prompt, padding="max_length", max_length=CLIP_LENGTH, truncation=True).input_ids
-        return torch.tensor([ids], device=self.clip.device)
+        return torch.tensor([ids], device=self._device)
