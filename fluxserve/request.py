@@ -115,6 +115,23 @@ class GeneratedImage:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where the worker has put the model, in bytes of the device's memory, and what it expects of a step.
+
+    streamed_bytes: weights copied to the device at every step. step_s: of one image of the model's own size.
+    """
+
+    budget_bytes: int
+    peak_bytes: int
+    resident_blocks: int
+    streamed_blocks: int
+    streamed_bytes: int
+    text_encoder: str
+    autoencoder: str
+    step_s: float
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What the worker tells the front about the model it has loaded; the front knows no other model fact.
 
@@ -123,6 +140,7 @@ class ModelCard:
     native_area: pixels; where `resamples` is true the model always draws at about this area and the picture is
     then scaled to the size asked.
     notice: said in a warning header with every answer. description: what the model knows, for people.
+    max_pixels: the largest picture that the memory budget serves; None: no bound. placement: None: not planned.
     """
 
     id: str
@@ -141,6 +159,8 @@ class ModelCard:
     notice: str | None
     device: str
     dtype: str
+    max_pixels: int | None = None
+    placement: Placement | None = None
 
 
 SIZE_MULTIPLE = 16

@@ -181,6 +181,10 @@ class FakePipeline:
         self._note("decode", sample.seed, sample.step)
         return expected_pixels(sample.seed, sample.request.width, sample.request.height)
 
+    def replan(self, checkpoint: CheckpointCallback) -> None:
+        checkpoint()
+        self._note("replan", 0, 0)
+
     def encode(self, pixels: Pixels, sample: FakeSample) -> GeneratedImage:
         request = sample.request
         self._stage("encode", request)

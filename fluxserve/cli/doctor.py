@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,9 +15,7 @@ from fluxserve.cli import options
 from fluxserve.cli.failures import failures_to_exit_codes
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import SourceError
-
-if TYPE_CHECKING:
-    from fluxserve.placement.plan import Plan
+from fluxserve.request import Placement
 
 GIB = 2**30
 
@@ -80,35 +78,37 @@ def _gpus() -> list[str]:
 
 
 def _choice(config: PipelineConfig) -> list[tuple[str, str]]:
-    from fluxserve.pipeline.loading import model_bytes, plan_for
-    from fluxserve.placement.device import available_bytes, choose_device, choose_dtype
-    from fluxserve.weights.checkpoint import open_checkpoint
+    from fluxserve.pipeline.cards import placement_of
+    from fluxserve.pipeline.loading import draw_blueprint, model_bytes
+    from fluxserve.placement.device import available_bytes
 
-    device = choose_device(config.device)
-    choice = choose_dtype(config.dtype, device)
-    checkpoint = open_checkpoint(config.model, config.text_encoders, lambda *_: None)
+    blueprint = draw_blueprint(config, lambda *_: None)
+    checkpoint, device, dtype = blueprint.checkpoint, blueprint.device, blueprint.dtype
+    plan = blueprint.plan(config.offload, config.memory_budget)
     readers = (checkpoint.transformer, checkpoint.t5, checkpoint.clip, checkpoint.autoencoder)
     return [
         ("device", f"{device}, {_gib(available_bytes(device))} available"),
-        ("dtype", f"{str(choice.dtype).removeprefix('torch.')}: {choice.reason}"),
+        ("dtype", f"{str(dtype).removeprefix('torch.')}: {blueprint.reason}"),
         ("model", f"{checkpoint.id} ({checkpoint.variant.name}): {checkpoint.variant.description}"),
         ("licence", checkpoint.variant.licence),
         *(("files", reader.source) for reader in readers),
-        ("weights", _bytes(model_bytes(checkpoint, choice.dtype).total)),
-        *_plan(plan_for(checkpoint, config, device, choice.dtype)),
+        ("weights", _bytes(model_bytes(checkpoint, dtype).total)),
+        *_placement(placement_of(checkpoint, plan, device, dtype)),
     ]
 
 
-def _plan(plan: Plan) -> list[tuple[str, str]]:
+def _placement(placement: Placement) -> list[tuple[str, str]]:
     """What lives where, in bytes."""
-    blocks = f"{len(plan.resident)} of {len(plan.resident) + len(plan.streamed)} transformer blocks resident"
-    fit = (
-        "fits" if plan.peak_bytes <= plan.budget_bytes else f"{plan.peak_bytes - plan.budget_bytes:,} bytes are missing"
-    )
+    missing = placement.peak_bytes - placement.budget_bytes
+    fit = "fits" if missing <= 0 else f"{missing:,} bytes are missing"
+    blocks = placement.resident_blocks + placement.streamed_blocks
     return [
-        ("budget", f"{_bytes(plan.budget_bytes)}; the most needed is {_bytes(plan.peak_bytes)}: {fit}"),
-        ("placement", f"{blocks}, {_bytes(plan.streamed_bytes)} streamed each step; T5 {plan.t5}"),
-        ("autoencoder", "in tiles" if plan.tiled else "whole"),
+        ("budget", f"{_bytes(placement.budget_bytes)}; the most needed is {_bytes(placement.peak_bytes)}: {fit}"),
+        ("resident", f"{placement.resident_blocks} of {blocks} transformer blocks"),
+        ("streamed", f"{_bytes(placement.streamed_bytes)} each step"),
+        ("text", f"T5 {placement.text_encoder}"),
+        ("autoencoder", placement.autoencoder),
+        ("step", f"{placement.step_s:.2f} s expected, at the model's own size"),
     ]
 
 

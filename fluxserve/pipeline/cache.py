@@ -34,3 +34,7 @@ class ByteBoundedCache(Generic[T]):
         while self._bytes > self.limit_bytes:
             _, oldest = self._values.popitem(last=False)
             self._bytes -= self._size(oldest)
+
+    def clear(self) -> None:
+        self._values.clear()
+        self._bytes = 0

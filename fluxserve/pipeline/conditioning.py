@@ -59,6 +59,11 @@ class Conditioner:
             self._rows.put((text_key, guidance, times), rows)
         return Conditioning(text, rows, cached)
 
+    def forget(self) -> None:
+        """Empties the caches, for those who time them."""
+        self._prompts.clear()
+        self._rows.clear()
+
     @torch.inference_mode()
     def _modulation(self, pooled: Tensor, guidance: float | None, times: tuple[float, ...]) -> Tensor:
         """Returns (steps, M) on the host."""

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ from fluxserve.pipeline.conditioning import Conditioner
 from fluxserve.pipeline.images import InputPicture, Pixels
 from fluxserve.pipeline.samples import Inpaint, Sample, latent_weights
 from fluxserve.pipeline.text_encoders import TextEncoders
+from fluxserve.pipeline.tiles import decode_tiled
+from fluxserve.placement.plan import Plan
 from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Progress, Timings
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ AI_DISCLOSURE = "AI generated;txt2img;flux"
 
 
 ROPE_CACHE_BYTES = 64 * 2**20
+GPU_BATCH = 4
+"""Samples stepped together on a GPU; a CPU is busy with one."""
 
 
 @dataclass(frozen=True)
@@ -66,27 +70,41 @@ def log_progress(stage: str, done: int, total: int) -> None:
         log.info("%s: %d bytes", stage, total)
 
 
+@dataclass(frozen=True)
+class Networks:
+    """A model's networks, placed by a plan."""
+
+    encoders: TextEncoders
+    transformer: FluxTransformer
+    autoencoder: Autoencoder
+    plan: Plan
+
+
+class Builder(Protocol):
+    """Who can place the model again; a Blueprint."""
+
+    def smaller_plan(self, plan: Plan) -> Plan: ...
+    def build(self, plan: Plan, progress: Callable[[str, int, int], None]) -> Networks: ...
+
+
 class FluxPipeline:
     """A loaded model. One thread at a time; `encode` alone may run beside the others."""
 
-    def __init__(
-        self,
-        encoders: TextEncoders,
-        transformer: FluxTransformer,
-        autoencoder: Autoencoder,
-        variant: Variant,
-        card: ModelCard,
-        max_batch: int,
-    ) -> None:
-        self.transformer = transformer
-        self.autoencoder = autoencoder
+    def __init__(self, networks: Networks, variant: Variant, card: ModelCard, builder: Builder) -> None:
         self.variant = variant
         self.card = card
-        self.max_batch = max_batch
-        self.conditioner = Conditioner(encoders, transformer)
+        self._builder = builder
         self._ropes = ByteBoundedCache[Tensor](ROPE_CACHE_BYTES, lambda rope: rope.nbytes)
+        self._take(networks)
+        self.max_batch = 1 if self.device.type == "cpu" else GPU_BATCH
+
+    def _take(self, networks: Networks) -> None:
+        self.transformer = networks.transformer
+        self.autoencoder = networks.autoencoder
+        self.plan = networks.plan
+        self.conditioner = Conditioner(networks.encoders, networks.transformer)
         self._decode_checkpoint = Checkpoint(
-            module for module in autoencoder.decoder.modules() if isinstance(module, ResnetBlock)
+            module for module in networks.autoencoder.decoder.modules() if isinstance(module, ResnetBlock)
         )
 
     @property
@@ -95,7 +113,7 @@ class FluxPipeline:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.transformer.img_in.weight.dtype
+        return self.transformer.img_in.bias.dtype  # a packed weight has none to compute in
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -174,6 +192,19 @@ class FluxPipeline:
     def encode(self, pixels: Pixels, sample: Sample) -> GeneratedImage:
         """Pixels to a file in the request's format, with what made it. Thread-safe; touches no device."""
         return images.encode(pixels, sample.request, sample.index, self._about(sample))
+
+    def replan(self, checkpoint: Callable[[], None] = no_checkpoint) -> None:
+        """Places the model anew in three quarters of the memory; samples under way go on where they are.
+
+        checkpoint: called once a tensor.
+
+        Raises:
+            DeviceError: there is no smaller plan; the present one stays.
+        """
+        plan = self._builder.smaller_plan(self.plan)
+        log.warning("out of memory: placing the model anew within %d bytes", plan.budget_bytes)
+        del self.transformer, self.autoencoder, self.conditioner, self._decode_checkpoint
+        self._take(self._builder.build(plan, lambda *_: checkpoint()))
 
     def text_usage(self, samples: Sequence[Sample]) -> tuple[int, int | None]:
         """T5 tokens used, and how many the prompt had if it was cut."""
@@ -315,14 +346,21 @@ class FluxPipeline:
 
     def _decode_soundly(self, latents: Tensor) -> Tensor:
         """latents: (C, h, w) float32. Returns (3, height, width), decoded in float32 where 16 bits overflow."""
-        image = self.autoencoder.decode(latents[None].to(self.vae_dtype))[0]
+        image = self._decode(self.autoencoder, latents)
         if not images.is_sound(image) and self.vae_dtype != torch.float32:
             log.warning("the decoded picture is not finite in %s: decoding again in float32", self.vae_dtype)
-            wide = copy.deepcopy(self.autoencoder).float()
-            image = wide.decode(latents[None])[0]
+            image = self._decode(copy.deepcopy(self.autoencoder).float(), latents)
         if not images.is_sound(image):
             raise NonFiniteOutput("the model produced a picture that is not finite; other seeds may do")
         return image
+
+    def _decode(self, autoencoder: Autoencoder, latents: Tensor) -> Tensor:
+        """(C, h, w) to (3, height, width), whole where memory allows."""
+        _, h, w = latents.shape
+        latents = latents[None].to(autoencoder.decoder.conv_in.weight.dtype)
+        if self.plan.decodes_whole(w * 8, h * 8):
+            return autoencoder.decode(latents)[0]
+        return decode_tiled(autoencoder.decode, latents)[0]
 
     # Inside encode
 

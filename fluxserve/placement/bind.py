@@ -24,6 +24,11 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
+    @property
+    def weight(self) -> PackedWeight:
+        """For code that asks a Linear's weight where it lives, or (as T5 does) whether it is a Tensor at all."""
+        return self.packed
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.packed.unpack(x.dtype), self.bias)
 

@@ -8,7 +8,7 @@ touches them once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -20,9 +20,8 @@ SLOTS = 2
 CONTEXT_BYTES = {"cuda": GIB // 2, "mps": GIB // 4, "cpu": 3 * GIB // 4}
 """What the libraries themselves take before the first weight: on a CPU, the process after its imports."""
 
-VAE_CHANNELS = 256
 VAE_LIVE_MAPS = 6
-"""Full-size feature maps of so many channels that live at once in the last level of the decoder."""
+"""Feature maps that live at once in the decoder's last level, at full size and twice its channels."""
 TILE_SIDE = 512
 """Pixels a side of a tile when the autoencoder does not fit whole."""
 
@@ -52,7 +51,10 @@ class ModelBytes:
 
 @dataclass(frozen=True)
 class Work:
-    """What a request of a certain size needs beside weights. width, height: pixels the model draws."""
+    """What a request of a certain size needs beside weights. width, height: pixels the model draws.
+
+    vae_channels: of the decoder's widest full-size map (256 in FLUX.1).
+    """
 
     width: int
     height: int
@@ -60,6 +62,7 @@ class Work:
     text_tokens: int
     hidden: int
     mlp_hidden: int
+    vae_channels: int
     itemsize: int
 
     @property
@@ -75,7 +78,7 @@ class Work:
         """Feature maps of the decoder, whole or of one tile; images are decoded one by one."""
         sides = (self.width, self.height)
         area = prod(min(side, TILE_SIDE) for side in sides) if tiled else prod(sides)
-        return area * VAE_CHANNELS * VAE_LIVE_MAPS * self.itemsize
+        return area * self.vae_channels * VAE_LIVE_MAPS * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,17 @@ class Plan:
         """What a request may take beside the weights."""
         needed = max(self.work.step_bytes, self.work.decode_bytes(self.tiled))
         return max(self.budget_bytes - (self.peak_bytes - needed), needed)
+
+    def decodes_whole(self, width: int, height: int) -> bool:
+        """Whether the autoencoder's maps of a picture fit beside the weights; else it is decoded in tiles."""
+        return replace(self.work, width=width, height=height).decode_bytes(tiled=False) <= self.room_bytes
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest picture, in pixels, whose steps fit beside the weights."""
+        one_token = replace(self.work, width=16, height=16, text_tokens=0).step_bytes
+        tokens = self.room_bytes // one_token - self.work.text_tokens
+        return max(tokens * 256, self.work.width * self.work.height)
 
 
 def make_plan(model: ModelBytes, work: Work, budget_bytes: int, device: str) -> Plan:

@@ -6,7 +6,7 @@ import logging
 import traceback
 
 from fluxserve import wire
-from fluxserve.errors import FluxserveError, InsufficientMemory, InvalidRequest
+from fluxserve.errors import FluxserveError, GenerationFailed, InsufficientMemory, InvalidRequest
 
 log = logging.getLogger(__name__)
 
@@ -19,13 +19,18 @@ _DEVICE_ERRORS = ("CUDA error", "device-side assert", "illegal memory access", "
 
 def failed(job_id: int, error: Exception) -> wire.Failed:
     """The message that tells the front. The text of an unforeseen exception stays here: it may quote the prompt."""
-    if _names(error) & _OUT_OF_MEMORY:
+    if out_of_memory(error):
         error = InsufficientMemory("the device has too little free memory for this request; ask for a smaller size")
     if isinstance(error, InvalidRequest):
         return wire.Failed(job_id, error.code, error.message, error.param)
-    if isinstance(error, FluxserveError):
+    if isinstance(error, GenerationFailed):
         return wire.Failed(job_id, error.code, error.message, None)
     return wire.Failed(job_id, FluxserveError.code, f"the worker failed on this request: {type(error).__name__}", None)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the device, or the host, had no room."""
+    return bool(_names(error) & _OUT_OF_MEMORY)
 
 
 def device_lost(error: Exception) -> bool:

@@ -13,11 +13,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Generic, NoReturn
 
 from fluxserve import wire
-from fluxserve.errors import Cancelled
+from fluxserve.errors import Cancelled, DeviceError
 from fluxserve.scheduling import Stage, drawn_pixels
 from fluxserve.worker.channel import Channel
 from fluxserve.worker.encoder import Encoder
-from fluxserve.worker.failures import DEVICE_LOST, device_lost, failed, log_failure
+from fluxserve.worker.failures import DEVICE_LOST, device_lost, failed, log_failure, out_of_memory
 from fluxserve.worker.scheduler import batch, next_task
 from fluxserve.worker.stages import Stages
 from fluxserve.worker.task import Image, Task
@@ -77,7 +77,19 @@ class Loop(Generic[S]):
         except Cancelled:
             task.dropped = True
         except Exception as error:  # one job's failure, whatever it is, must not take the others along
-            self._fail(task, error)
+            if not self._made_room(task, error):
+                self._fail(task, error)
+
+    def _made_room(self, task: Task[S], error: Exception) -> bool:
+        """Once a job, running out of memory is answered by a smaller plan; then it goes on where it was."""
+        if task.replanned or not out_of_memory(error):
+            return False
+        task.replanned = True
+        try:
+            self._pipeline.replan(lambda: self._stages.beat("warm_up", task.pixels))
+        except DeviceError:
+            return False
+        return True
 
     def _fail(self, task: Task[S], error: Exception) -> None:
         log_failure(task.job_id, error)

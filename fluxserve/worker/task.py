@@ -41,6 +41,7 @@ class Task(Generic[S]):
 
     pixels: of one pass over one image. since: when it began to wait (monotonic). images: None before `begin`, then
     those that are not decoded yet. dropped: nobody wants it any more; also set by the encoder's thread.
+    replanned: it has run out of memory once, and a smaller plan was made for it.
     """
 
     job_id: int
@@ -50,6 +51,7 @@ class Task(Generic[S]):
     served_s: float = 0.0
     images: list[Image[S]] | None = None
     dropped: bool = False
+    replanned: bool = False
     spent_ms: Spent = field(default_factory=no_time)
 
     def begin_with(self, samples: Sequence[S]) -> None:

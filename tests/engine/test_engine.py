@@ -20,6 +20,7 @@ from fluxserve.errors import (
     QueueFull,
     ShuttingDown,
     WaitExceedsTimeout,
+    WorkerUnavailable,
 )
 from fluxserve.request import Progress
 from tests.engine.conftest import Start
@@ -208,6 +209,15 @@ async def test_no_job_runs_for_longer_than_the_server_allows(start: Start) -> No
         await submit(engine, SLOW, steps=100).result()
 
 
+async def test_out_of_memory_is_answered_once_by_a_smaller_plan(engine: Engine, folder: Path) -> None:
+    """The job goes on where it was: no step is repeated but the one that failed."""
+    job = submit(engine, "a cat [oom:step2:once]", seed=40)
+    assert_right(job, await job.result())
+    assert sum(act.verb == "replan" for act in read_log(folder)) == 1
+    assert count(folder, "begin", seed=40) == 1
+    assert count(folder, "step", seed=40) == job.request.num_inference_steps
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "says"),
     [
@@ -271,6 +281,18 @@ async def test_a_stop_answers_every_job(engine: Engine) -> None:
     for job in jobs:
         with pytest.raises(ShuttingDown):
             await job.result()
+
+
+async def test_a_mistake_in_the_front_ends_it_with_a_reason(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await start()
+
+    def mistake(message: object) -> None:
+        raise AssertionError("a mistake")
+
+    monkeypatch.setattr(engine, "on_message", mistake)
+    with pytest.raises(WorkerUnavailable):
+        await submit(engine).result()
+    assert (await engine.wait_fatal()).exit_code == 1
 
 
 async def test_the_figures_tell_what_happened(engine: Engine) -> None:

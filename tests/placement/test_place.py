@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fluxserve.config import PipelineConfig
@@ -38,3 +40,24 @@ def test_a_budget_that_cannot_work_is_refused_with_the_smallest_that_can(tiny_ch
     load(model, memory_budget=smallest)
     with pytest.raises(DeviceError):
         load(model, memory_budget=smallest - 1)
+
+
+def test_a_smaller_plan_goes_on_in_the_middle_of_a_picture(tiny_checkpoint: MakeCheckpoint) -> None:
+    model = str(tiny_checkpoint())
+    whole, replanned = load(model), load(model)
+    replanned.plan = replace(replanned.plan, peak_bytes=smallest_budget(model) * 4 // 3 + 4)
+    request = complete_request(whole.card, "a cat", width=64, height=64, seed=5)
+    (expected,) = whole.run(request)
+    (sample,) = replanned.begin(request)
+    replanned.step([sample])
+    replanned.replan()
+    assert replanned.plan.streamed
+    while not sample.done:
+        replanned.step([sample])
+    assert replanned.encode(replanned.decode(sample), sample).data == expected.data
+
+
+def smallest_budget(model: str) -> int:
+    with pytest.raises(DeviceError) as caught:
+        load(model, memory_budget=1_000_000)
+    return int(caught.value.message.split("can work is ")[1].split(" bytes")[0].replace(",", ""))

@@ -42,7 +42,7 @@ def full_size(itemsize: int = 2) -> ModelBytes:
     )
 
 
-WORK = Work(1024, 1024, batch=1, text_tokens=256, hidden=3072, mlp_hidden=12288, itemsize=2)
+WORK = Work(1024, 1024, batch=1, text_tokens=256, hidden=3072, mlp_hidden=12288, vae_channels=256, itemsize=2)
 
 
 def test_the_blocks_without_modulation_are_what_is_published() -> None:

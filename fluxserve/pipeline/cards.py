@@ -1,0 +1,54 @@
+"""What clients and the front may know of a loaded model. Knows no weights and no requests."""
+
+from __future__ import annotations
+
+import torch
+
+from fluxserve.placement.plan import Plan
+from fluxserve.placement.rates import measure_rates, step_seconds
+from fluxserve.request import ModelCard, Placement
+from fluxserve.weights.checkpoint import Checkpoint
+
+
+def model_card(checkpoint: Checkpoint, plan: Plan, device: torch.device, dtype: torch.dtype) -> ModelCard:
+    """What clients and the front may know of the model."""
+    variant = checkpoint.variant
+    return ModelCard(
+        id=checkpoint.id,
+        aliases=variant.aliases,
+        variant=variant.name,
+        steps=variant.steps,
+        max_sequence_length=variant.max_sequence_length,
+        guidance_scale=variant.guidance_scale,
+        guidance_max=variant.guidance_max,
+        native_area=variant.native_area,
+        resamples=variant.resamples,
+        default_width=variant.default_size[0],
+        default_height=variant.default_size[1],
+        licence=variant.licence,
+        description=variant.description,
+        notice=variant.notice,
+        device=str(device),
+        dtype=dtype_name(dtype),
+        max_pixels=plan.max_pixels,
+        placement=placement_of(checkpoint, plan, device, dtype),
+    )
+
+
+def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, dtype: torch.dtype) -> Placement:
+    """The plan in the words of both processes, with the step time expected on this machine."""
+    params = checkpoint.transformer_params
+    return Placement(
+        budget_bytes=plan.budget_bytes,
+        peak_bytes=plan.peak_bytes,
+        resident_blocks=len(plan.resident),
+        streamed_blocks=len(plan.streamed),
+        streamed_bytes=plan.streamed_bytes,
+        text_encoder=plan.t5,
+        autoencoder="tiled" if plan.tiled else "whole",
+        step_s=step_seconds(params, plan, measure_rates(params, device, dtype)),
+    )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
