@@ -22,6 +22,7 @@ class PipelineConfig:
     tokenizer/ and tokenizer_2/ for a transformer file that has none beside it.
     offload: auto keeps on the device what the budget allows and streams the rest, none keeps everything there, stream
     keeps as little as possible. memory_budget: bytes of the device's memory to use; None: what is free.
+    compile: each transformer block by torch.compile, which takes a while at the first picture of each size.
     """
 
     model: str = DEFAULT_MODEL
@@ -30,6 +31,7 @@ class PipelineConfig:
     offload: Offload = "auto"
     text_encoders: str | None = None
     memory_budget: int | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class ServerConfig:
     pages that may call. api_keys: none: everybody may. rate_limit: requests a minute for each key; None: unlimited.
     output_dir: where pictures lie behind their URLs, for url_ttl_s seconds, within store_quota_bytes; None: the user's
     cache. strict: unknown parameters are an error. strict_model: OpenAI's model names are none of ours.
-    content_filter: `module:function`, asked before each generation.
+    content_filter: `module:function`, asked before each generation. max_connections: open at the same time.
     """
 
     host: str = "127.0.0.1"
@@ -96,3 +98,4 @@ class ServerConfig:
     content_filter: str | None = None
     max_pixels: int = 2048 * 2048
     max_input_pixels: int = 4096 * 4096
+    max_connections: int = 1024

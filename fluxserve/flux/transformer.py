@@ -64,7 +64,7 @@ class FluxTransformer(nn.Module):
         return torch.cat([*rows, self.final_layer.adaLN_modulation(vec)], dim=-1)
 
     def rope(self, text_tokens: int, rows: int, columns: int) -> Tensor:
-        """Positions (0, 0, 0) for text, then (0, row, column) for image tokens. Returns (L, D / 2) complex64."""
+        """Positions (0, 0, 0) for text, then (0, row, column) for image tokens. Returns (L, D / 2, 2) float32."""
         device = self.img_in.weight.device
         ids = torch.zeros(rows, columns, 3, device=device)
         ids[..., 1] = torch.arange(rows, device=device)[:, None]
@@ -76,7 +76,7 @@ class FluxTransformer(nn.Module):
         """The velocity at one time a sample.
 
         img: (B, I, in_channels) packed latents. txt: (B, T, context_in_dim) T5 states. modulation: (B, M) rows of
-        this time. rope: (L, D / 2) complex. Returns (B, I, out_channels).
+        this time. rope: (L, D / 2, 2). Returns (B, I, out_channels).
         """
         double, single, last = modulation.split(self._modulation_split(), dim=-1)
         img, txt = self.img_in(img), self.txt_in(txt)

@@ -30,7 +30,7 @@ def model_card(checkpoint: Checkpoint, plan: Plan, device: torch.device, dtype: 
         notice=variant.notice,
         device=str(device),
         dtype=dtype_name(dtype),
-        max_pixels=plan.max_pixels,
+        max_pixels=None if variant.resamples else plan.max_pixels,
         placement=placement_of(checkpoint, plan, device, dtype),
     )
 

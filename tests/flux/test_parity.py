@@ -61,7 +61,7 @@ def test_rotary_tables_are_exact_far_beyond_bfloat16() -> None:
     ids = torch.tensor([[0.0, 257.0, 511.0]])
     table = rotary_table(ids, (4, 6, 6), 10_000)
     angle = torch.tensor(511.0, dtype=torch.float64)
-    assert table[0, 5].real.item() == pytest.approx(torch.cos(angle).item(), abs=1e-6)
+    assert table[0, 5, 0].item() == pytest.approx(torch.cos(angle).item(), abs=1e-6)
 
 
 @torch.inference_mode()
