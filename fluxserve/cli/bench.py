@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fluxserve import __version__
 from fluxserve.cli import options
 from fluxserve.cli.failures import failures_to_exit_codes
 from fluxserve.cli.generate import parse_size
+from fluxserve.cli.loading import load_with_progress
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import WorkerUnavailable
 from fluxserve.request import GenerationRequest, complete_request
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from fluxserve.pipeline.flux_pipeline import FluxPipeline
 
 START_TIMEOUT_S = 600
-
-console = Console(stderr=True)
 
 
 def bench(
@@ -64,11 +62,7 @@ def bench(
 def _load(
     config: PipelineConfig, width: int | None, height: int | None, steps: int | None
 ) -> tuple[FluxPipeline, GenerationRequest]:
-    from fluxserve.pipeline.flux_pipeline import log_progress
-    from fluxserve.pipeline.loading import load_pipeline
-
-    with console.status(f"loading {config.model}"):
-        pipeline = load_pipeline(config, log_progress)
+    pipeline = load_with_progress(config)
     request = complete_request(
         pipeline.card, "A lighthouse at dusk", width=width, height=height, num_inference_steps=steps, seed=0
     )

@@ -9,10 +9,11 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -21,8 +22,10 @@ from fluxserve import __version__
 from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig
 from fluxserve.engine import Engine
 from fluxserve.errors import ConfigError, InUse
+from fluxserve.request import Placement
 from fluxserve.server.access import is_loopback
 from fluxserve.server.app import create_app
+from fluxserve.server.protocol import HEAD_S, bounded
 from fluxserve.server.services import open_services
 
 log = logging.getLogger("fluxserve")
@@ -40,6 +43,7 @@ def run_front(pipeline: PipelineConfig, limits: EngineConfig, config: ServerConf
     check_access(config)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    allow_open_files()
     with bind(config.host, config.port) as listener:
         return asyncio.run(_run(pipeline, limits, config, worker_module, listener))
 
@@ -51,6 +55,13 @@ def check_access(config: ServerConfig) -> None:
             f"Without a key, {config.host} would let everybody who can reach this machine use it.\n"
             "Set FLUXSERVE_API_KEY to a secret, or pass --insecure to accept that."
         )
+
+
+def allow_open_files() -> None:
+    """Raises the process's limit on open files, of which each connection is one, as far as it may."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS names a limit that it does not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -81,7 +92,8 @@ async def _run(
         options = uvicorn.Config(
             create_app(services),
             lifespan="off",
-            http="h11",
+            http=bounded(config.max_connections),
+            timeout_keep_alive=int(HEAD_S),
             ws="none",
             log_config=None,
             access_log=False,
@@ -157,6 +169,20 @@ class Front:
         card = self._engine.card
         assert card is not None
         log.info("ready: %s on %s in %s. %s", card.id, card.device, card.dtype, card.notice or "")
+        if card.placement is not None:
+            log.info("placement: %s", placement_line(card.placement))
+
+
+def placement_line(placement: Placement) -> str:
+    """A plan in one line, for the log."""
+    blocks = placement.resident_blocks + placement.streamed_blocks
+    return (
+        f"{placement.peak_bytes:,} of {placement.budget_bytes:,} bytes at most, "
+        f"{placement.resident_blocks} of {blocks} blocks resident, "
+        f"{placement.streamed_bytes:,} bytes streamed a step, "
+        f"T5 {placement.text_encoder}, autoencoder {placement.autoencoder}, "
+        f"{placement.step_s:.2f} s a step expected"
+    )
 
 
 def _cache_folder() -> Path:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fluxserve.cli import options
 from fluxserve.cli.failures import failures_to_exit_codes
+from fluxserve.cli.loading import console, load_with_progress
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import InvalidRequest
 from fluxserve.request import GenerationRequest, OutputFormat, check_size, complete_request
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 FORMATS: dict[str, OutputFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 STDOUT = "-"
-
-console = Console(stderr=True)
 
 
 def generate(
@@ -49,7 +47,7 @@ def generate(
     with failures_to_exit_codes():
         output_format = _output_format(output, n)
         width, height = parse_size(size)
-        pipeline = _load(
+        pipeline = load_with_progress(
             PipelineConfig(model, device, dtype, offload, text_encoders, options.parse_bytes(memory_budget))
         )
         request = complete_request(
@@ -91,17 +89,6 @@ def parse_size(size: str | None) -> tuple[int, int] | tuple[None, None]:
     width, height = int(match[1]), int(match[2])
     check_size(width, height)
     return width, height
-
-
-def _load(config: PipelineConfig) -> FluxPipeline:
-    with console.status(f"loading {config.model}"):
-        from fluxserve.pipeline.flux_pipeline import log_progress
-        from fluxserve.pipeline.loading import load_pipeline
-
-        pipeline = load_pipeline(config, log_progress)
-    if pipeline.card.notice is not None:
-        console.print(f"[yellow]{pipeline.card.id}: {pipeline.card.description}[/yellow]")
-    return pipeline
 
 
 def _run(pipeline: FluxPipeline, request: GenerationRequest) -> Generation:

@@ -73,6 +73,9 @@ class ServeSettings(BaseSettings):
     memory_budget: ByteSize | None = Field(
         None, gt=0, title="device", description="How much of the device's memory to use, e.g. 8GiB; all that is free."
     )
+    compile: Switch = Field(
+        False, title="device", description="Compile the transformer's blocks: slower to the first picture, then faster."
+    )
     offload: Offload = Field(
         _PIPELINE.offload,
         title="device",
@@ -89,6 +92,9 @@ class ServeSettings(BaseSettings):
     )
     allowed_host: Many = Field((), title="network", description="A further Host name served on a loopback address.")
     cors_origin: Many = Field((), title="network", description="A web origin whose pages may call.")
+    max_connections: PositiveInt = Field(
+        _SERVER.max_connections, title="network", description="How many connections may be open."
+    )
 
     api_key: Many = Field(
         (), title="access", repr=False, description="A key clients must send; visible in ps: prefer the variable."
@@ -150,7 +156,15 @@ class ServeSettings(BaseSettings):
         return init_settings, _Variables(settings_cls), InitSettingsSource(settings_cls, cls.file_content)
 
     def pipeline_config(self) -> PipelineConfig:
-        return PipelineConfig(self.model, self.device, self.dtype, self.offload, self.text_encoders, self.memory_budget)
+        return PipelineConfig(
+            self.model,
+            self.device,
+            self.dtype,
+            self.offload,
+            self.text_encoders,
+            self.memory_budget,
+            self.compile,
+        )
 
     def engine_config(self) -> EngineConfig:
         return EngineConfig(
@@ -190,6 +204,7 @@ class ServeSettings(BaseSettings):
         "content_filter",
         "max_pixels",
         "max_input_pixels",
+        "max_connections",
     )
 
 

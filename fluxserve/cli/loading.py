@@ -1,0 +1,42 @@
+"""A pipeline for commands that draw themselves, with a bar while files are fetched and read. Knows no requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from fluxserve.config import PipelineConfig
+
+if TYPE_CHECKING:
+    from fluxserve.pipeline.flux_pipeline import FluxPipeline
+
+FREE_LICENCE = "Apache-2.0"
+
+console = Console(stderr=True)
+
+
+def load_with_progress(config: PipelineConfig) -> FluxPipeline:
+    """Loads what `config` names, and tells of a licence or a notice that people should know of.
+
+    Raises:
+        FluxserveError: as `load_pipeline`.
+    """
+    with console.status(f"loading {config.model}"):
+        from fluxserve.pipeline.loading import load_pipeline
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(config.model, total=None)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total or None)
+
+        pipeline = load_pipeline(config, progress)
+    card = pipeline.card
+    if card.notice is not None:
+        console.print(f"[yellow]{card.id}: {card.description}[/yellow]")
+    if not card.licence.startswith(FREE_LICENCE):
+        console.print(f"{card.id} is under the {card.licence}", highlight=False, markup=False)
+    return pipeline

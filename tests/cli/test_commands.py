@@ -1,0 +1,110 @@
+"""The commands, as people type them: real processes, real files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import MakeCheckpoint
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def fluxserve(*arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "fluxserve", *arguments]
+    environment = os.environ | {"COLUMNS": "200"} | variables
+    return subprocess.run(command, capture_output=True, timeout=300, env=environment)
+
+
+def test_generate_writes_numbered_pictures_that_tell_their_seeds(tmp_path: Path) -> None:
+    output = tmp_path / "cat.png"
+    result = fluxserve("generate", "a cat", "-o", str(output), "--n", "2", "--seed", "5", "--size", "64x96")
+    assert result.returncode == 0, result.stderr.decode()
+    for number, seed in ((1, "5"), (2, "6")):
+        picture = Image.open(tmp_path / f"cat-{number}.png")
+        assert picture.size == (64, 96)
+        told = picture.text  # type: ignore[attr-defined]
+        assert (told["seed"], told["prompt"], told["size"]) == (seed, "a cat", "64x96")
+        assert {"steps", "guidance", "model"} <= told.keys()
+
+
+def test_generate_writes_a_png_to_stdout_and_nothing_else() -> None:
+    result = fluxserve("generate", "a cat", "-o", "-", "--seed", "5", "--size", "64x64")
+    assert result.stdout.startswith(PNG)
+    assert Image.open(io.BytesIO(result.stdout)).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["a cat", "--size", "100x100"], 2, "the nearest is 96x96"),
+        (["a cat", "--size", "big"], 2, "size must be WIDTHxHEIGHT"),
+        (["a cat", "-o", "cat.bmp"], 2, "output must end in"),
+        (["a cat", "-o", "no/such/folder/cat.png"], 2, "existing folder"),
+        (["a cat", "-o", "-", "--n", "2"], 2, "n must be 1"),
+        (["a cat", "--model", "no-such-model"], 78, "no model named 'no-such-model'"),
+        (["a cat", "--device", "toaster"], 78, "device must be"),
+        (["a cat", "--model", "black-forest-labs/FLUX.1-schnell"], 69, "HF_HUB_OFFLINE"),
+    ],
+)
+def test_mistakes_are_told_in_a_line_and_an_exit_code(arguments: list[str], code: int, says: str) -> None:
+    result = fluxserve("generate", *arguments, HF_HUB_OFFLINE="1")
+    assert result.returncode == code
+    message = result.stderr.decode()
+    assert says in message
+    assert "Traceback" not in message
+
+
+def test_a_damaged_checkpoint_is_named(tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_checkpoint(), folder)
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = fluxserve("generate", "a cat", "--model", str(folder))
+    assert result.returncode == 65
+    assert str(weights) in result.stderr.decode().replace("\n", "")
+
+
+def test_the_dev_licence_is_shown(tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    model = tiny_checkpoint("dev", "bfl") / "flux1-dev.safetensors"
+    output = str(tmp_path / "cat.png")
+    result = fluxserve("generate", "a cat", "-m", str(model), "-o", output, "--size", "64x64", "--steps", "1")
+    assert result.returncode == 0
+    assert "Non-Commercial License" in result.stderr.decode()
+
+
+def test_doctor_says_what_is_here_and_what_will_be_used() -> None:
+    result = fluxserve("doctor")
+    assert result.returncode == 0
+    rows = dict(line.split(None, 1) for line in result.stdout.decode().splitlines() if line[:1].strip())
+    assert {"machine", "memory", "torch", "device", "dtype", "model", "weights", "budget", "resident"} <= rows.keys()
+
+
+def test_doctor_fetches_nothing() -> None:
+    result = fluxserve("doctor", "black-forest-labs/FLUX.1-dev", HF_ENDPOINT="http://127.0.0.1:1")
+    assert result.returncode == 0
+    assert "is not in the cache" in result.stdout.decode()
+
+
+def test_models_lists_what_can_be_named() -> None:
+    result = fluxserve("models")
+    words = result.stdout.decode().split()
+    assert {"black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev", "demo"} <= set(words)
+
+
+def test_bench_times_every_stage_and_http() -> None:
+    result = fluxserve("bench", "demo-untrained", "--size", "64x64", "--steps", "1", "--repeats", "1")
+    assert result.returncode == 0, result.stderr.decode()
+    report = json.loads(result.stdout)
+    assert report["stages_ms"].keys() == {"text", "step", "decode", "encode"}
+    assert all(stage["median"] > 0 for stage in report["stages_ms"].values())
+    assert report["http_ms"]["wall"]["median"] >= report["http_ms"]["overhead"]["median"] > 0
