@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from fluxserve.errors import InvalidRequest
@@ -64,19 +64,20 @@ class InputPicture:
 
 
 def read_input(image: bytes, mask: bytes | None, width: int, height: int) -> InputPicture:
-    """Decodes and scales the uploads of an edit. Transparency asks for repainting: the mask's, else the image's own.
+    """Decodes, stands upright and scales the uploads of an edit. Transparency in the picture shows white.
+
+    Transparency in the mask, which may be the picture itself, asks for repainting; without a mask everything may change.
 
     Raises:
         InvalidRequest: Pillow cannot read one of them.
     """
-    picture = _open(image, "image")
-    source = _open(mask, "mask") if mask is not None else picture
-    alpha = source.getchannel("A").resize((width, height), Image.Resampling.BOX) if "A" in source.getbands() else None
-    repaint = None if alpha is None else 1.0 - np.asarray(alpha, dtype=np.float32) / 255.0
-    if mask is None and repaint is not None and not repaint.any():
-        repaint = None  # an opaque alpha channel asks for nothing
-    scaled = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    return InputPicture(np.asarray(scaled), repaint)
+    picture = _open(image, "image").convert("RGBA")
+    on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    scaled = on_white.resize((width, height), Image.Resampling.LANCZOS)
+    if mask is None:
+        return InputPicture(np.asarray(scaled), None)
+    alpha = _open(mask, "mask").convert("RGBA").getchannel("A").resize((width, height), Image.Resampling.BOX)
+    return InputPicture(np.asarray(scaled), 1.0 - np.asarray(alpha, dtype=np.float32) / 255.0)
 
 
 def keep_unmasked(picture: InputPicture, painted: Pixels) -> Pixels:
@@ -89,8 +90,10 @@ def keep_unmasked(picture: InputPicture, painted: Pixels) -> Pixels:
 
 def _open(data: bytes, param: str) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"])
-        return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]))
+        if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+        return picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidRequest(
             f"{param} cannot be read: send a PNG, JPEG or WebP file", param=param, code=f"invalid_{param}"

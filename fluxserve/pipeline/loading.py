@@ -63,10 +63,17 @@ class Blueprint:
             DeviceError: the budget is too small; names the smallest that works.
         """
         make = {"auto": make_plan, "none": resident_plan, "stream": streaming_plan}[offload]
-        budget = budget_bytes or available_bytes(self.device)
-        return make(
-            model_bytes(self.checkpoint, self.dtype), work_of(self.checkpoint, self.dtype), budget, self.device.type
-        )
+        sizes = model_bytes(self.checkpoint, self.dtype)
+        budget = budget_bytes or self._free_bytes(sizes.total)
+        return make(sizes, work_of(self.checkpoint, self.dtype), budget, self.device.type)
+
+    def _free_bytes(self, needed_bytes: int) -> int:
+        """What the device has free; of a CPU's memory half if that is too little for all of the model.
+
+        The other half caches the file that the rest streams from.
+        """
+        free = available_bytes(self.device)
+        return free // 2 if self.device.type == "cpu" and needed_bytes > free else free
 
     def smaller_plan(self, plan: Plan) -> Plan:
         """A plan within three quarters of what another one takes. Raises: as `plan`."""
