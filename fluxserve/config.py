@@ -9,6 +9,7 @@ from typing import Literal
 Device = str
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["auto", "none", "stream"]
+Storage = Literal["native", "fp8", "int8"]
 
 DEFAULT_MODEL = "demo"
 
@@ -22,6 +23,7 @@ class PipelineConfig:
     tokenizer/ and tokenizer_2/ for a transformer file that has none beside it.
     offload: auto keeps on the device what the budget allows and streams the rest, none keeps everything there, stream
     keeps as little as possible. memory_budget: bytes of the device's memory to use; None: what is free.
+    storage: fp8 or int8 pack the blocks' matrices at load, with a scale a row: half the memory, a small error.
     compile: each transformer block by torch.compile, which takes a while at the first picture of each size.
     """
 
@@ -31,6 +33,7 @@ class PipelineConfig:
     offload: Offload = "auto"
     text_encoders: str | None = None
     memory_budget: int | None = None
+    storage: Storage = "native"
     compile: bool = False
 
 

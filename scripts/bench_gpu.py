@@ -129,7 +129,7 @@ class Bench:
             tokenizer=tokenizers / "tokenizer",
             tokenizer_2=tokenizers / "tokenizer_2",
         )
-        self.blueprint = Blueprint(self.checkpoint, device, torch.bfloat16, "fixed", compile=False)
+        self.blueprint = Blueprint(self.checkpoint, device, torch.bfloat16, "fixed", storage=None, compile=False)
 
     def load(self, budget_gib: float | None) -> FluxPipeline:
         """Everything resident, or what the budget allows."""

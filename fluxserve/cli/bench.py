@@ -42,11 +42,14 @@ def bench(
     offload: options.OffloadOption = PipelineConfig.offload,
     text_encoders: options.TextEncodersOption = None,
     memory_budget: options.MemoryBudgetOption = None,
+    storage: options.StorageOption = PipelineConfig.storage,
 ) -> None:
     """Time text, step, decode, encode and the overhead of HTTP."""
     with failures_to_exit_codes():
         width, height = parse_size(size)
-        config = PipelineConfig(model, device, dtype, offload, text_encoders, options.parse_bytes(memory_budget))
+        config = PipelineConfig(
+            model, device, dtype, offload, text_encoders, options.parse_bytes(memory_budget), storage
+        )
         pipeline, request = _load(config, width, height, steps)
         report = {
             "machine": _machine(),
@@ -147,7 +150,7 @@ def _server(config: PipelineConfig) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "fluxserve", "serve", config.model, "--port", str(port), "--device", config.device]
-    command += ["--dtype", config.dtype, "--offload", config.offload]
+    command += ["--dtype", config.dtype, "--offload", config.offload, "--storage", config.storage]
     command += ["--text-encoders", config.text_encoders] if config.text_encoders else []
     command += ["--memory-budget", str(config.memory_budget)] if config.memory_budget else []
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

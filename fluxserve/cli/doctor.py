@@ -27,13 +27,14 @@ def doctor(
     offload: options.OffloadOption = PipelineConfig.offload,
     text_encoders: options.TextEncodersOption = None,
     memory_budget: options.MemoryBudgetOption = None,
+    storage: options.StorageOption = PipelineConfig.storage,
 ) -> None:
     """Say what is here and what will be used. Fetches nothing."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, below
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    config = PipelineConfig(model, device, dtype, offload, text_encoders, options.parse_bytes(memory_budget))
+    config = PipelineConfig(model, device, dtype, offload, text_encoders, options.parse_bytes(memory_budget), storage)
     with failures_to_exit_codes():
         try:
             for name, value in _machine():
@@ -79,7 +80,7 @@ def _gpus() -> list[str]:
 
 def _choice(config: PipelineConfig) -> list[tuple[str, str]]:
     from fluxserve.pipeline.cards import placement_of
-    from fluxserve.pipeline.loading import draw_blueprint, model_bytes
+    from fluxserve.pipeline.loading import draw_blueprint
     from fluxserve.placement.device import available_bytes
 
     blueprint = draw_blueprint(config, lambda *_: None)
@@ -92,7 +93,7 @@ def _choice(config: PipelineConfig) -> list[tuple[str, str]]:
         ("model", f"{checkpoint.id} ({checkpoint.variant.name}): {checkpoint.variant.description}"),
         ("licence", checkpoint.variant.licence),
         *(("files", reader.source) for reader in readers),
-        ("weights", _bytes(model_bytes(checkpoint, dtype).total)),
+        ("weights", _bytes(blueprint.sizes().total)),
         *_placement(placement_of(checkpoint, plan, device, dtype)),
     ]
 

@@ -42,13 +42,14 @@ def generate(
     offload: options.OffloadOption = PipelineConfig.offload,
     text_encoders: options.TextEncodersOption = None,
     memory_budget: options.MemoryBudgetOption = None,
+    storage: options.StorageOption = PipelineConfig.storage,
 ) -> None:
     """Draw pictures from a prompt, into files."""
     with failures_to_exit_codes():
         output_format = _output_format(output, n)
         width, height = parse_size(size)
         pipeline = load_with_progress(
-            PipelineConfig(model, device, dtype, offload, text_encoders, options.parse_bytes(memory_budget))
+            PipelineConfig(model, device, dtype, offload, text_encoders, options.parse_bytes(memory_budget), storage)
         )
         request = complete_request(
             pipeline.card,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from fluxserve.config import Dtype, Offload
+from fluxserve.config import Dtype, Offload, Storage
 
 MODEL_HELP = (
     "demo, a Hub id such as black-forest-labs/FLUX.1-schnell, a folder in diffusers' layout, "
@@ -41,6 +41,13 @@ MemoryBudgetOption = Annotated[
         "--memory-budget",
         envvar="FLUXSERVE_MEMORY_BUDGET",
         help="How much of the device's memory to use, for example 8GiB; all that is free if left out.",
+    ),
+]
+
+StorageOption = Annotated[
+    Storage,
+    typer.Option(
+        "--storage", envvar="FLUXSERVE_STORAGE", help="fp8 or int8: half the memory for the blocks, a small error."
     ),
 ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -23,7 +24,7 @@ from pydantic_settings import (
 )
 
 from fluxserve.cli.options import MODEL_HELP
-from fluxserve.config import Dtype, EngineConfig, Offload, PipelineConfig, ResponseFormat, ServerConfig
+from fluxserve.config import Dtype, EngineConfig, Offload, PipelineConfig, ResponseFormat, ServerConfig, Storage
 from fluxserve.errors import ConfigError
 
 PREFIX = "FLUXSERVE_"
@@ -72,6 +73,9 @@ class ServeSettings(BaseSettings):
     )
     memory_budget: ByteSize | None = Field(
         None, gt=0, title="device", description="How much of the device's memory to use, e.g. 8GiB; all that is free."
+    )
+    storage: Storage = Field(
+        _PIPELINE.storage, title="device", description="fp8 or int8: half the memory for the blocks, a small error."
     )
     compile: Switch = Field(
         False, title="device", description="Compile the transformer's blocks: slower to the first picture, then faster."
@@ -156,31 +160,15 @@ class ServeSettings(BaseSettings):
         return init_settings, _Variables(settings_cls), InitSettingsSource(settings_cls, cls.file_content)
 
     def pipeline_config(self) -> PipelineConfig:
-        return PipelineConfig(
-            self.model,
-            self.device,
-            self.dtype,
-            self.offload,
-            self.text_encoders,
-            self.memory_budget,
-            self.compile,
-        )
+        return PipelineConfig(**self._shared(PipelineConfig))
 
     def engine_config(self) -> EngineConfig:
-        return EngineConfig(
-            max_queue=self.max_queue,
-            max_work=self.max_work,
-            max_job_seconds=self.max_job_seconds,
-            max_attempts=self.max_attempts,
-            ageing=self.ageing,
-            drain_timeout_s=self.drain_timeout,
-        )
+        return EngineConfig(**self._shared(EngineConfig), drain_timeout_s=self.drain_timeout)
 
     def server_config(self) -> ServerConfig:
         """Raises ConfigError if the key file cannot be read."""
-        same = {name: getattr(self, name) for name in self._SAME}
         return ServerConfig(
-            **same,
+            **self._shared(ServerConfig),
             allowed_hosts=self.allowed_host,
             cors_origins=self.cors_origin,
             api_keys=(*self.api_key, *_read_keys(self.api_key_file)),
@@ -190,22 +178,11 @@ class ServeSettings(BaseSettings):
             served_model_names=self.served_model_name,
         )
 
-    _SAME = (
-        "host",
-        "port",
-        "public_url",
-        "trusted_proxies",
-        "insecure",
-        "rate_limit",
-        "output_dir",
-        "strict_model",
-        "strict",
-        "default_response_format",
-        "content_filter",
-        "max_pixels",
-        "max_input_pixels",
-        "max_connections",
-    )
+    def _shared(self, config: type[PipelineConfig | EngineConfig | ServerConfig]) -> dict[str, Any]:
+        """The options that a config has under the same name."""
+        return {
+            field.name: getattr(self, field.name) for field in fields(config) if field.name in type(self).model_fields
+        }
 
 
 class _Variables(EnvSettingsSource):

@@ -66,7 +66,7 @@ class InputPicture:
 def read_input(image: bytes, mask: bytes | None, width: int, height: int) -> InputPicture:
     """Decodes, stands upright and scales the uploads of an edit. Transparency in the picture shows white.
 
-    Transparency in the mask, which may be the picture itself, asks for repainting; without a mask everything may change.
+    Transparency in the mask, which may be the picture itself, asks for repainting; without a mask all may change.
 
     Raises:
         InvalidRequest: Pillow cannot read one of them.

@@ -19,11 +19,13 @@ from fluxserve.pipeline.flux_pipeline import FluxPipeline, Networks
 from fluxserve.pipeline.text_configs import clip_config, t5_config
 from fluxserve.pipeline.text_encoders import TextEncoders
 from fluxserve.placement.device import available_bytes, choose_device, choose_dtype
-from fluxserve.placement.flat import aligned
+from fluxserve.placement.flat import FlatLayout
 from fluxserve.placement.place import BLOCK_PREFIXES, Placer, block_keys, is_modulation, t5_block_keys
 from fluxserve.placement.plan import ModelBytes, Plan, Work, make_plan, resident_plan, streaming_plan
+from fluxserve.placement.storage import Form
 from fluxserve.weights.checkpoint import Checkpoint, open_checkpoint
 from fluxserve.weights.hub import ByteProgress as ProgressCallback
+from fluxserve.weights.quantize import Storage
 from fluxserve.weights.reader import TensorReader
 
 log = logging.getLogger(__name__)
@@ -48,13 +50,27 @@ def load_pipeline(config: PipelineConfig, progress: ProgressCallback) -> FluxPip
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All that is decided before any weight is read. reason: for the dtype. compile: the transformer's blocks."""
+    """All that is decided before any weight is read.
+
+    reason: for the dtype. storage: see `PipelineConfig`. compile: the transformer's blocks.
+    """
 
     checkpoint: Checkpoint
     device: torch.device
     dtype: torch.dtype
     reason: str
+    storage: Storage | None
     compile: bool
+
+    @property
+    def form(self) -> Form:
+        """Of the transformer's blocks; T5's are alike but for their dtype."""
+        return Form(self.dtype, self.storage)
+
+    @property
+    def text_form(self) -> Form:
+        """T5 overflows in float16."""
+        return Form(torch.float32 if self.dtype == torch.float16 else self.dtype, self.storage)
 
     def plan(self, offload: Offload, budget_bytes: int | None) -> Plan:
         """What lives where, for one image of the model's own size. budget_bytes: None: what the device has free.
@@ -63,9 +79,26 @@ class Blueprint:
             DeviceError: the budget is too small; names the smallest that works.
         """
         make = {"auto": make_plan, "none": resident_plan, "stream": streaming_plan}[offload]
-        sizes = model_bytes(self.checkpoint, self.dtype)
+        sizes = self.sizes()
         budget = budget_bytes or self._free_bytes(sizes.total)
         return make(sizes, work_of(self.checkpoint, self.dtype), budget, self.device.type)
+
+    def sizes(self) -> ModelBytes:
+        """The four networks by use, in bytes as they will lie in memory."""
+        transformer, t5, plain = self.checkpoint.transformer, self.checkpoint.t5, Form(self.dtype)
+        blocks, t5_blocks = block_keys(transformer), t5_block_keys(t5)
+        modulation = [key for key in transformer.keys() if is_modulation(key)]
+        small = [key for key in transformer.keys() if not key.startswith(BLOCK_PREFIXES) and not is_modulation(key)]
+        clip, autoencoder = self.checkpoint.clip, self.checkpoint.autoencoder
+        return ModelBytes(
+            blocks=tuple(stored_bytes(transformer, block.values(), self.form) for block in blocks),
+            modulation=stored_bytes(transformer, modulation, plain),
+            small=stored_bytes(transformer, small, plain),
+            t5_blocks=tuple(stored_bytes(t5, block.values(), self.text_form) for block in t5_blocks),
+            t5_embedding=stored_bytes(t5, ["shared.weight"], Form(t5.dtype("shared.weight"))),
+            clip=stored_bytes(clip, clip.keys(), Form(self.text_form.dtype)),
+            autoencoder=stored_bytes(autoencoder, autoencoder.keys(), plain),
+        )
 
     def _free_bytes(self, needed_bytes: int) -> int:
         """What the device has free; of a CPU's memory half if that is too little for all of the model.
@@ -84,18 +117,18 @@ class Blueprint:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        checkpoint, text = self.checkpoint, text_dtype(self.dtype)
+        checkpoint, plain, plain_text = self.checkpoint, Form(self.dtype), Form(self.text_form.dtype)
         clip_tokenizer = CLIPTokenizer.from_pretrained(checkpoint.tokenizer)
         with torch.device("meta"):
             transformer = FluxTransformer(checkpoint.transformer_params).requires_grad_(False).eval()
             autoencoder = Autoencoder(checkpoint.autoencoder_params).requires_grad_(False).eval()
             t5 = T5EncoderModel(t5_config(checkpoint.t5_params)).requires_grad_(False).eval()
             clip = CLIPTextModel(clip_config(checkpoint.clip_params, clip_tokenizer)).requires_grad_(False).eval()
-        placer = Placer(plan, self.device, self.dtype, _placed(progress, model_bytes(checkpoint, self.dtype).total))
-        placer.put(clip, checkpoint.clip, {key: key for key in checkpoint.clip.keys()}, text)
-        placer.put(autoencoder, checkpoint.autoencoder, {key: key for key in checkpoint.autoencoder.keys()}, self.dtype)
+        placer = Placer(plan, self.device, self.form, _placed(progress, self.sizes().total))
+        placer.put(clip, checkpoint.clip, {key: key for key in checkpoint.clip.keys()}, plain_text)
+        placer.put(autoencoder, checkpoint.autoencoder, {key: key for key in checkpoint.autoencoder.keys()}, plain)
         placer.transformer(transformer, checkpoint.transformer)
-        placer.t5(t5, checkpoint.t5, text)
+        placer.t5(t5, checkpoint.t5, self.text_form)
         if self.compile:
             compile_blocks(transformer)
         # CLIP's position ids are in no file, and wrong without a word when left on the meta device.
@@ -123,7 +156,8 @@ def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Bluepr
     device = choose_device(config.device)
     choice = choose_dtype(config.dtype, device)
     checkpoint = open_checkpoint(config.model, config.text_encoders, progress)
-    return Blueprint(checkpoint, device, choice.dtype, choice.reason, config.compile)
+    storage: Storage | None = None if config.storage == "native" else config.storage
+    return Blueprint(checkpoint, device, choice.dtype, choice.reason, storage, config.compile)
 
 
 def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:
@@ -142,31 +176,9 @@ def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:
     )
 
 
-def model_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> ModelBytes:
-    """The four networks by use, in bytes as they will lie in memory."""
-    transformer, t5, text = checkpoint.transformer, checkpoint.t5, text_dtype(dtype)
-    blocks, t5_blocks = block_keys(transformer), t5_block_keys(t5)
-    modulation = [key for key in transformer.keys() if is_modulation(key)]
-    small = [key for key in transformer.keys() if not key.startswith(BLOCK_PREFIXES) and not is_modulation(key)]
-    return ModelBytes(
-        blocks=tuple(stored_bytes(transformer, block.values(), dtype) for block in blocks),
-        modulation=stored_bytes(transformer, modulation, dtype),
-        small=stored_bytes(transformer, small, dtype),
-        t5_blocks=tuple(stored_bytes(t5, block.values(), text) for block in t5_blocks),
-        t5_embedding=stored_bytes(t5, ["shared.weight"], t5.dtype("shared.weight")),
-        clip=stored_bytes(checkpoint.clip, checkpoint.clip.keys(), text),
-        autoencoder=stored_bytes(checkpoint.autoencoder, checkpoint.autoencoder.keys(), dtype),
-    )
-
-
-def stored_bytes(reader: TensorReader, keys: Iterable[str], dtype: torch.dtype) -> int:
-    """What tensors take in memory, laid out: packed ones as they are, the others in `dtype`."""
-    total = 0
-    for key in keys:
-        packed = reader.packed(key)
-        dense = math.prod(reader.shape(key)) * dtype.itemsize
-        total += aligned(dense) if packed is None else sum(aligned(part.nbytes) for part in packed.parts.values())
-    return total
+def stored_bytes(reader: TensorReader, keys: Iterable[str], form: Form) -> int:
+    """What tensors take in memory, laid out in a form."""
+    return FlatLayout.of((key, form.meta(reader, key)) for key in keys).nbytes
 
 
 def _placed(progress: ProgressCallback, total_bytes: int) -> Callable[[int], None]:
@@ -179,8 +191,3 @@ def _placed(progress: ProgressCallback, total_bytes: int) -> Callable[[int], Non
         progress("loading", done_bytes, total_bytes)
 
     return placed
-
-
-def text_dtype(dtype: torch.dtype) -> torch.dtype:
-    """T5 overflows in float16."""
-    return torch.float32 if dtype == torch.float16 else dtype

@@ -19,6 +19,7 @@ from fluxserve.placement.copiers import CudaCopier, ThreadCopier
 from fluxserve.placement.flat import Weight
 from fluxserve.placement.plan import Plan
 from fluxserve.placement.sources import FileSource, PinnedArena, PinnedSource
+from fluxserve.placement.storage import Form
 from fluxserve.placement.stream import BlockSource, Copier, Slots, StreamedPass
 from fluxserve.weights.reader import TensorReader
 
@@ -53,64 +54,66 @@ def t5_block_keys(reader: TensorReader) -> list[dict[str, str]]:
 
 
 class Placer:
-    """Fills modules built on the meta device, by one plan. placed: called with the bytes of each tensor placed.
+    """Fills modules built on the meta device, by one plan.
+
+    form: of the transformer's blocks; of T5's with its own dtype. placed: called with the bytes of each tensor placed.
 
     copier: what moved the streamed weights, for those who count; None when everything is resident.
     """
 
-    def __init__(self, plan: Plan, device: torch.device, dtype: torch.dtype, placed: Callable[[int], None]) -> None:
+    def __init__(self, plan: Plan, device: torch.device, form: Form, placed: Callable[[int], None]) -> None:
         self.plan = plan
         self.device = device
-        self.dtype = dtype
+        self.form = form
         self.placed = placed
         self.copier: Copier | None = None
         self._slots: Slots | None = None
         self._image_pass: StreamedPass | None = None
 
-    def put(self, module: nn.Module, reader: TensorReader, names: Mapping[str, str], dtype: torch.dtype) -> None:
+    def put(self, module: nn.Module, reader: TensorReader, names: Mapping[str, str], form: Form) -> None:
         """On the device. names: the module's names -> the reader's keys."""
-        bind(module, {name: self._weight(reader, key, self.device, dtype) for name, key in names.items()})
+        bind(module, {name: self._weight(reader, key, self.device, form) for name, key in names.items()})
 
     def transformer(self, module: FluxTransformer, reader: TensorReader) -> None:
         """All of it, as planned."""
         blocks, keys = [*module.double_blocks, *module.single_blocks], block_keys(reader)
         host = [key for key in reader.keys() if is_modulation(key)]
         small = [key for key in reader.keys() if not key.startswith(BLOCK_PREFIXES) and key not in host]
-        self.put(module, reader, {key: key for key in small}, self.dtype)
+        self.put(module, reader, {key: key for key in small}, Form(self.form.dtype))
         self._put_on_host(module, reader, host)
         for i in self.plan.resident:
-            self.put(blocks[i], reader, keys[i], self.dtype)
+            self.put(blocks[i], reader, keys[i], self.form)
         streamed = [blocks[i] for i in self.plan.streamed]
-        self._image_pass = self._stream(streamed, reader, [keys[i] for i in self.plan.streamed], self.dtype)
+        self._image_pass = self._stream(streamed, reader, [keys[i] for i in self.plan.streamed], self.form)
 
-    def t5(self, module: T5EncoderModel, reader: TensorReader, dtype: torch.dtype) -> None:
+    def t5(self, module: T5EncoderModel, reader: TensorReader, form: Form) -> None:
         """After the transformer, whose first blocks follow the encoder's last ones through the slots."""
         blocks, keys = list(module.encoder.block), t5_block_keys(reader)
         table = reader.read("shared.weight")
         bind(module, {"shared.weight": table, "encoder.embed_tokens.weight": table})
         norm = "encoder.final_layer_norm.weight"
-        self.put(module, reader, {norm: norm}, dtype)
+        self.put(module, reader, {norm: norm}, form)
         if self.plan.t5 == "resident":
             for block, names in zip(blocks, keys, strict=True):
-                self.put(block, reader, names, dtype)
+                self.put(block, reader, names, form)
         else:
-            self._stream(blocks, reader, keys, dtype)
+            self._stream(blocks, reader, keys, form)
 
     def _put_on_host(self, module: nn.Module, reader: TensorReader, keys: Sequence[str]) -> None:
         """Views of the mapped file where its dtype serves; they give their pages back after use if memory is short."""
         for key in keys:
-            weight = self._weight(reader, key, torch.device("cpu"), self.dtype)
+            weight = self._weight(reader, key, torch.device("cpu"), Form(self.form.dtype))
             bind(module, {key: weight})
             if self.plan.streamed:
                 layer = module.get_submodule(key.rpartition(".")[0])
                 layer.register_forward_hook(partial(_release, reader, key))
 
     def _stream(
-        self, blocks: Sequence[nn.Module], reader: TensorReader, keys: Sequence[Mapping[str, str]], dtype: torch.dtype
+        self, blocks: Sequence[nn.Module], reader: TensorReader, keys: Sequence[Mapping[str, str]], form: Form
     ) -> StreamedPass | None:
         if not blocks:
             return None
-        sources = [FileSource(reader, names, dtype) for names in keys]
+        sources = [FileSource(reader, names, streamed_form(form, self.device)) for names in keys]
         return StreamedPass(blocks, self._on_host(sources), self._shared_slots(), following=self._image_pass)
 
     def _on_host(self, sources: Sequence[FileSource]) -> Sequence[BlockSource]:
@@ -132,14 +135,15 @@ class Placer:
             self._slots = Slots(self.copier, self.plan.slot_bytes, self.device)
         return self._slots
 
-    def _weight(self, reader: TensorReader, key: str, device: torch.device, dtype: torch.dtype) -> Weight:
-        packed = reader.packed(key)
-        if packed is not None:
-            weight: Weight = packed.to(device)
-        else:
-            weight = reader.read(key).to(device, dtype)
+    def _weight(self, reader: TensorReader, key: str, device: torch.device, form: Form) -> Weight:
+        weight = form.read(reader, key, device)
         self.placed(weight.nbytes)
         return weight
+
+
+def streamed_form(form: Form, device: torch.device) -> Form:
+    """A GPU streams what has been packed once; a CPU reads the file anew each time, where packing would only cost."""
+    return form if device.type == "cuda" else Form(form.dtype)
 
 
 def _release(reader: TensorReader, key: str, *_: object) -> None:

@@ -10,28 +10,29 @@ from torch import Tensor
 
 from fluxserve.errors import DeviceError
 from fluxserve.placement.flat import FlatLayout, Weight
+from fluxserve.placement.storage import Form
 from fluxserve.weights.reader import TensorReader
 
 
 class FileSource:
     """Read from the file at every use, giving its pages back at once. names: the module's name -> the reader's key."""
 
-    def __init__(self, reader: TensorReader, names: Mapping[str, str], dtype: torch.dtype) -> None:
+    def __init__(self, reader: TensorReader, names: Mapping[str, str], form: Form) -> None:
         self._reader = reader
         self._names = names
-        self.layout = FlatLayout.of(
-            (name, packed if packed is not None else torch.empty(reader.shape(key), dtype=dtype, device="meta"))
-            for name, key in names.items()
-            for packed in (reader.packed(key),)
-        )
+        self._form = form
+        self.layout = FlatLayout.of((name, form.meta(reader, key)) for name, key in names.items())
 
     def fill(self, buffer: Tensor) -> None:
         self.layout.write(buffer, self._weights())
 
     def _weights(self) -> Iterator[tuple[str, Weight]]:
+        """Not converted where no packing is asked for: the copy into the buffer does that."""
         for name, key in self._names.items():
-            packed = self._reader.packed(key)
-            yield name, packed if packed is not None else self._reader.read(key)
+            if self._form.storage is None and self._reader.packed(key) is None:
+                yield name, self._reader.read(key)
+            else:
+                yield name, self._form.read(self._reader, key, torch.device("cpu"))
             self._reader.release(key)
 
 

@@ -1,9 +1,9 @@
 """Four-bit files of bitsandbytes (NF4, FP4), with and without double quantisation. Does not use the library.
 
-For a layer's `weight` of n values: `weight` uint8 (n / 2, 1), the first value in the high four bits; `weight.absmax`, one
-scale a block; `weight.quant_map`, what each of the 16 codes means; `weight.quant_state.bitsandbytes__nf4`, JSON with
-the shape and the block size. With double quantisation absmax is itself 8-bit codes into `weight.nested_quant_map`,
-scaled by `weight.nested_absmax`, and offset.
+For a layer's `weight` of n values: `weight` uint8 (n / 2, 1), the first value in the high four bits; `weight.absmax`,
+one scale a block; `weight.quant_map`, what each of the 16 codes means; `weight.quant_state.bitsandbytes__nf4`, JSON
+with the shape and the block size. With double quantisation absmax is itself 8-bit codes into
+`weight.nested_quant_map`, scaled by `weight.nested_absmax`, and offset.
 """
 
 from __future__ import annotations
@@ -88,12 +88,25 @@ class FourBitReader:
             return self._reader.packed(key)
         state = self._states[key]
         rows = state.shape[0]
-        codes = tuple(self._reader.read(f"{key}.quant_map").float().tolist())
         parts = {"data": self._reader.read(key).view(rows, -1), "absmax": self._absmax(key, state).view(rows, -1)}
-        return PackedWeight(FourBit(state.kind, state.block, codes), state.shape, parts)
+        return PackedWeight(self._scheme(key, state), state.shape, parts)
+
+    def packed_meta(self, key: str) -> PackedWeight | None:
+        if key not in self._states:
+            return self._reader.packed_meta(key)
+        state = self._states[key]
+        rows, columns = state.shape
+        parts = {
+            "data": torch.empty(rows, columns // 2, dtype=torch.uint8, device="meta"),
+            "absmax": torch.empty(rows, columns // state.block, device="meta"),
+        }
+        return PackedWeight(self._scheme(key, state), state.shape, parts)
 
     def release(self, key: str) -> None:
         self._reader.release(key)
+
+    def _scheme(self, key: str, state: _State) -> FourBit:
+        return FourBit(state.kind, state.block, tuple(self._reader.read(f"{key}.quant_map").float().tolist()))
 
     def _absmax(self, key: str, state: _State) -> Tensor:
         """One float32 a block: the second quantisation, if there is one, is undone."""

@@ -100,7 +100,7 @@ def _assemble(model_id: str, holdings: Holdings) -> Checkpoint:
     params = transformer_params(transformer.reader, transformer.config)
     return Checkpoint(
         id=model_id,
-        variant=_variant(transformer, params, holdings.variant),
+        variant=variant_of(transformer, params, holdings.variant),
         transformer=transformer.reader,
         transformer_params=params,
         autoencoder=autoencoder.reader,
@@ -114,8 +114,12 @@ def _assemble(model_id: str, holdings: Holdings) -> Checkpoint:
     )
 
 
-def _variant(transformer: Component, params: FluxParams, named: str | None) -> Variant:
-    """The row of VARIANTS: as the files name it, else by the transformer's inputs."""
+def variant_of(transformer: Component, params: FluxParams, named: str | None) -> Variant:
+    """The row of VARIANTS: as the files name it, else by the transformer's inputs.
+
+    Raises:
+        CheckpointError: the model draws from pictures too, or the name is unknown.
+    """
     source = transformer.reader.source
     if params.in_channels != params.out_channels:
         kind = IMAGE_CONDITIONED.get(params.in_channels // params.out_channels, "a model")
@@ -123,7 +127,7 @@ def _variant(transformer: Component, params: FluxParams, named: str | None) -> V
             f"{source}: is {kind} with {params.in_channels} input channels; fluxserve draws from text, "
             f"with models whose input has {params.out_channels}"
         )
-    name = named if named is not None else ("dev" if params.guidance_embed else "schnell")
+    name = str(named) if named is not None else ("dev" if params.guidance_embed else "schnell")
     if name not in VARIANTS:
         raise CheckpointError(f"{source}: is of variant {name!r}; fluxserve knows {', '.join(VARIANTS)}")
     return VARIANTS[name]

@@ -59,13 +59,16 @@ def look(path: Path, wanted: frozenset[Part], holdings: Holdings) -> None:
         CheckpointError: a file is damaged or refused, or two files claim the same place.
     """
     wanted = wanted - holdings.components.keys()
-    if path.is_dir():
-        _look_in_subfolders(path, wanted, holdings)
-        _look_at_files(path, wanted - holdings.components.keys(), holdings)
-        _look_for_tokenizers(path, holdings)
-    else:
-        holdings.components |= _pick(_components_of_file(path), wanted)
-        holdings.variant = holdings.variant or _sidecar(path).get(VARIANT_FIELD)
+    try:
+        if path.is_dir():
+            _look_in_subfolders(path, wanted, holdings)
+            _look_at_files(path, wanted - holdings.components.keys(), holdings)
+            _look_for_tokenizers(path, holdings)
+        else:
+            holdings.components |= _pick(_components_of_file(path), wanted)
+            holdings.variant = holdings.variant or _sidecar(path).get(VARIANT_FIELD)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
 def _look_in_subfolders(folder: Path, wanted: Iterable[Part], holdings: Holdings) -> None:

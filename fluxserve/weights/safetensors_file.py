@@ -78,6 +78,9 @@ class SafetensorsFile:
     def packed(self, key: str) -> PackedWeight | None:
         return None
 
+    def packed_meta(self, key: str) -> PackedWeight | None:
+        return None
+
     def release(self, key: str) -> None:
         self._map.release(self._entries[key].begin, self._entries[key].end)
 
@@ -103,6 +106,9 @@ class Joined:
 
     def packed(self, key: str) -> PackedWeight | None:
         return self._home[key].packed(key)
+
+    def packed_meta(self, key: str) -> PackedWeight | None:
+        return self._home[key].packed_meta(key)
 
     def release(self, key: str) -> None:
         self._home[key].release(key)

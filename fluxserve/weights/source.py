@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,8 @@ def locate(model: str, progress: hub.ByteProgress, subfolders: tuple[str, ...] =
     """
     if model in (DEMO, DEMO_UNTRAINED):
         return _demo(model)
-    path = Path(model).expanduser()
-    if model and (path.exists() or path.is_symlink()):
+    path = Path(os.path.expanduser(model))
+    if model and os.path.lexists(path):
         return Source(path.resolve().name if path.is_dir() else path.stem, path)
     name = SHORT_NAMES.get(model, model)
     if not _HUB_NAME.fullmatch(name):

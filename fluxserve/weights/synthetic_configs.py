@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from fluxserve.flux.autoencoder import SCALE_FACTOR, SHIFT_FACTOR
@@ -76,10 +75,6 @@ def t5(params: T5Params) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "vocab_size": params.vocab_size,
     }
-
-
-def d_kv(config: Mapping[str, Any]) -> int:
-    return int(config["d_kv"])
 
 
 def clip(params: ClipParams) -> dict[str, Any]:

@@ -95,6 +95,24 @@ def clip_shapes(params: ClipParams) -> dict[str, tuple[int, ...]]:
     return shapes | _affine("final_layer_norm", (hidden,))
 
 
+def clip_recipes(params: ClipParams) -> dict[str, Recipe]:
+    """Of a CLIP file: each name has the prefix."""
+    return {key: Recipe((CLIP_PREFIX + key,)) for key in clip_shapes(params)}
+
+
+def t5_recipes(params: T5Params) -> dict[str, Recipe]:
+    """Of a T5 file: each name is its own."""
+    return {key: Recipe((key,)) for key in t5_shapes(params)}
+
+
+def t5_gguf_recipes(params: T5Params) -> dict[str, Recipe]:
+    """Of a T5 GGUF file."""
+    layers = {f"{layer}.weight" for layer in _T5_GGUF_TOP}
+    layers |= {f"enc.blk.{block}.{name}.weight" for block in range(params.num_layers) for name in _T5_GGUF_BLOCK}
+    recipes = {_from_gguf(key): Recipe((key,)) for key in layers}
+    return {key: recipes[key] for key in t5_shapes(params)}
+
+
 def _affine(layer: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return {f"{layer}.weight": shape, f"{layer}.bias": shape[:1]}
 

@@ -61,3 +61,22 @@ def smallest_budget(model: str) -> int:
     with pytest.raises(DeviceError) as caught:
         load(model, memory_budget=1_000_000)
     return int(caught.value.message.split("can work is ")[1].split(" bytes")[0].replace(",", ""))
+
+
+@pytest.mark.parametrize(("storage", "tolerance"), [("fp8", 0.15), ("int8", 0.05)])
+def test_packed_storage_halves_the_blocks_and_draws_nearly_the_same(
+    tiny_checkpoint: MakeCheckpoint, storage: str, tolerance: float
+) -> None:
+    """The error is of the final latents, relative to their spread, on random weights."""
+    model = str(tiny_checkpoint())
+    native, packed = load(model, dtype="float32"), load(model, dtype="float32", storage=storage)
+    assert packed.plan.peak_bytes < native.plan.peak_bytes
+    request = complete_request(native.card, "a cat", width=64, height=64, seed=5)
+    latents = []
+    for pipeline in (native, packed):
+        (sample,) = pipeline.begin(request)
+        while not sample.done:
+            pipeline.step([sample])
+        latents.append(sample.latents)
+    error = (latents[1] - latents[0]).square().mean().sqrt() / latents[0].std()
+    assert 0 < error < tolerance

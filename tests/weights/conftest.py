@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+from torch import Tensor
 
 from fluxserve.flux.params import FLUX1, FLUX1_AE
-from fluxserve.weights.synthetic import write_model
+from fluxserve.weights.synthetic import Layout, write_model
 from fluxserve.weights.synthetic_sizes import CLIP_L, T5_XXL, ModelSizes
+from fluxserve.weights.synthetic_weights import Packing
 
 PUBLISHED_WIDTHS = ModelSizes(
     transformer=replace(
@@ -29,6 +33,9 @@ PUBLISHED_WIDTHS = ModelSizes(
 """Heads of 128 and axes (16, 56, 56); every matrix of the transformer and of T5 packs into blocks of 256."""
 
 
+PackedModel = Callable[[Packing, Layout], Path]
+
+
 @pytest.fixture(scope="session")
 def published_widths(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its single files, without configs."""
@@ -37,3 +44,24 @@ def published_widths(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for config in folder.glob("*.json"):
         config.unlink()
     return folder
+
+
+@pytest.fixture(scope="session")
+def plain(published_widths: Path) -> dict[str, Tensor]:
+    """Its bfloat16 transformer, in BFL's names."""
+    return load_file(published_widths / "flux1-schnell.safetensors")
+
+
+@pytest.fixture(scope="session")
+def packed_model(tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
+    """packed_model(packing, layout) -> the folder of the same model, packed; each kind is written once."""
+    made: dict[tuple[Packing, Layout], Path] = {}
+
+    def make(packing: Packing, layout: Layout) -> Path:
+        if (packing, layout) not in made:
+            folder = tmp_path_factory.mktemp("packed") / f"{packing}-{layout}"
+            write_model(folder, PUBLISHED_WIDTHS, "schnell", layout, seed=2, packing=packing)
+            made[packing, layout] = folder
+        return made[packing, layout]
+
+    return make

@@ -10,8 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fluxserve.weights.checkpoint import Checkpoint, open_checkpoint
+from fluxserve.weights.identify import components, open_file
 from fluxserve.weights.packed import PackedWeight
+from fluxserve.weights.reader import TensorReader
 
+QKV = "double_blocks.0.img_attn.qkv.weight"
 DATA = Path(__file__).parents[1] / "data"
 
 
@@ -19,6 +23,19 @@ def listed(name: str) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a published network."""
     tensors = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))["tensors"]
     return {key: tuple(shape) for key, shape in tensors.items()}
+
+
+def open_quietly(model: Path | str, text_encoders: Path | str | None = None) -> Checkpoint:
+    return open_checkpoint(str(model), str(text_encoders) if text_encoders else None, lambda *_: None)
+
+
+def transformer_of(path: Path) -> TensorReader:
+    """The transformer in a file, under canonical names."""
+    return components(open_file(path))["transformer"]
+
+
+def relative_error(values: Tensor, reference: Tensor) -> float:
+    return float((values.float() - reference.float()).norm() / reference.float().norm())
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
@@ -49,6 +66,9 @@ class ListedReader:
         return torch.empty(self._shapes[key], device="meta")
 
     def packed(self, key: str) -> PackedWeight | None:
+        return None
+
+    def packed_meta(self, key: str) -> PackedWeight | None:
         return None
 
     def release(self, key: str) -> None:

@@ -13,20 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fluxserve.errors import CheckpointError, ConfigError
-from fluxserve.weights.checkpoint import Checkpoint, open_checkpoint
+from fluxserve.weights.checkpoint import Checkpoint
 from fluxserve.weights.identify import components
 from fluxserve.weights.reader import TensorReader
 from fluxserve.weights.safetensors_file import SafetensorsFile
 from fluxserve.weights.synthetic_sizes import TINY
 from tests.conftest import MakeCheckpoint
-from tests.weights.files import rewrite
+from tests.weights.files import open_quietly, rewrite
 
 PARTS = ("transformer", "autoencoder", "t5", "clip")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def open_quietly(model: Path | str, text_encoders: Path | str | None = None) -> Checkpoint:
-    return open_checkpoint(str(model), str(text_encoders) if text_encoders else None, lambda *_: None)
 
 
 def readers(checkpoint: Checkpoint) -> list[TensorReader]:
@@ -89,7 +85,7 @@ def test_the_model_is_known_by_its_folder_file_or_name(tiny_checkpoint: MakeChec
     assert open_quietly(files).id == files.name
     assert open_quietly(files / "flux1-dev.safetensors").id == "flux1-dev"
     untrained = open_quietly("demo-untrained")
-    assert (untrained.id, untrained.variant.name) == ("demo-untrained", "demo")
+    assert (untrained.id, untrained.variant.name) == ("demo-untrained", "demo-untrained")
 
 
 def test_text_encoders_may_lie_elsewhere(files: Path, tmp_path: Path) -> None:
@@ -133,6 +129,7 @@ def test_files_are_told_apart_by_content(files: Path) -> None:
     assert open_quietly(files).transformer.source.endswith("x.safetensors")
 
 
+@pytest.mark.fault(50)
 @pytest.mark.parametrize(
     ("part", "change", "says"),
     [
@@ -151,6 +148,11 @@ def test_files_are_told_apart_by_content(files: Path) -> None:
             "transformer",
             lambda t: t.update({"transformer_blocks.0.attn.to_q.weight": torch.ones(64, 63)}),
             "cannot be stacked",
+        ),
+        (
+            "transformer",
+            lambda t: t.update({"x_embedder.bias": torch.ones(64, dtype=torch.int32)}),
+            "img_in.bias holds torch.int32, expected floating",
         ),
         ("vae", lambda t: t.pop("encoder.conv_out.bias"), "missing encoder.conv_out.bias"),
         ("text_encoder", lambda t: t.pop("text_model.final_layer_norm.bias"), "missing final_layer_norm.bias"),
@@ -174,6 +176,7 @@ def test_tensors_must_be_exactly_those_of_the_network(
     assert str(folder) in raised.value.message
 
 
+@pytest.mark.fault(50)
 def test_only_five_differences_are_named(folder: Path) -> None:
     rewrite(folder / "vae" / WEIGHTS, lambda t: {key: t[key] for key in t if ".conv2." not in key or "down" not in key})
     with pytest.raises(CheckpointError) as raised:
@@ -224,6 +227,7 @@ def test_models_that_take_pictures_are_refused_by_name(files: Path, columns: int
         open_quietly(files)
 
 
+@pytest.mark.fault(51)
 def test_a_config_cannot_ask_for_a_class(folder: Path) -> None:
     """What it names is never looked up; sizes alone are read of it."""
     path = folder / "text_encoder" / "config.json"
@@ -322,7 +326,9 @@ def test_all_in_one_files_are_split(published_widths: Path, tmp_path: Path) -> N
         open_quietly(tmp_path / "all.safetensors", published_widths)
 
 
-@pytest.mark.parametrize("model", ["no-such-model", "./missing", "a/b/c/d", "owner/", "ünï/code", ""])
+@pytest.mark.parametrize(
+    "model", ["no-such-model", "./missing", "a/b/c/d", "owner/", "ünï/code", "", "~nobody-here/x", "x" * 5000]
+)
 def test_a_name_of_nothing_says_what_is_allowed(model: str) -> None:
     with pytest.raises(ConfigError, match="allowed are demo, demo-untrained, schnell, dev"):
         open_quietly(model)

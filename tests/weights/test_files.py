@@ -102,6 +102,7 @@ def _header(**change: object) -> Callable[[bytes], bytes]:
     return damage
 
 
+@pytest.mark.fault(48, 49)
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -138,6 +139,7 @@ class _Canary:
         return (Path.touch, (self.path,))
 
 
+@pytest.mark.fault(51)
 @pytest.mark.parametrize("name", ["model.bin", "model.ckpt", "model.pt", "model.safetensors"])
 @pytest.mark.parametrize("torch_format", [False, True])
 def test_pickles_are_refused_unread(tmp_path: Path, name: str, torch_format: bool) -> None:
@@ -184,6 +186,7 @@ def test_shards_read_as_one(shards: Path) -> None:
     assert len(list(shards.parent.glob("model-0000?-of-00003.safetensors"))) == 3
 
 
+@pytest.mark.fault(49)
 def test_a_missing_shard_is_named(shards: Path) -> None:
     (shards.parent / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(CheckpointError, match="model-00002-of-00003"):
