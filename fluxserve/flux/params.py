@@ -144,6 +144,7 @@ VARIANTS = {
 VARIANTS["demo-untrained"] = replace(
     VARIANTS["demo"],
     name="demo-untrained",
+    aliases=("demo",),
     description="Random weights of the demo's kind, made on the spot. Its pictures are noise.",
     notice="untrained-model-draws-noise",
 )

@@ -42,6 +42,7 @@ AI_DISCLOSURE = "AI generated;txt2img;flux"
 
 
 ROPE_CACHE_BYTES = 64 * 2**20
+FINITE_CHECK_STEPS = 4
 GPU_BATCH = 4
 """Samples stepped together on a GPU; a CPU is busy with one."""
 
@@ -169,11 +170,17 @@ class FluxPipeline:
 
     @torch.inference_mode()
     def step(self, samples: Sequence[Sample]) -> None:
-        """One Euler step for samples of one batch key, each at its own time. Nothing is assigned if any part fails."""
+        """One Euler step for samples of one batch key, each at its own time. Nothing is assigned if any part fails.
+
+        Raises:
+            NonFiniteOutput: latents hold NaN or infinity; looked at every fourth step.
+        """
         velocity = self._velocity(samples)
         latents = torch.stack([sample.latents for sample in samples])
         t, t_next = (self._tensor([sample.times[sample.step + i] for sample in samples]) for i in (0, 1))
         moved = sampling.euler_step(latents, velocity, t, t_next)
+        if any((sample.step + 1) % FINITE_CHECK_STEPS == 0 for sample in samples) and not moved.isfinite().all():
+            raise NonFiniteOutput("the latents are no longer finite; other seeds or sizes may do")
         for sample, x, v in zip(samples, moved, velocity, strict=True):
             sample.advance(x, v)
 

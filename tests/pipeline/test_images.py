@@ -103,8 +103,8 @@ def rgba(alpha: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_transparent_pixels_ask_for_repainting_and_opaque_ones_stay() -> None:
-    picture = images.read_input(rgba(alpha=0), None, 32, 32)
+def test_transparent_mask_pixels_ask_for_repainting_and_opaque_ones_stay() -> None:
+    picture = images.read_input(rgba(alpha=0), rgba(alpha=0), 32, 32)
     assert picture.repaint is not None
     assert picture.repaint[:, :12].min() == 1
     assert picture.repaint[:, 20:].max() == 0
@@ -114,13 +114,25 @@ def test_transparent_pixels_ask_for_repainting_and_opaque_ones_stay() -> None:
     assert (kept[:, :12] == 0).all()
 
 
-def test_the_mask_goes_before_the_pictures_own_alpha() -> None:
-    picture = images.read_input(rgba(alpha=0), rgba(alpha=255), 32, 32)
-    assert picture.repaint is None or not picture.repaint.any()
+def test_without_a_mask_transparency_is_white() -> None:
+    picture = images.read_input(rgba(alpha=0), None, 32, 32)
+    assert picture.repaint is None
+    assert (picture.pixels[:, :12] == 255).all()
+    assert (picture.pixels[:, 20:] == 200).all()
 
 
-def test_an_opaque_picture_has_no_mask() -> None:
-    assert images.read_input(rgba(alpha=255), None, 32, 32).repaint is None
+def test_uploads_are_stood_upright_and_brought_to_eight_bits() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    sideways, deep = io.BytesIO(), io.BytesIO()
+    halves = np.zeros((32, 32, 3), np.uint8)
+    halves[:, 16:] = 255
+    Image.fromarray(halves).save(sideways, "PNG", exif=exif)
+    Image.new("I;16", (32, 32), 40_000).save(deep, "PNG")
+    upright = images.read_input(sideways.getvalue(), None, 32, 32).pixels
+    assert (upright[:15] == 0).all()
+    assert (upright[17:] == 255).all()
+    assert (images.read_input(deep.getvalue(), None, 32, 32).pixels == 155).all()
 
 
 @pytest.mark.parametrize(("image", "mask", "param"), [(b"GIF89a", None, "image"), (rgba(0), b"no picture", "mask")])

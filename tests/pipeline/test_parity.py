@@ -13,6 +13,7 @@ import torch
 from diffusers import FluxPipeline as DiffusersPipeline
 from PIL import Image
 
+from fluxserve.errors import NonFiniteOutput
 from fluxserve.flux import sampling
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
 from fluxserve.request import GenerationRequest, complete_request
@@ -187,3 +188,14 @@ def test_same_seed_same_bytes_and_n_equals_singles(pairs: dict[str, Pair]) -> No
     singles = [ours.generate("a cat", seed=seed, width=64, height=64)[0] for seed in (7, 8, 9)]
     assert [image.data for image in several] == [image.data for image in singles]
     assert len({image.data for image in several}) == 3
+
+
+def test_latents_that_are_no_longer_finite_end_the_job_within_four_steps(pairs: dict[str, Pair]) -> None:
+    ours = pairs["schnell"].ours
+    (sample,) = ours.begin(asked(pairs["schnell"], "a cat", 64, 64, 8, seed=1))
+    sample.latents = sample.latents.clone()
+    sample.latents[0, 0] = float("nan")
+    with pytest.raises(NonFiniteOutput):
+        for _ in range(4):
+            ours.step([sample])
+    assert sample.step == 3
