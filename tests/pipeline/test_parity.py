@@ -195,7 +195,8 @@ def test_latents_that_are_no_longer_finite_end_the_job_within_four_steps(pairs: 
     (sample,) = ours.begin(asked(pairs["schnell"], "a cat", 64, 64, 8, seed=1))
     sample.latents = sample.latents.clone()
     sample.latents[0, 0] = float("nan")
+    for _ in range(3):
+        ours.step([sample])
     with pytest.raises(NonFiniteOutput):
-        for _ in range(4):
-            ours.step([sample])
+        ours.step([sample])
     assert sample.step == 3
