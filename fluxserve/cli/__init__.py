@@ -1,4 +1,4 @@
-"""The command line: serve, generate, models, doctor, bench. The torch half is imported by the commands that need it."""
+"""The command line: its commands. The torch half is imported by the commands that need it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fluxserve.cli.bench import bench
 from fluxserve.cli.doctor import doctor
 from fluxserve.cli.generate import generate
 from fluxserve.cli.models import models
+from fluxserve.cli.pull import pull
 from fluxserve.cli.serve import serve
 
 app = typer.Typer(
@@ -16,5 +17,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, generate, models, doctor, bench):
+for command in (serve, generate, pull, models, doctor, bench):
     app.command()(command)

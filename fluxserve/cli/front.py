@@ -18,7 +18,7 @@ from pathlib import Path
 
 import uvicorn
 
-from fluxserve import __version__
+from fluxserve import __version__, logs
 from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig
 from fluxserve.engine import Engine
 from fluxserve.errors import ConfigError, InUse
@@ -41,7 +41,7 @@ def run_front(pipeline: PipelineConfig, limits: EngineConfig, config: ServerConf
         ConfigError, InUse: it cannot start so.
     """
     check_access(config)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logs.configure("front")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     allow_open_files()
     with bind(config.host, config.port) as listener:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -17,6 +19,19 @@ FREE_LICENCE = "Apache-2.0"
 console = Console(stderr=True)
 
 
+@contextmanager
+def byte_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar, while the context lasts, for whoever reports (stage, bytes done, bytes in all)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(name, total=None)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total or None)
+
+        yield progress
+
+
 def load_with_progress(config: PipelineConfig) -> FluxPipeline:
     """Loads what `config` names, and tells of a licence or a notice that people should know of.
 
@@ -26,13 +41,7 @@ def load_with_progress(config: PipelineConfig) -> FluxPipeline:
     with console.status(f"loading {config.model}"):
         from fluxserve.pipeline.loading import load_pipeline
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(config.model, total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total or None)
-
+    with byte_bar(config.model) as progress:
         pipeline = load_pipeline(config, progress)
     card = pipeline.card
     if card.notice is not None:

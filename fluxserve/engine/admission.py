@@ -1,8 +1,9 @@
-"""Whether a request is taken now, by what is ahead of it and how long that takes here. Changes nothing."""
+"""Whether a request is taken now, by what is ahead of it and how long that takes here. Changes no job and no queue."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 
 from fluxserve.config import EngineConfig
 from fluxserve.engine.inflight import InFlight
@@ -14,12 +15,16 @@ from fluxserve.scheduling import Pace, rank
 CLIENT_SHARE = 0.75
 """One client may fill this part of the queue while others wait too."""
 
+HORIZON_S = 60.0
+"""No place in the queue is promised further ahead: who ignores his promise would push everybody's out of sight."""
+
 
 class Admission:
     def __init__(self, limits: EngineConfig, pace: Pace, inflight: InFlight) -> None:
         self._limits = limits
         self._pace = pace
         self._inflight = inflight
+        self._promised: deque[float] = deque()
 
     def rank_of(self, job: Job) -> float:
         """Smallest is served next. In the worker it is served, as far as is known here, since it began."""
@@ -47,13 +52,13 @@ class Admission:
         if waiting >= self._limits.max_queue:
             raise QueueFull(
                 f"{waiting} requests are waiting, which is the most this server takes; try again later",
-                retry_after_s=until_ready_s + self._next_end_s(),
+                retry_after_s=self._promise_s(queue, until_ready_s),
             )
         mine, others = queue.share(job.client)
         if others and mine >= CLIENT_SHARE * self._limits.max_queue:
             raise QueueFull(
                 f"{mine} requests of this client are waiting, which is the most while others wait too; try again later",
-                retry_after_s=until_ready_s + self._next_end_s(),
+                retry_after_s=self._promise_s(queue, until_ready_s),
             )
         wait_s = until_ready_s + self.ahead_s(job, queue)
         if patience_s is not None and self._pace.calibrated and wait_s > patience_s:
@@ -62,6 +67,16 @@ class Admission:
                 retry_after_s=wait_s - patience_s,
             )
 
-    def _next_end_s(self) -> float:
-        """Until the job that will end first has ended, and one that waits takes its place."""
-        return min((self._pace.remaining_s(job.outlook()) for job in self._inflight), default=0.0)
+    def _promise_s(self, queue: JobQueue, until_ready_s: float) -> float:
+        """Until a place in the queue is free that no client refused before was told to come back for."""
+        now = time.monotonic()
+        while self._promised and self._promised[0] <= now:
+            self._promised.popleft()
+        left_s = [self._pace.remaining_s(job.outlook()) for job in self._inflight]
+        first_s = until_ready_s + min(left_s, default=0.0)
+        left_s += [self._pace.remaining_s(job.outlook()) for job in queue]
+        mean_s = sum(left_s) / max(len(left_s), 1)
+        promise_s = max(first_s, min(first_s + len(self._promised) * mean_s, HORIZON_S))
+        if promise_s < HORIZON_S:
+            self._promised.append(now + promise_s)
+        return promise_s

@@ -17,7 +17,7 @@ from fluxserve.engine.job import Job
 from fluxserve.engine.metrics import Metrics
 from fluxserve.engine.poison import PoisonList
 from fluxserve.engine.queue import JobQueue
-from fluxserve.engine.restarts import Death, Fatal
+from fluxserve.engine.restarts import UNEXPECTED, Death, Fatal
 from fluxserve.engine.supervisor import LoadingProgress, Supervisor
 from fluxserve.request import GenerationRequest, ModelCard, Timings
 from fluxserve.scheduling import Pace, drawn_pixels
@@ -60,7 +60,7 @@ class Engine:
         self._idle = asyncio.Event()
         self._gave_up = asyncio.Event()
         self._became_ready = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[Fatal] | asyncio.Task[None]] = []
         self._watch_figures()
 
     @property
@@ -91,7 +91,9 @@ class Engine:
 
     async def start(self) -> None:
         """Has the worker started and returns at once; `state` tells when it is ready."""
-        self._tasks = [asyncio.create_task(self._supervise()), asyncio.create_task(self._probe_lag())]
+        supervision = asyncio.create_task(self._supervisor.run())
+        supervision.add_done_callback(self._give_up)
+        self._tasks = [supervision, asyncio.create_task(self._probe_lag())]
 
     async def wait_ready(self) -> None:
         """Returns once a worker was ready for the first time.
@@ -272,9 +274,13 @@ class Engine:
         self.metrics.watch_memory("front", os.getpid)
         self.metrics.watch_memory("worker", lambda: self._supervisor.pid)
 
-    async def _supervise(self) -> None:
-        self.fatal = await self._supervisor.run()
-        log.error("giving up: %s", self.fatal.message)
+    def _give_up(self, supervision: asyncio.Task[Fatal]) -> None:
+        """The supervisor has come to an end, and with it every hope of another worker."""
+        if supervision.cancelled():
+            return
+        error = supervision.exception()
+        self.fatal = supervision.result() if error is None else Fatal(UNEXPECTED, f"the supervisor failed: {error!r}")
+        log.error("giving up: %s", self.fatal.message, exc_info=error)
         self._fail_all(errors.WorkerUnavailable(self.fatal.message))
         self._gave_up.set()
 

@@ -101,6 +101,11 @@ class Job:
         return self._error
 
     @property
+    def timings(self) -> Timings | None:
+        """Where its time went; None unless it succeeded."""
+        return None if self._result is None else self._result.timings
+
+    @property
     def queued(self) -> bool:
         """The worker has not begun it yet."""
         return self.began_at is None and not self.done

@@ -7,6 +7,7 @@ from typing import Literal
 
 from fluxserve.config import EngineConfig
 
+UNEXPECTED = 1
 GAVE_UP = 70
 REFUSALS = (65, 69, 78)
 DEVICE_LOST = 71
@@ -18,7 +19,8 @@ Reason = Literal["exit", "killed", "hung", "device"]
 class Fatal:
     """Why no worker will come back: end the process with `exit_code`.
 
-    65: weights refused, 69: repository gated or unreachable, 78: configuration, 70: crash loop or unreapable worker.
+    65: weights refused, 69: repository gated or unreachable, 78: configuration, 70: crash loop or unreapable worker,
+    1: a mistake in the front itself.
     """
 
     exit_code: int

@@ -95,12 +95,12 @@ class Supervisor:
         while True:
             death = await self._live()
             log.warning("the worker ended: %s, exit code %s", death.reason, death.exit_code)
-            next_step = self._policy.after(death)
-            if isinstance(next_step, Fatal):
-                return next_step
-            self._start_due = time.monotonic() + next_step
             self._listener.on_death(death)
-            await asyncio.sleep(next_step)
+            pause_s = self._policy.after(death)
+            if isinstance(pause_s, Fatal):
+                return pause_s
+            self._start_due = time.monotonic() + pause_s
+            await asyncio.sleep(pause_s)
 
     async def _live(self) -> Death:
         """One worker from start to end."""

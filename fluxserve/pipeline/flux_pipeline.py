@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fluxserve import request as words
-from fluxserve.config import Dtype, Offload, PipelineConfig
+from fluxserve.config import Dtype, Offload, PipelineConfig, Storage
 from fluxserve.errors import NonFiniteOutput
 from fluxserve.flux import sampling
 from fluxserve.flux.autoencoder import Autoencoder, ResnetBlock
@@ -129,8 +129,11 @@ class FluxPipeline:
         dtype: Dtype = PipelineConfig.dtype,
         offload: Offload = PipelineConfig.offload,
         text_encoders: str | None = None,
+        memory_budget: int | None = None,
+        storage: Storage = PipelineConfig.storage,
+        compile: bool = PipelineConfig.compile,
     ) -> FluxPipeline:
-        """Loads a model: `demo`, a Hub id, a diffusers folder or a BFL transformer file.
+        """Loads a model: `demo`, a Hub id, a diffusers folder or a BFL transformer file. Options: see `PipelineConfig`.
 
         Raises:
             SourceError: a Hub repository is gated, missing or unreachable.
@@ -139,7 +142,8 @@ class FluxPipeline:
         """
         from fluxserve.pipeline.loading import load_pipeline
 
-        return load_pipeline(PipelineConfig(model, device, dtype, offload, text_encoders), log_progress)
+        config = PipelineConfig(model, device, dtype, offload, text_encoders, memory_budget, storage, compile)
+        return load_pipeline(config, log_progress)
 
     # The verbs
 

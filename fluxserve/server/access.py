@@ -17,10 +17,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fluxserve.config import ServerConfig
-from fluxserve.errors import FluxserveError, InvalidRequest
+from fluxserve.errors import FluxserveError, InvalidRequest, QueueFull
 from fluxserve.server.context import context_of
 from fluxserve.server.errors import error_response
 from fluxserve.server.headers import WARNING_HEADER
+from fluxserve.server.protocol import CROWDED
 
 _OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -80,6 +81,8 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
+        if CROWDED in scope.get("state", {}) and path not in _OPEN_PATHS:
+            raise QueueFull("too many connections are open; try again", retry_after_s=1)
         if method == "POST" and path.startswith("/v1/images/"):
             self._check_serving()
         self._check_host(headers.get("host", ""))
@@ -148,7 +151,9 @@ def is_loopback(host: str) -> bool:
 
 def _allowed_hosts(config: ServerConfig) -> frozenset[str]:
     public = [_without_port(_authority(config.public_url))] if config.public_url else []
-    return frozenset(["localhost", "127.0.0.1", "[::1]", config.host, *public, *map(str.lower, config.allowed_hosts)])
+    return frozenset(
+        ["localhost", "127.0.0.1", "[::1]", config.host, *public, *map(_without_port, config.allowed_hosts)]
+    )
 
 
 def _authority(url: str) -> str | None:

@@ -47,15 +47,15 @@ def image_answer(outcome: Outcome, order: Order, base_url: str) -> Response:
     if order.delivery == "file":
         return _file_answer(outcome.result.images, order)
     if order.delivery == "url":
-        values = [json.dumps(f"{base_url}/images/{name}").encode() for name in outcome.names]
-        key = b"url"
+        key, values = b"url", [json.dumps(f"{base_url}/images/{name}").strip('"').encode() for name in outcome.names]
     else:
-        values = [b'"' + base64_of(image) + b'"' for image in outcome.result.images]
-        key = b"b64_json"
-    pairs = zip(values, outcome.result.images, strict=True)
-    items = [b'{"%s":%s,"seed":%d}' % (key, value, image.seed) for value, image in pairs]
-    rest = json.dumps(_about(outcome, order)).encode()
-    return Response(b'{"data":[' + b",".join(items) + b"]," + rest[1:], media_type="application/json")
+        key, values = b"b64_json", [base64_of(image) for image in outcome.result.images]
+    pieces = [b'{"data":[']
+    for image, value in zip(outcome.result.images, values, strict=True):
+        pieces += [b'{"', key, b'":"', value, b'","seed":%d}' % image.seed, b","]
+    pieces[-1] = b"],"
+    pieces.append(_json(_about(outcome, order))[1:])
+    return Response(b"".join(pieces), media_type="application/json")
 
 
 def base64_of(image: GeneratedImage) -> bytes:
@@ -106,6 +106,10 @@ def _about(outcome: Outcome, order: Order) -> dict[str, Any]:
         "model": outcome.model,
         "timings": timings_body(result.timings),
     }
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _file_answer(images: Sequence[GeneratedImage], order: Order) -> Response:

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from fluxserve.engine import Job
+
 CLIENT_ID_CHARACTERS = r"[A-Za-z0-9_-]{1,64}"
 
 
@@ -16,7 +18,7 @@ class RequestContext:
 
     warnings: what the warning header lists. headers: further ones for the answer, whatever it turns out to be.
     accepted: past admission, so that the figures must show how it ended. error_code: what it was answered with.
-    operation, model: what the figures call it; empty for requests that draw nothing.
+    operation, model: what the figures call it; empty for requests that draw nothing. job: what draws it, if anything.
     """
 
     request_id: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -28,6 +30,7 @@ class RequestContext:
     error_code: str | None = None
     operation: str = ""
     model: str = ""
+    job: Job | None = None
 
     @property
     def elapsed_ms(self) -> int:

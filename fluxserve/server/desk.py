@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from fluxserve.server.answers import Outcome, image_answer, outcome_of, truncati
 from fluxserve.server.connection import while_connected
 from fluxserve.server.content_filter import judge_content
 from fluxserve.server.context import RequestContext, context_of
+from fluxserve.server.ledger import Entry
 from fluxserve.server.order import Order
 from fluxserve.server.patience import Patience, read_patience
 from fluxserve.server.public_url import base_url
@@ -28,18 +30,18 @@ _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 class Errand:
     """One order on its way. digest: of the body's content; `fingerprint` tells whose it is and how it is answered."""
 
-    request: Request
+    http: Request
     order: Order
     digest: str
     kind: EventKind
 
     @property
     def context(self) -> RequestContext:
-        return context_of(self.request.scope)
+        return context_of(self.http.scope)
 
     @property
     def scope(self) -> str:
-        return f"{self.context.client} {self.request.scope['path']}"
+        return f"{self.context.client} {self.http.scope['path']}"
 
     @property
     def fingerprint(self) -> str:
@@ -59,21 +61,25 @@ class Desk:
             InvalidRequest, Refused, GenerationFailed, StorageFull, ContentFilterFailed.
             ClientDisconnect: nobody is left to answer.
         """
-        services, order, context = self._services, errand.order, errand.context
-        context.operation, context.model = "image_generation", services.card.id
-        context.warnings.extend([*order.warnings, *_notice(services.card)])
-        if services.judge is not None:
-            await judge_content(services.judge, order.request.prompt, order.request.image)
-        if order.delivery == "url" and not await services.store.probe():
-            raise StorageFull("the server cannot store pictures now; ask for response_format b64_json")
-        patience = read_patience(errand.request.headers)
-        key = _idempotency_key(errand.request)
+        card, context = self._services.card, errand.context
+        context.operation, context.model = "image_generation", card.id
+        context.warnings.extend([*errand.order.warnings, *_notice(card)])
+        patience = read_patience(errand.http.headers)
+        key = _idempotency_key(errand.http)
+        await self._check(errand.order)
         if key is not None:
             return await self._answer_keyed(errand, patience, f"{errand.scope} {key}")
         job = self._adopt(errand, patience) or self._submit(errand, patience)
-        if order.stream:
+        if errand.order.stream:
             return self._stream(errand, job)
         return await self._answer_once(errand, job, patience)
+
+    async def _check(self, order: Order) -> None:
+        """Asks the operator's filter, and whether pictures can be stored if they have to be."""
+        if self._services.judge is not None:
+            await judge_content(self._services.judge, order.request.prompt, order.request.image)
+        if order.delivery == "url" and not await self._services.store.probe():
+            raise StorageFull("the server cannot store pictures now; ask for response_format b64_json")
 
     def _adopt(self, errand: Errand, patience: Patience) -> Job | None:
         """The job that an earlier try of this request left behind."""
@@ -81,15 +87,8 @@ class Desk:
             return None
         job = self._services.orphans.adopt(errand.fingerprint)
         if job is not None:
-            self._accept(errand, joined=True)
+            self._accept(errand, job, joined=True)
         return job
-
-    def _accept(self, errand: Errand, *, joined: bool) -> None:
-        metrics = self._services.engine.metrics
-        metrics.request_accepted()
-        errand.context.accepted = True
-        if joined:
-            metrics.joined.inc()
 
     def _submit(self, errand: Errand, patience: Patience) -> Job:
         job = self._services.engine.submit(
@@ -99,14 +98,21 @@ class Desk:
             deadline_s=patience.limit_s,
             digest=errand.digest,
         )
-        self._accept(errand, joined=False)
+        self._accept(errand, job, joined=False)
         return job
+
+    def _accept(self, errand: Errand, job: Job | None, *, joined: bool) -> None:
+        metrics = self._services.engine.metrics
+        metrics.request_accepted()
+        errand.context.accepted, errand.context.job = True, job
+        if joined:
+            metrics.joined.inc()
 
     async def _answer_once(self, errand: Errand, job: Job, patience: Patience) -> Response:
         """Waits for a job of the client's own; keeps it for the retry of a client that timed out."""
         kept = False
         try:
-            outcome = await while_connected(errand.request.receive, self._finish(job, errand.order))
+            outcome = await while_connected(errand.http.receive, self._finish(job, errand.order))
         except ClientDisconnect:
             kept = patience.ran_out(errand.context.elapsed_ms / 1000)
             if kept:
@@ -115,35 +121,35 @@ class Desk:
         finally:
             if not kept:
                 job.leave()
-        return self._respond(errand, outcome)
+        return await self._respond(errand, outcome)
 
     async def _answer_keyed(self, errand: Errand, patience: Patience, key: str) -> Response:
-        """Runs a keyed order, or joins or replays the one that first came under its key."""
-        replayed = await self._replay(errand, key)
-        if replayed is not None:
-            return self._respond(errand, replayed)
+        """Joins or replays the order that first came under the key; runs it, if it is this one."""
+        entry = self._services.ledger.find(key, errand.fingerprint)
+        if entry is not None:
+            errand.context.headers["idempotent-replayed"] = "true"
+            if (answer := await self._replay(errand, entry)) is not None:
+                return answer
+            del errand.context.headers["idempotent-replayed"]
+            self._services.ledger.forget(key)
         job = self._submit(errand, patience)
         entry = self._services.ledger.open(key, errand.fingerprint, self._finish(job, errand.order))
         if errand.order.stream:
             job.join()
             return self._stream(errand, job)
-        return self._respond(errand, await while_connected(errand.request.receive, entry.outcome()))
+        return await self._respond(errand, await while_connected(errand.http.receive, entry.outcome()))
 
-    async def _replay(self, errand: Errand, key: str) -> Outcome | None:
-        """The outcome of the order that first came under the key; None where there is none to give."""
-        ledger, headers = self._services.ledger, errand.context.headers
-        entry = ledger.find(key, errand.fingerprint)
-        if entry is None:
-            return None
-        headers["idempotent-replayed"] = "true"
+    async def _replay(self, errand: Errand, entry: Entry) -> Response | None:
+        """The answer to an order that came before; None if its pictures are gone."""
         if entry.work is not None:
-            self._accept(errand, joined=True)
-        outcome = await while_connected(errand.request.receive, entry.outcome())
-        if all(self._services.store.has(name) for name in outcome.names):
-            return outcome
-        del headers["idempotent-replayed"]
-        ledger.forget(key)
-        return None
+            self._accept(errand, None, joined=True)
+        if errand.order.stream:
+            events = Narrator(errand.order, errand.kind).replayed(entry.outcome)
+            return EventStream(events, on_close=lambda: None)
+        outcome = await while_connected(errand.http.receive, entry.outcome())
+        if not all(self._services.store.has(name) for name in outcome.names):
+            return None
+        return await self._respond(errand, outcome)
 
     async def _finish(self, job: Job, order: Order) -> Outcome:
         """The finished job's outcome, its pictures stored where the answer is to hold URLs."""
@@ -151,20 +157,19 @@ class Desk:
         names = await self._services.store.put(result.images) if order.delivery == "url" else ()
         return outcome_of(result, self._services.card.id, names)
 
-    def _respond(self, errand: Errand, outcome: Outcome) -> Response:
-        order = errand.order
-        errand.context.warnings.extend(truncation_warning(order.request, outcome.result.truncated_from))
-        if order.stream:
-            return EventStream(Narrator(order, errand.kind).replayed(outcome), on_close=lambda: None)
-        return image_answer(outcome, order, base_url(errand.request, self._services.config))
+    async def _respond(self, errand: Errand, outcome: Outcome) -> Response:
+        """Built in a thread: ten large pictures take a tenth of a second."""
+        errand.context.warnings.extend(truncation_warning(errand.order.request, outcome.result.truncated_from))
+        base = base_url(errand.http, self._services.config)
+        return await asyncio.to_thread(image_answer, outcome, errand.order, base)
 
     def _stream(self, errand: Errand, job: Job) -> Response:
         events = Narrator(errand.order, errand.kind).live(job, self._services.engine.eta_s)
         return EventStream(events, on_close=job.leave)
 
 
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
+def _idempotency_key(http: Request) -> str | None:
+    key = http.headers.get("idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters")
     return key

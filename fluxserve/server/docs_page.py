@@ -78,4 +78,4 @@ def _bounds(rule: Mapping[str, Any]) -> str:
     if "enum" in rule:
         return ": " + ", ".join(str(choice) for choice in rule["enum"][:_MOST_CHOICES] if choice is not None)
     low = rule.get("minimum", rule.get("exclusiveMinimum"))
-    return f" {low}…{rule['maximum']}" if low is not None and "maximum" in rule else ""
+    return f" {low} … {rule['maximum']}" if low is not None and "maximum" in rule else ""

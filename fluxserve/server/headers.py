@@ -11,13 +11,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fluxserve.engine import Metrics
+from fluxserve.logs import FACTS
 from fluxserve.server.context import CLIENT_ID_CHARACTERS, RequestContext
+from fluxserve.server.request_log import request_facts
 
 log = logging.getLogger("fluxserve.http")
 
 WARNING_HEADER = "x-fluxserve-warning"
 CLIENT_GONE = 499
 """The status noted for a client that left before its answer; nginx's."""
+_POLLED = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
@@ -54,7 +57,10 @@ class AnswerHeaders:
             ).observe(time.monotonic() - context.started)
         path = _UNPRINTABLE.sub("?", scope["path"])[:200]
         ending = " (client left)" if gone else f" {context.error_code}" if context.error_code else ""
-        log.info("%s %s %d, %d ms%s", scope["method"], path, answer.status, context.elapsed_ms, ending)
+        level = logging.DEBUG if scope["path"] in _POLLED else logging.INFO
+        facts = request_facts(scope, context, answer.status, path)
+        what = (scope["method"], path, answer.status, context.elapsed_ms, ending)
+        log.log(level, "%s %s %d, %d ms%s", *what, extra={FACTS: facts})
 
 
 @dataclass

@@ -41,7 +41,8 @@ _QUALITY: dict[Quality, EchoedQuality] = {
 _B64_FIELDS = frozenset({"output_format", "output_compression", "background", "partial_images"})
 """Fields of the GPT image models, whose clients expect base64."""
 _FILE_TYPES: dict[str, OutputFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
-_MOST_WARNINGS = 16
+_MOST_WARNINGS = 14
+"""Beside these, a cut prompt and the model's notice may be warned of: 16 in all."""
 _EDIT_STRENGTH, _MASKED_STRENGTH, _FAITHFUL_STRENGTH, _VARIATION_STRENGTH = 0.75, 1.0, 0.5, 0.6
 
 
@@ -119,6 +120,19 @@ def _to_request(
 
 
 def _size(parameters: ImageParameters, inputs: Inputs | None, terms: Terms) -> tuple[int, int]:
+    width, height = _asked_size(parameters, inputs, terms)
+    card = terms.card
+    if card.max_pixels is not None and width * height > card.max_pixels:
+        raise InvalidRequest(
+            f"size must be at most {card.max_pixels} pixels in all within the server's memory budget "
+            f"(--memory-budget), got {width}x{height}",
+            param="size",
+            code="invalid_size",
+        )
+    return width, height
+
+
+def _asked_size(parameters: ImageParameters, inputs: Inputs | None, terms: Terms) -> tuple[int, int]:
     card, max_pixels = terms.card, terms.config.max_pixels
     if parameters.size != "auto":
         return parse_size(parameters.size, max_pixels)

@@ -200,6 +200,21 @@ class ModelDefaults(BaseModel):
     response_format: str
 
 
+class ModelPlacement(BaseModel):
+    """Where the model lies, in bytes of the device's memory, and the expected seconds of a step."""
+
+    device: str
+    dtype: str
+    budget_bytes: int
+    peak_bytes: int
+    resident_blocks: int
+    streamed_blocks: int
+    streamed_bytes: int
+    text_encoder: str
+    autoencoder: str
+    step_s: float
+
+
 class ModelBody(BaseModel):
     """The served model, as OpenAI lists it, and what a client may ask of it."""
 
@@ -217,6 +232,7 @@ class ModelBody(BaseModel):
     licence: str
     description: str
     notice: str | None
+    placement: ModelPlacement | None
 
 
 class ModelList(BaseModel):

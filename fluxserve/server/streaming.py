@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,10 +54,15 @@ class Narrator:
                         warnings = truncation_warning(job.request, job.truncated_from)
                         yield self._completed(event.image, event.timings, job.text_tokens, warnings)
         except FluxserveError as error:
-            yield _event("error", json.dumps({"type": "error", **error_body(error)}).encode())
+            yield _failure(error)
 
-    async def replayed(self, outcome: Outcome) -> AsyncIterator[bytes]:
-        """The finished pictures of a job that is over."""
+    async def replayed(self, outcome_of: Callable[[], Awaitable[Outcome]]) -> AsyncIterator[bytes]:
+        """The finished pictures of a job that ran for another, or will have."""
+        try:
+            outcome = await outcome_of()
+        except FluxserveError as error:
+            yield _failure(error)
+            return
         result = outcome.result
         warnings = truncation_warning(self.order.request, result.truncated_from)
         for image in result.images:
@@ -134,6 +139,10 @@ def _next(events: AsyncIterator[bytes]) -> Coroutine[Any, Any, bytes | None]:
 
 def _event(name: str, data: bytes) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
+
+
+def _failure(error: FluxserveError) -> bytes:
+    return _event("error", json.dumps({"type": "error", **error_body(error)}).encode())
 
 
 def _progress(progress: Progress, eta_s: float | None) -> bytes:

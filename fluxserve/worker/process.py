@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from fluxserve import wire
+from fluxserve import logs, wire
 from fluxserve.errors import CheckpointError, ConfigError, FluxserveError, NonFiniteOutput, SourceError
 from fluxserve.request import GenerationRequest
 from fluxserve.scheduling import drawn_pixels
@@ -46,7 +46,7 @@ def serve(load: Loader[S]) -> NoReturn:
     parser.add_argument("--parent", type=int, required=True, help="the front's process id")
     arguments = parser.parse_args()
     harden(arguments.parent)
-    logging.basicConfig(level=logging.INFO, format="worker: %(levelname)s: %(message)s")
+    logs.configure("worker")
     pipe = socket.socket(fileno=arguments.fd)
     pipe.set_inheritable(False)
     channel = Channel(pipe)

@@ -115,6 +115,7 @@ async def test_each_image_is_sent_as_soon_as_it_is_done(engine: Engine) -> None:
     assert first_image < events.index(Progress(1, 4, 4))
 
 
+@pytest.mark.fault(27)
 async def test_a_running_job_stops_within_a_step_of_its_cancel(engine: Engine, folder: Path) -> None:
     job = submit(engine, SLOW, steps=100)
     await until(lambda: count(folder, "step") >= 2)
@@ -136,6 +137,7 @@ async def test_a_cancel_is_seen_inside_a_long_decode(engine: Engine, folder: Pat
     assert count(folder, "decode", seed=1) == 0
 
 
+@pytest.mark.fault(26)
 async def test_a_job_that_leaves_the_queue_costs_no_step(engine: Engine, folder: Path) -> None:
     first = submit(engine, SLOW, seed=1)
     await until(lambda: count(folder, "begin") == 1)
@@ -194,6 +196,7 @@ async def test_a_short_job_overtakes_a_long_one(engine: Engine) -> None:
     long.cancel()
 
 
+@pytest.mark.fault(30)
 async def test_a_deadline_ends_the_job_at_its_next_step(engine: Engine, folder: Path) -> None:
     job = engine.submit(request(SLOW, steps=100), client="me", deadline_s=0.5)
     with pytest.raises(DeadlineExceeded, match=r"0\.5 s"):

@@ -118,6 +118,7 @@ def test_the_bound_counts_all_that_wait() -> None:
     assert refusal.value.retry_after_s == 7.0
 
 
+@pytest.mark.fault(28)
 def test_one_client_may_fill_the_queue_only_while_it_is_alone() -> None:
     mine = [make(id) for id in range(1, 7)]
     admission(max_queue=8).check(make(8), queue_of(*mine), None, 0.0)
@@ -141,3 +142,18 @@ def test_the_wait_is_the_work_ahead_and_the_restart() -> None:
 
 def test_nothing_is_refused_on_a_guess() -> None:
     admission().check(make(3), queue_of(make(1, steps=100)), 1e-9, 0.0)
+
+
+@pytest.mark.fault(28)
+def test_each_refused_client_is_told_of_a_place_of_its_own() -> None:
+    pace = Pace()
+    pace.observe("denoise", AREA, 1.0)
+    full, judge = queue_of(*(make(id, steps=2) for id in range(1, 5))), admission(pace, max_queue=4)
+
+    def told_s() -> float:
+        with pytest.raises(QueueFull) as refusal:
+            judge.check(make(9), full, None, 1.0)
+        return refusal.value.retry_after_s or 0.0
+
+    assert [round(told_s()) for _ in range(5)] == [1, 3, 5, 7, 9]
+    assert max(told_s() for _ in range(1000)) <= 60, "clients that ignore it push others no further"

@@ -32,6 +32,7 @@ def test_a_death_after_a_finished_job_is_followed_by_a_restart_at_once() -> None
     assert pauses(RestartPolicy(LIMITS), *[FRUITFUL] * 50) == [0] * 50
 
 
+@pytest.mark.fault(35)
 def test_barren_deaths_are_backed_off_and_given_up_at_ten() -> None:
     assert pauses(RestartPolicy(LIMITS), *[BARREN] * 10) == [1, 2, 4, 8, 16, 30, 30, 30, 30, 70]
 

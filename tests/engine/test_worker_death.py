@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import random
 import signal
 from pathlib import Path
 from time import monotonic
@@ -46,9 +47,10 @@ def restarts(engine: Engine, reason: str) -> float:
     return engine.metrics.registry.get_sample_value("fluxserve_worker_restarts_total", {"reason": reason}) or 0.0
 
 
+@pytest.mark.fault(33)
 async def test_kill_9_with_one_running_and_two_waiting_loses_nothing(start: Start) -> None:
     engine = await start()
-    jobs = [submit(engine, seed=10 * i, n=2) for i in (1, 2, 3)]
+    jobs = [submit(engine, seed=10 * i, n=2, steps=3) for i in (1, 2, 3)]
     await until(lambda: not jobs[0].queued)
     kill(engine)
     await until(lambda: engine.state == "restarting")
@@ -75,6 +77,7 @@ async def test_a_rerun_makes_only_what_is_missing(engine: Engine, folder: Path) 
     assert [count(folder, "decode", seed) for seed in (1, 2, 3)] == [1, 1, 1]
 
 
+@pytest.mark.fault(33)
 async def test_a_poison_request_harms_no_neighbour_and_is_not_run_again(engine: Engine, folder: Path) -> None:
     poison = submit(engine, "poison [kill:step2]", seed=50, digest="poison")
     neighbours = [submit(engine, seed=10 * i) for i in (1, 2, 3)]
@@ -89,6 +92,7 @@ async def test_a_poison_request_harms_no_neighbour_and_is_not_run_again(engine: 
     assert count(folder, "step", seed=50) == 2
 
 
+@pytest.mark.fault(33)
 async def test_jobs_that_come_back_run_one_at_a_time_in_their_old_order(engine: Engine, folder: Path) -> None:
     jobs = [submit(engine, seed=seed, steps=steps) for seed, steps in ((10, 8), (20, 6), (30, 4))]
     await until(lambda: count(folder, "step") >= 1)
@@ -101,6 +105,7 @@ async def test_jobs_that_come_back_run_one_at_a_time_in_their_old_order(engine: 
     assert begun == [10, 20, 30] or begun[:2] == [10, 30]  # 20 waits in the queue when 30 was handed over beside 10
 
 
+@pytest.mark.fault(37)
 async def test_a_cuda_error_ends_the_worker_and_the_job_is_done_by_the_next(engine: Engine) -> None:
     job = submit(engine, "a cat [cuda:step2:once]")
     assert_right(job, await job.result())
@@ -108,6 +113,7 @@ async def test_a_cuda_error_ends_the_worker_and_the_job_is_done_by_the_next(engi
     assert restarts(engine, "device") == 1
 
 
+@pytest.mark.fault(34)
 async def test_a_hung_worker_counts_as_dead(start: Start) -> None:
     engine = await start(watchdog_floor_s=1.0, back_off_s=SOON)
     await submit(engine).result()  # from here on the time of a step is known
@@ -120,6 +126,7 @@ async def test_a_hung_worker_counts_as_dead(start: Start) -> None:
     assert monotonic() - started < 20
 
 
+@pytest.mark.fault(34)
 async def test_a_slow_worker_that_beats_is_left_alone(start: Start) -> None:
     engine = await start(watchdog_floor_s=0.5)
     pid = engine.worker_pid
@@ -128,6 +135,7 @@ async def test_a_slow_worker_that_beats_is_left_alone(start: Start) -> None:
     assert engine.worker_pid == pid
 
 
+@pytest.mark.fault(34)
 async def test_a_stopped_idle_worker_is_replaced(start: Start) -> None:
     engine = await start(watchdog_floor_s=1.5, back_off_s=SOON)
     kill(engine, signal.SIGSTOP)
@@ -142,6 +150,22 @@ async def test_no_number_of_kills_loses_a_job_that_was_hit_once(engine: Engine) 
         kill(engine)
         assert_right(job, await job.result())
     assert restarts(engine, "killed") == 3
+
+
+@pytest.mark.fault(33)
+async def test_kills_at_any_moment_leave_one_answer_each(engine: Engine) -> None:
+    rng = random.Random(7)
+    jobs = [submit(engine, seed=10 * i, n=1 + i % 2, steps=3) for i in range(1, 13)]
+    for _ in range(4):  # five deaths in a row before any worker was ready would be a crash loop
+        await asyncio.sleep(rng.uniform(0.1, 0.8))
+        if engine.worker_pid is not None:
+            kill(engine)
+    for job in jobs:
+        try:
+            assert_right(job, await job.result())
+        except WorkerCrashed:
+            assert job.attempts == 2
+    assert_right(again := submit(engine, seed=999), await again.result())
 
 
 async def test_a_cancelled_job_is_not_run_again(engine: Engine, folder: Path) -> None:
@@ -162,6 +186,7 @@ async def test_a_drain_waits_for_the_worker_to_come_back(engine: Engine) -> None
     assert_right(job, await job.result())
 
 
+@pytest.mark.fault(35)
 async def test_a_crash_loop_at_the_start_is_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLUXSERVE_FAKE_LOAD", "exit:1")
     engine = await start(ready=False, back_off_s=SOON, max_failed_starts=3)
@@ -173,6 +198,7 @@ async def test_a_crash_loop_at_the_start_is_given_up(start: Start, monkeypatch: 
         submit(engine)
 
 
+@pytest.mark.fault(35)
 async def test_waiting_requests_are_answered_when_the_engine_gives_up(start: Start) -> None:
     engine = await start(back_off_s=SOON, max_barren_deaths=2, max_attempts=5)
     jobs = [submit(engine, "poison [exit:step1]"), submit(engine, seed=5, steps=50)]

@@ -42,7 +42,7 @@ class Server:
 
     @cached_property
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, verify=False)
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self.http.request(method, path, **options)

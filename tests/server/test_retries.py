@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from openai import OpenAI, RateLimitError
 
 from tests.fake_pipeline import expected_pixels
 from tests.server.conftest import StartServer
@@ -22,7 +24,7 @@ SLOW = "a cat [slow:step:0.25]"
 def send_and_leave(server: Server, after_s: float, **options: Any) -> None:
     """A client whose read timeout ends after `after_s` seconds."""
     with (
-        httpx.Client(base_url=server.url, trust_env=False, timeout=after_s) as client,
+        httpx.Client(base_url=server.url, verify=False, trust_env=False, timeout=after_s) as client,
         pytest.raises(httpx.ReadTimeout),
     ):
         client.post(GENERATIONS, **options)
@@ -46,7 +48,10 @@ def test_the_retry_of_a_client_that_timed_out_joins_its_job(server: Server) -> N
 def test_the_retry_of_a_form_joins_too(server: Server) -> None:
     """Each try has its own boundary, as httpx makes them."""
     fields, files = {"prompt": SLOW, "seed": "4310"}, {"image": png()}
-    with httpx.Client(base_url=server.url, trust_env=False, timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
+    with (
+        httpx.Client(base_url=server.url, verify=False, trust_env=False, timeout=0.5) as client,
+        pytest.raises(httpx.ReadTimeout),
+    ):
         client.post(EDITS, data=fields, files=files, headers=announced(0, 0.5))
     response = server.request("POST", EDITS, data=fields, files=files, headers=announced(1, 0.5))
     assert response.json()["data"][0]["seed"] == 4310
@@ -79,18 +84,28 @@ def test_an_orphan_that_nobody_adopts_is_stopped(server: Server) -> None:
     assert server.count("step", 4450) <= stopped_at + 1
 
 
+@pytest.mark.fault(26)
 @pytest.mark.behaviour(44, 45)
 def test_clients_that_leave_the_queue_cost_no_step(start_server: StartServer) -> None:
-    server = start_server("--max-queue", "128")
-    blocker = threading.Thread(target=server.generate, args=("a [slow:step:0.4]",), kwargs={"seed": 4500})
-    blocker.start()
-    until(lambda: server.count("begin", 4500) == 1)
-    with ThreadPoolExecutor(60) as pool:
-        seeds = range(4501, 4561)
-        list(pool.map(lambda seed: send_and_leave(server, 0.4, json={"prompt": "b", "seed": seed}), seeds))
-    blocker.join()
+    server, seeds = start_server("--max-queue", "128"), range(4501, 4561)
+
+    def leave(seed: int) -> None:
+        body, patient = {"prompt": "b", "seed": seed, "steps": 200}, {"x-request-timeout": "99999"}
+        send_and_leave(server, 0.4, json=body, headers=patient)
+
+    with blocking(server, seed=4500), ThreadPoolExecutor(30) as pool:
+        list(pool.map(leave, seeds))
     assert server.generate(seed=4599).status_code == 200
     assert sum(server.count("begin", seed) for seed in seeds) == 0
+
+
+@contextmanager
+def blocking(server: Server, seed: int) -> Iterator[None]:
+    """A long job that runs until the end of the block."""
+    fields = {"prompt": "a [slow:step:0.2]", "seed": seed, "steps": 100, "stream": True}
+    with server.http.stream("POST", GENERATIONS, json=fields):
+        until(lambda: server.count("step", seed) >= 1)
+        yield
 
 
 @pytest.mark.behaviour(47)
@@ -104,34 +119,45 @@ def test_equal_requests_without_a_key_are_never_merged(server: Server) -> None:
 @pytest.mark.behaviour(40)
 def test_a_full_queue_refuses_at_once(start_server: StartServer) -> None:
     server = start_server("--max-queue", "1")
-    with ThreadPoolExecutor(8) as pool:
-        waiting = [pool.submit(server.generate, "a [slow:step:0.5]", seed=4000 + i) for i in range(4)]
-        until(lambda: server.count("begin", 4000) == 1 or any(future.done() for future in waiting))
-        time.sleep(0.3)
+    with blocking(server, seed=4000), ThreadPoolExecutor(4) as pool:
+        leaving = [pool.submit(send_and_leave, server, 4, json={"prompt": "b", "steps": 200}) for _ in range(3)]
+        until(
+            lambda: (
+                server.generate(steps=200, headers={"x-request-timeout": "1"}).json()["error"]["code"] == "queue_full"
+            )
+        )
         asked = time.monotonic()
-        refused = server.generate(seed=4090)
+        refused = server.generate(seed=4090, steps=200)
         assert time.monotonic() - asked < 1
-        answers = [future.result() for future in waiting]
-    assert_error(refused, 429, "queue_full")
-    assert 1 <= int(refused.headers["retry-after"]) <= 60
-    assert {answer.status_code for answer in answers} <= {200, 429}
+        assert_error(refused, 429, "queue_full")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        wait(leaving)
     assert server.count("begin", 4090) == 0
 
 
 @pytest.mark.behaviour(41)
 def test_a_wait_beyond_the_clients_patience_is_refused_at_once(server: Server) -> None:
-    server.generate("a [slow:step:0.5]", seed=4100)  # from here on the server knows how slow it is
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(server.generate, "a [slow:step:0.5]", seed=4101, steps=20)
-        until(lambda: server.count("step", 4101) >= 1)
+    with blocking(server, seed=4100):
         for headers in ({"x-request-timeout": "2"}, announced(0, 2), {"x-stainless-timeout": "2"}):
-            refused = server.generate(seed=4102, steps=50, headers=headers)
+            refused = server.generate(seed=4102, steps=200, headers=headers)
             error = assert_error(refused, 429, "wait_exceeds_timeout")
             assert refused.headers["x-should-retry"] == "false"
             assert 1 <= int(refused.headers["retry-after"]) <= 60
             assert any(character.isdigit() for character in error["message"])
-        running.result()
     assert server.count("begin", 4102) == 0
+
+
+@pytest.mark.behaviour(41)
+def test_the_official_client_does_not_come_back_for_that(server: Server) -> None:
+    def refusals() -> int:
+        return server.log.read_text().count('"code": "wait_exceeds_timeout"')
+
+    before = refusals()
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="any", timeout=2)
+    with blocking(server, seed=4110), client, pytest.raises(RateLimitError) as error:
+        client.images.generate(prompt="b", extra_body={"steps": 200})
+    assert error.value.code == "wait_exceeds_timeout"
+    assert refusals() == before + 1
 
 
 @pytest.mark.behaviour(42)

@@ -64,6 +64,7 @@ async def test_a_client_that_leaves_ends_the_stream() -> None:
     assert client.bodies == []
 
 
+@pytest.mark.fault(25)
 async def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "_WRITE_DEADLINE_S", 0.05)
     assert await run(Client(blocked=True), told(b"a")) == 1

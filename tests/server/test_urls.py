@@ -55,7 +55,7 @@ def test_one_range(server: Server) -> None:
         part = server.get(url, headers={"range": asked})
         assert (part.status_code, part.content) == (206, whole[start:stop])
         assert part.headers["content-range"] == f"bytes {start}-{stop - 1}/{size}"
-    for asked in ("bytes=0-1,3-4", "bytes=" + ",".join(["0-0"] * 10_000)[:60_000], "bytes=-", "lines=1-2", "bytes=a-b"):
+    for asked in ("bytes=0-1,3-4", "bytes=" + ",".join(["0-0"] * 10_000)[:30_000], "bytes=-", "lines=1-2", "bytes=a-b"):
         response = server.get(url, headers={"range": asked})
         assert (response.status_code, response.content) == (200, whole)
     assert_error(server.get(url, headers={"range": f"bytes={size}-"}), 416, "range_not_satisfiable")
@@ -105,6 +105,7 @@ def test_public_url(start_server: StartServer) -> None:
     assert re.fullmatch(rf"https://pictures\.example/flux/images/{NAME}\.png", url)
 
 
+@pytest.mark.fault(21)
 @pytest.mark.behaviour(56)
 def test_forwarded_headers_count_from_trusted_proxies_alone(server: Server, start_server: StartServer) -> None:
     forwarded = {

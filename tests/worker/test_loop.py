@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fluxserve import wire
-from fluxserve.errors import FluxserveError, InsufficientMemory, InvalidRequest
+from fluxserve.errors import ConfigError, FluxserveError, InsufficientMemory, InvalidRequest
 from fluxserve.scheduling import Pace
 from fluxserve.worker.failures import device_lost, failed
 from fluxserve.worker.scheduler import batch, next_task
@@ -201,8 +201,9 @@ def test_failures_are_told_in_the_front_s_words() -> None:
     assert failed(7, MemoryError()).code == InsufficientMemory.code
     invalid = failed(7, InvalidRequest("bad picture", param="image", code="invalid_image"))
     assert invalid == wire.Failed(7, "invalid_image", "bad picture", "image")
-    unforeseen = failed(7, ValueError("a secret prompt"))
-    assert (unforeseen.code, "secret" in unforeseen.message) == (FluxserveError.code, False)
+    for error in (ValueError("a secret prompt"), ConfigError("a secret path")):
+        unforeseen = failed(7, error)
+        assert (unforeseen.code, "secret" in unforeseen.message) == (FluxserveError.code, False)
 
 
 def test_a_broken_device_is_told_from_a_broken_request() -> None:

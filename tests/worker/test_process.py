@@ -35,6 +35,7 @@ def test_an_idle_worker_beats(worker: Worker) -> None:
         assert worker.wait_for(wire.Beat).stage == "idle"
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize(
     ("fault", "exit_code", "reason"),
     [
@@ -77,6 +78,7 @@ def test_it_ends_when_it_is_told_what_is_no_message(worker: Worker) -> None:
     assert worker.process.wait(5) == 0
 
 
+@pytest.mark.fault(38)
 @linux
 def test_the_kernel_takes_it_before_the_front(worker: Worker) -> None:
     assert Path(f"/proc/{worker.process.pid}/oom_score_adj").read_text().strip() == "500"
@@ -102,6 +104,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.fault(54)
 def test_kill_9_of_the_front_takes_a_busy_worker_along() -> None:
     with subprocess.Popen([sys.executable, "-c", FRONT], stdout=subprocess.PIPE, text=True) as front:
         assert front.stdout is not None

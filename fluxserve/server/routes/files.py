@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.answers import MEDIA_TYPES
+from fluxserve.server.openapi import FILE_ANSWERS
 from fluxserve.server.services import ServicesOf
 from fluxserve.server.store import PICTURE_NAME
 
@@ -17,10 +18,11 @@ router = APIRouter(tags=["images"])
 _RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
 
 
-@router.api_route("/images/{name:path}", methods=["GET", "HEAD"])
+@router.head("/images/{name:path}", response_class=Response, responses=FILE_ANSWERS)
+@router.get("/images/{name:path}", response_class=Response, responses=FILE_ANSWERS)
 async def get_image(name: str, request: Request, services: ServicesOf) -> Response:
     """The picture, or one range of it, until its URL expires."""
-    if not PICTURE_NAME.fullmatch(name):
+    if not PICTURE_NAME.fullmatch(name) or not request.scope["path"].endswith(name):  # the router drops a newline
         raise InvalidRequest("no such image", code="image_not_found")
     picture = await services.store.get(name)
     headers = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +13,9 @@ from starlette.responses import Response
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.desk import Desk, Errand
 from fluxserve.server.multipart import Form, parse_form
+from fluxserve.server.openapi import IMAGE_ANSWERS
 from fluxserve.server.order import Inputs, place_order
 from fluxserve.server.parameters import parse_parameters, parse_text_fields
-from fluxserve.server.routes.contract import image_route
 from fluxserve.server.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
 from fluxserve.server.services import Services, ServicesOf
 from fluxserve.server.streaming import EventKind
@@ -26,7 +27,7 @@ router = APIRouter(prefix="/v1/images", tags=["images"])
 _IMAGE_FIELDS = ("image", "image[]")
 
 
-@router.post("/generations", **image_route(GenerationParameters, "image_generation"))
+@router.post("/generations", responses=IMAGE_ANSWERS)
 async def create_images(request: Request, services: ServicesOf) -> Response:
     """Draws images from a prompt."""
     body = await services.bodies.json(request)
@@ -34,22 +35,22 @@ async def create_images(request: Request, services: ServicesOf) -> Response:
     return await _order(request, services, parameters, None, hashlib.sha256(body).hexdigest(), "image_generation")
 
 
-@router.post("/edits", **image_route(EditParameters, "image_edit", files=("image", "mask")))
+@router.post("/edits", responses=IMAGE_ANSWERS)
 async def edit_image(request: Request, services: ServicesOf) -> Response:
     """Redraws a picture, or the transparent part of its mask."""
-    form = await _read_form(request, services)
+    form, digest = await _read_form(request, services)
     parameters = parse_parameters(parse_text_fields(_text_fields(form), EditParameters), EditParameters)
     inputs = await _edit_inputs(form, services)
-    return await _order(request, services, parameters, inputs, _digest(form), "image_edit")
+    return await _order(request, services, parameters, inputs, digest, "image_edit")
 
 
-@router.post("/variations", **image_route(VariationParameters, "image_edit", files=("image",)))
+@router.post("/variations", responses=IMAGE_ANSWERS)
 async def vary_image(request: Request, services: ServicesOf) -> Response:
     """Draws other pictures like the one sent."""
-    form = await _read_form(request, services)
+    form, digest = await _read_form(request, services)
     parameters = parse_parameters(parse_text_fields(_text_fields(form), VariationParameters), VariationParameters)
     inputs = Inputs(await _read_image(_one_image(form), services))
-    return await _order(request, services, parameters, inputs, _digest(form), "image_edit")
+    return await _order(request, services, parameters, inputs, digest, "image_edit")
 
 
 async def _order(
@@ -64,9 +65,15 @@ async def _order(
     return await Desk(services).answer(Errand(request, order, digest, kind))
 
 
-async def _read_form(request: Request, services: Services) -> Form:
+async def _read_form(request: Request, services: Services) -> tuple[Form, str]:
+    """The form, and the digest of its parts."""
     body = await services.bodies.form(request)
-    return parse_form(body, request.headers["content-type"])
+
+    def parse() -> tuple[Form, str]:
+        form = parse_form(body, request.headers["content-type"])
+        return form, _digest(form)
+
+    return await asyncio.to_thread(parse)
 
 
 def _text_fields(form: Form) -> Mapping[str, Any]:

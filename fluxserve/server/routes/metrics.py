@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
+from fluxserve.server.openapi import errors
 from fluxserve.server.services import ServicesOf
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=PlainTextResponse, responses=errors())
 async def metrics(services: ServicesOf) -> Response:
     """Counters, gauges and histograms in Prometheus' text format."""
     figures = services.engine.metrics

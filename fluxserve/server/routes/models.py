@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter
 
-from fluxserve.request import MAX_IMAGES
+from fluxserve.request import MAX_IMAGES, ModelCard
 from fluxserve.server.naming import check_model_name, model_aliases
-from fluxserve.server.schemas import ModelBody, ModelDefaults, ModelLimits, ModelList
+from fluxserve.server.openapi import errors
+from fluxserve.server.schemas import ModelBody, ModelDefaults, ModelLimits, ModelList, ModelPlacement
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -14,13 +17,13 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 _CAPABILITIES = ["generations", "edits", "variations", "stream"]
 
 
-@router.get("")
+@router.get("", responses=errors(503))
 async def list_models(services: ServicesOf) -> ModelList:
     """The served model, alone in a list."""
     return ModelList(data=[_describe(services)])
 
 
-@router.get("/{name:path}")
+@router.get("/{name:path}", responses=errors(404, 503))
 async def retrieve_model(name: str, services: ServicesOf) -> ModelBody:
     """The served model, by its id or an alias."""
     check_model_name(name, services.card, services.config)
@@ -38,7 +41,7 @@ def _describe(services: Services) -> ModelBody:
         default_size=f"{card.default_width}x{card.default_height}",
         limits=ModelLimits(
             n=MAX_IMAGES,
-            max_pixels=config.max_pixels,
+            max_pixels=min(config.max_pixels, card.max_pixels or config.max_pixels),
             max_work=services.limits.max_work,
             max_input_pixels=config.max_input_pixels,
             max_sequence_length=card.max_sequence_length,
@@ -54,4 +57,11 @@ def _describe(services: Services) -> ModelBody:
         licence=card.licence,
         description=card.description,
         notice=card.notice,
+        placement=_placement(card),
     )
+
+
+def _placement(card: ModelCard) -> ModelPlacement | None:
+    if card.placement is None:
+        return None
+    return ModelPlacement(device=card.device, dtype=card.dtype, **asdict(card.placement))

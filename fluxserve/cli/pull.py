@@ -1,0 +1,51 @@
+"""`fluxserve pull`: fetches a model ahead of its use and checks it. Imports huggingface_hub only when called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fluxserve.cli.failures import failures_to_exit_codes
+from fluxserve.cli.loading import byte_bar, console
+
+if TYPE_CHECKING:
+    from fluxserve.weights.pull import Haul
+
+
+def pull(
+    model: Annotated[str, typer.Argument(help="schnell, dev, a Hub id, or OWNER/NAME/FILE for one file of it.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, sizes and free disk; fetch nothing.")] = False,
+) -> None:
+    """Fetch a model, check it, and leave it ready for serve. What is there already is not fetched again."""
+    with failures_to_exit_codes():
+        from fluxserve.weights.pull import bring_in, plan_haul
+
+        haul = plan_haul(model)
+        if haul.composed:
+            console.print(
+                f"{haul.repo_id} is gated, and no token here may read it: "
+                "taking its float8 weights from copies that need no account.",
+                highlight=False,
+            )
+        if dry_run:
+            Console().print(_listing(haul), highlight=False)
+            return
+        with byte_bar(model) as progress:
+            place = bring_in(haul, progress)
+    console.print(f"{model} is here and checked: {place}", highlight=False, soft_wrap=True)
+
+
+def _listing(haul: Haul) -> Table:
+    """The files with their sizes, then what is missing and how much disk there is."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("file", overflow="fold")
+    table.add_column("bytes", justify="right")
+    table.add_column("here")
+    for file in haul.files:
+        table.add_row(f"{file.repo_id}/{file.filename}", f"{file.nbytes:,}", "yes" if file.cached else "no")
+    table.add_row("to be fetched", f"{haul.missing_bytes:,}")
+    table.add_row("free disk", f"{haul.free_bytes:,}", "enough" if haul.fits else "too little")
+    return table

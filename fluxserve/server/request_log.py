@@ -1,0 +1,40 @@
+"""What the log keeps of a request: figures and ids, never the prompt or a key. Knows nothing of how logs look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.types import Scope
+
+from fluxserve.engine import Job
+from fluxserve.server.context import RequestContext
+
+
+def request_facts(scope: Scope, context: RequestContext, status: int, path: str) -> dict[str, Any]:
+    """The fields of the request's line. path: printable."""
+    facts: dict[str, Any] = {
+        "request_id": context.request_id,
+        "client": context.client,
+        "method": scope["method"],
+        "path": path,
+        "status": status,
+        "code": context.error_code,
+        "ms": context.elapsed_ms,
+    }
+    return facts if context.job is None else {**facts, **_job_facts(context.job)}
+
+
+def _job_facts(job: Job) -> dict[str, Any]:
+    request, timings = job.request, job.timings
+    return {
+        "n": len(request.seeds),
+        "size": f"{request.width}x{request.height}",
+        "steps": request.num_inference_steps,
+        "seed": request.seeds[0],
+        "prompt_length": len(request.prompt),
+        "attempts": job.attempts + 1,
+        **({} if timings is None else {name: round(getattr(timings, name), 1) for name in _SPENT}),
+    }
+
+
+_SPENT = ("queue_ms", "text_ms", "denoise_ms", "decode_ms", "encode_ms")

@@ -1,0 +1,155 @@
+"""What may go wrong, by number, and the one right answer to it: the rows of docs/reliability.md.
+
+Tests hold a server's answers against these rows (`tests.reliability.answers`) and claim them with a `fault` mark.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Answer:
+    """status: of HTTP. code: in the error object, None for no error. should_retry: what x-should-retry says if sent."""
+
+    status: int
+    code: str | None = None
+    should_retry: bool | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """what: the fault. right: what happens, where answers and exit codes alone do not tell.
+
+    answers: the right ones, of which each case of the fault gets one. exit_codes: of the server, where it has to end.
+    """
+
+    what: str
+    right: str = ""
+    answers: tuple[Answer, ...] = ()
+    exit_codes: tuple[int, ...] = ()
+
+
+def refused(*codes: str) -> tuple[Answer, ...]:
+    """The client's mistake: a retry is the client's business."""
+    return tuple(Answer(400, code) for code in codes)
+
+
+OK = Answer(200)
+CRASHED = Answer(500, "worker_crashed", False)
+LOADING, ENDING = Answer(503, "model_loading"), Answer(503, "shutting_down")
+FULL, IMPATIENT = Answer(429, "queue_full"), Answer(429, "wait_exceeds_timeout", False)
+UNAVAILABLE = Answer(503, "worker_unavailable", False)
+TOO_LARGE = Answer(413, "request_too_large")
+NOT_FOUND = Answer(404, "image_not_found")
+STORAGE_FULL = Answer(503, "storage_full", False)
+
+FAULTS: dict[int, Fault] = {
+    1: Fault("a body that is no JSON, cut, or no UTF-8", answers=refused("invalid_json")),
+    2: Fault("a body nested 100,000 deep", answers=refused("invalid_json")),
+    3: Fault("an integer of 5,000 digits", answers=refused("invalid_value")),
+    4: Fault("NaN, Infinity, 1e999", answers=refused("invalid_value")),
+    5: Fault(
+        "an array for a body, null for the prompt, a boolean for n", answers=refused("invalid_json", "invalid_type")
+    ),
+    6: Fault("a body over the cap: sent, declared, or endless", "not read; closed", (TOO_LARGE,)),
+    7: Fault("a form's content type, as another page could send it", answers=(Answer(415, "unsupported_media_type"),)),
+    8: Fault(
+        "a prompt that is missing, empty or blank", answers=refused("missing_required_parameter", "invalid_value")
+    ),
+    9: Fault(
+        "a prompt over 32,000 characters, or over the model's tokens",
+        "cut with a warning if only the model's limit is passed",
+        (*refused("string_above_max_length"), OK),
+    ),
+    10: Fault("NUL, a lone surrogate, other controls", "other controls are dropped", (*refused("invalid_value"), OK)),
+    11: Fault("emoji, right-to-left, zero width, any script", "the same seed gives the same bytes", (OK,)),
+    12: Fault('n of 0, 11, -1, 1.5, "2", true', answers=refused("invalid_value", "invalid_type")),
+    13: Fault("sizes off the grid, zero, negative, huge, in other digits", answers=refused("invalid_size")),
+    14: Fault(
+        "more work than --max-work, also by true CFG alone", "the message names the cap", refused("invalid_value")
+    ),
+    15: Fault("guidance, steps or seed out of range", answers=refused("invalid_value")),
+    16: Fault("a model that is not served", answers=(Answer(404, "model_not_found"),)),
+    17: Fault(
+        "fields of other models, or of none", "a warning; refused under --strict", (OK, *refused("unknown_parameter"))
+    ),
+    18: Fault("an unknown path, or method", answers=(Answer(404, "not_found"), Answer(405, "method_not_allowed"))),
+    19: Fault("no key, a wrong, non-ASCII or doubled one", answers=(Answer(401, "invalid_api_key"),)),
+    20: Fault(
+        "a forged Host, a foreign or null Origin, a cross-site fetch",
+        answers=(Answer(403, "host_not_allowed"), Answer(403, "origin_not_allowed")),
+    ),
+    21: Fault("forged X-Forwarded-*", "ignored, unless a trusted proxy sends them", (OK,)),
+    22: Fault(
+        "two lengths, length and chunks, bad chunks, broken heads, NUL, two Hosts, 100 KB of head",
+        "one answer, closed",
+        refused("invalid_value"),
+    ),
+    23: Fault("half a head, half a body, silence", "closed after 10, 30 and 10 s"),
+    24: Fault(
+        "more idle connections than --max-connections",
+        "the longest idle is closed; health answers; 429 if none is idle",
+        (OK, FULL),
+    ),
+    25: Fault("a client that does not read", "closed after 60 s and what its answer's size allows"),
+    26: Fault("a client that leaves the queue", "no step is run"),
+    27: Fault("a client that leaves while its picture is drawn", "stops within a step"),
+    28: Fault("a full queue", "at once, Retry-After of 1 to 60", (FULL,)),
+    29: Fault("a wait beyond the client's patience", "at once", (IMPATIENT,)),
+    30: Fault("a job that passes its deadline", "stops at its next step", (Answer(504, "deadline_exceeded", False),)),
+    31: Fault(
+        "a burst of one key", "x-ratelimit-* headers; others are served", (Answer(429, "rate_limit_exceeded"), OK)
+    ),
+    32: Fault(
+        "an Idempotency-Key used again: during, after, for another body",
+        "joined, replayed, refused",
+        (OK, Answer(422, "idempotency_key_reused")),
+    ),
+    33: Fault(
+        "the worker dies in a job: SIGKILL, exit, segfault",
+        "run once more, alone; final at the second death; neighbours are served",
+        (OK, CRASHED),
+    ),
+    34: Fault("the worker hangs; or is slow, but beats", "hung: ended, and as 33; slow: left alone", (OK,)),
+    35: Fault("a crash loop", "pauses that double, then the end; waiting requests are answered", (UNAVAILABLE,), (70,)),
+    36: Fault(
+        "the device is out of memory", "the next smaller job passes", (Answer(503, "insufficient_memory", False),)
+    ),
+    37: Fault("the device's context breaks", "the worker is replaced, as 33", (OK, CRASHED)),
+    38: Fault("the kernel's OOM killer", "takes the worker before the front, as 33", (OK, CRASHED)),
+    39: Fault(
+        "NaN or infinity in the picture",
+        "decoded once more in float32, else final",
+        (Answer(500, "non_finite_output", False),),
+    ),
+    40: Fault("heavy encoding", "the front's loop does not notice"),
+    41: Fault("a full disk, a full quota", "b64_json is served; no partial file", (OK, STORAGE_FULL)),
+    42: Fault("a picture folder that cannot be written", "refused at start; later as 41", (STORAGE_FULL,), (78,)),
+    43: Fault("a URL that has expired, or never was", answers=(Answer(410, "image_expired"), NOT_FOUND)),
+    44: Fault("paths out of the folder, in any spelling; symlinks", answers=(NOT_FOUND,)),
+    45: Fault("a picture taken for HTML", "fixed type, nosniff, sandbox", (OK,)),
+    46: Fault("10,000 ranges", "the whole picture, once", (OK,)),
+    47: Fault("the wall clock jumps", "no deadline and no URL's life moves"),
+    48: Fault("a weight file that is cut, junk, or has a wrong header", "named; never ready", exit_codes=(65,)),
+    49: Fault("a missing shard, half a snapshot, a flipped bit in a header", "named", exit_codes=(65,)),
+    50: Fault(
+        "a tensor missing, stray, of another shape or dtype", "named, with the first five differences", exit_codes=(65,)
+    ),
+    51: Fault("a pickle, under any name", "refused unread", exit_codes=(65,)),
+    52: Fault("SIGTERM", "accepted requests are answered, late ones refused; no process is left", (OK, ENDING), (0,)),
+    53: Fault("a second signal", "the end at once, the worker reaped", exit_codes=(130, 143)),
+    54: Fault(
+        "SIGKILL of the front", "the worker is gone within a second; temporary files are swept at the next start"
+    ),
+    55: Fault("a second server on the same port or folder", "nothing is loaded", exit_codes=(1,)),
+    56: Fault(
+        "uploads that are empty, cut, bombs, SVG, or odd but legal",
+        "odd but legal ones are converted",
+        (*refused("invalid_image"), OK),
+    ),
+    57: Fault(
+        "forms that are malformed, or beyond 64 fields or 16 files", answers=(*refused("invalid_multipart"), TOO_LARGE)
+    ),
+    58: Fault("prompts and keys on their way to logs, figures and errors", "absent; what is logged is escaped"),
+}
