@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from openai import OpenAI
 from PIL import Image
 
 from tests.conftest import MakeCheckpoint
@@ -53,6 +56,23 @@ def test_previews_are_real_predictions(server: Server) -> None:
     text = server.generate("a red apple", **fields).text
     assert text.count("event: image_generation.partial_image") == 2
     assert text.count("event: image_generation.completed") == 1
+
+
+def test_previews_come_nearer_to_the_picture_and_the_first_comes_early(server: Server) -> None:
+    """The signal-to-noise ratio against the finished picture rises, and the first is there before 60 % of the time."""
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    asked = {"prompt": "a red apple", "size": "128x128", "extra_body": {"seed": 7, "steps": 12}}
+    client.images.generate(**asked)  # encodes the prompt
+    started = time.monotonic()
+    events = [
+        (time.monotonic() - started, event) for event in client.images.generate(**asked, stream=True, partial_images=3)
+    ]
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))), float) for _, event in events]
+    errors = [np.square(picture - pictures[-1]).mean() for picture in pictures[:-1]]
+    assert len(errors) == 3
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] > 0
+    assert events[0][0] < 0.6 * events[-1][0]
 
 
 def edited(server: Server, image: bytes, mask: bytes | None = None, path: str = EDITS, **fields: str) -> Pixels:
