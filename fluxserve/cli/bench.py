@@ -8,6 +8,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -153,13 +154,15 @@ def _server(config: PipelineConfig) -> Iterator[str]:
     command += ["--dtype", config.dtype, "--offload", config.offload, "--storage", config.storage]
     command += ["--text-encoders", config.text_encoders] if config.text_encoders else []
     command += ["--memory-budget", str(config.memory_budget)] if config.memory_budget else []
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_ready(process, f"http://127.0.0.1:{port}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
+    with tempfile.TemporaryDirectory() as pictures:
+        command += ["--output-dir", pictures]  # beside a running server, which has locked the usual folder
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            _wait_ready(process, f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def _wait_ready(process: subprocess.Popen[bytes], base: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from fluxserve.config import Dtype
 from fluxserve.errors import DeviceError
 
-GIB = 2**30
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,21 @@ def available_bytes(device: torch.device) -> int:
 
 
 def _available_ram() -> int:
+    """The least of what the system calls available and what the process's control group still allows."""
     try:
         with open("/proc/meminfo", encoding="ascii") as meminfo:
             fields = dict(line.split(":", 1) for line in meminfo)
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        available = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux: all of it, less nothing we could know
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    allowed = control_group_room(CONTROL_GROUP)
+    return available if allowed is None else min(available, allowed)
+
+
+def control_group_room(group: Path) -> int | None:
+    """Bytes left under a version 2 memory limit, as containers have; None without one."""
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return None
+    return None if limit == "max" else max(int(limit) - int(used), 0)
