@@ -25,6 +25,8 @@ class PipelineConfig:
     keeps as little as possible. memory_budget: bytes of the device's memory to use; None: what is free.
     storage: fp8 or int8 pack the blocks' matrices at load, with a scale a row: half the memory, a small error.
     compile: each transformer block by torch.compile, which takes a while at the first picture of each size.
+    lora: LoRA files that change the model from the start, `PATH` or `PATH:SCALE`. lora_dir: a folder of those that
+    requests may name, by the files' stems.
     """
 
     model: str = DEFAULT_MODEL
@@ -35,6 +37,8 @@ class PipelineConfig:
     memory_budget: int | None = None
     storage: Storage = "native"
     compile: bool = False
+    lora: tuple[str, ...] = ()
+    lora_dir: str | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,14 @@ SEED_SPACE = 2**63
 
 
 @dataclass(frozen=True)
+class LoraChoice:
+    """A LoRA that the model has been loaded with, by name, and how strongly it acts (-4 .. 4)."""
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One request, complete: every default is already filled in.
 
@@ -27,6 +35,7 @@ class GenerationRequest:
     pixels are repainted. strength: 1 ignores the picture, near 0 keeps it; means nothing without one.
     output_compression: 0..100, the encoder's quality for jpeg and webp.
     partial_images: how many previews each image sends on its way.
+    loras: what acts beside the model's weights in this request; each one of the card's.
     """
 
     prompt: str
@@ -45,6 +54,7 @@ class GenerationRequest:
     output_format: OutputFormat = "png"
     output_compression: int = 95
     metadata: bool = True
+    loras: tuple[LoraChoice, ...] = ()
 
     @property
     def work(self) -> int:
@@ -141,6 +151,7 @@ class ModelCard:
     then scaled to the size asked.
     notice: said in a warning header with every answer. description: what the model knows, for people.
     max_pixels: the largest picture that the memory budget serves; None: no bound. placement: None: not planned.
+    loras: the names that requests may use.
     """
 
     id: str
@@ -161,6 +172,7 @@ class ModelCard:
     dtype: str
     max_pixels: int | None = None
     placement: Placement | None = None
+    loras: tuple[str, ...] = ()
 
 
 SIZE_MULTIPLE = 16

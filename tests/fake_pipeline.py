@@ -9,7 +9,8 @@ Faults and delays are words inside the prompt, so each request brings its own:
     a cat [slow:step:0.2]        each denoise step takes 0.2 s (stages: text, step, preview, vae, encode)
     a cat [exit:step2]           the process exits (code 1) in step 2, counted from 1
     a cat [exit:step2:once]      ... only the first time that this prompt gets there, in whichever worker
-    a cat [kill:vae]             SIGKILLs itself while decoding; [stop:step1] SIGSTOPs itself (a hung process)
+    a cat [kill:vae]             SIGKILLs itself while decoding; [segv:text] SIGSEGVs itself
+    a cat [stop:step1]           SIGSTOPs itself: a hung process
     a cat [hang:step1]           sleeps for ever without a beat
     a cat [beat:vae:3]           3 s of decoding (or text) that beats: a slow process, but a live one
     a cat [nan:vae] [oom:step1] [cuda:step1] [invalid:text] [error:encode]
@@ -21,8 +22,9 @@ Faults and delays are words inside the prompt, so each request brings its own:
 Variables:
     FLUXSERVE_FAKE_DIR    a folder for what outlives a worker, needed for `once`: the file `log` gets a line an act (see
                           `read_log`), the other files mark what has happened once
-    FLUXSERVE_FAKE_LOAD   what happens at load: `slow:SECONDS`, `exit:CODE`, `exit:CODE:FIRST_N_LOADS`, or `checkpoint`,
-                          `source`, `config`, `nan` for the error of that kind
+    FLUXSERVE_FAKE_LOAD   what happens at load: `slow:SECONDS`, `exit:CODE`, `exit:CODE:LAST` or `exit:CODE:FIRST-LAST`
+                          for some loads of the folder's alone, counted from 1, or `checkpoint`, `source`, `config`,
+                          `nan` for the error of that kind
     FLUXSERVE_FAKE_BATCH  max_batch, default 1
 """
 
@@ -248,6 +250,8 @@ def _commit(kind: str, argument: float, checkpoint: CheckpointCallback | None) -
             os._exit(1)
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         case _:
@@ -287,7 +291,8 @@ def _fail_to_load(fault: str, folder: Path | None) -> None:
         time.sleep(float(arguments[0]))
     elif kind == "exit":
         loads = sum(act.verb == "load" for act in read_log(folder)) if folder else 0
-        if len(arguments) == 1 or loads <= int(arguments[1]):
+        first, _, last = arguments[1].rpartition("-") if len(arguments) > 1 else ("", "", "99")
+        if int(first or 1) <= loads <= int(last):
             os._exit(int(arguments[0]))
     elif kind:
         raise _LOAD_ERRORS[kind]

@@ -57,7 +57,7 @@ async def read_all(data: bytes) -> list[wire.Message]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(messages, max_size=3))
 def test_messages_come_back_equal_on_both_sides(sent: list[wire.Message]) -> None:
     data = b"".join(map(raw, sent))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,7 +30,7 @@ def doctor(
     memory_budget: options.MemoryBudgetOption = None,
     storage: options.StorageOption = PipelineConfig.storage,
 ) -> None:
-    """Say what is here and what will be used. Fetches nothing."""
+    """Say what is here, what a file is, and what will be used. Fetches nothing."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, below
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -37,10 +38,13 @@ def doctor(
     config = PipelineConfig(model, device, dtype, offload, text_encoders, options.parse_bytes(memory_budget), storage)
     with failures_to_exit_codes():
         try:
-            for name, value in _machine():
-                table.add_row(name, value)
-            for name, value in _choice(config):
-                table.add_row(name, value)
+            for row in _machine():
+                table.add_row(*row)
+            described, draws = _description(Path(model))
+            for row in described:
+                table.add_row(*row)
+            for row in _choice(config) if draws else []:
+                table.add_row(*row)
         except SourceError as error:
             table.add_row("model", error.message)
         finally:
@@ -76,6 +80,22 @@ def _gpus() -> list[str]:
 
     properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return [f"{gpu.name} ({_gib(gpu.total_memory)})" for gpu in properties]
+
+
+def _description(path: Path) -> tuple[list[tuple[str, str]], bool]:
+    """What a file or folder holds, and whether there is a transformer to plan for. Silent on what is on the Hub.
+
+    Raises:
+        CheckpointError: it is damaged or refused; says what it is and what to use instead.
+    """
+    from fluxserve.weights.describe import describe
+
+    if not path.exists():
+        return [], True
+    found = describe(path)
+    rows = [("holds", str(network)) for network in found.networks]
+    rows += [("lacks", ", ".join(found.missing))] if found.missing else []
+    return rows, any(network.part == "transformer" for network in found.networks)
 
 
 def _choice(config: PipelineConfig) -> list[tuple[str, str]]:

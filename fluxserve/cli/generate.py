@@ -43,13 +43,15 @@ def generate(
     text_encoders: options.TextEncodersOption = None,
     memory_budget: options.MemoryBudgetOption = None,
     storage: options.StorageOption = PipelineConfig.storage,
+    lora: options.LoraOption = None,
 ) -> None:
     """Draw pictures from a prompt, into files."""
     with failures_to_exit_codes():
         output_format = _output_format(output, n)
         width, height = parse_size(size)
+        budget = options.parse_bytes(memory_budget)
         pipeline = load_with_progress(
-            PipelineConfig(model, device, dtype, offload, text_encoders, options.parse_bytes(memory_budget), storage)
+            PipelineConfig(model, device, dtype, offload, text_encoders, budget, storage, lora=tuple(lora or ()))
         )
         request = complete_request(
             pipeline.card,

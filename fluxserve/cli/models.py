@@ -30,11 +30,14 @@ def _facts(variant: Variant) -> tuple[str, str, str, str]:
 
 
 def _cached_repositories() -> set[str]:
-    """Hub ids of which something lies in the local cache."""
+    """Hub ids of which something lies in the local cache, or whose ungated copies have been pulled."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
+    from fluxserve.weights.ungated import UNGATED, composed_folder
+
+    pulled = {repo_id for repo_id in UNGATED if composed_folder(repo_id) is not None}
     try:
-        return {repository.repo_id for repository in scan_cache_dir().repos}
+        return pulled | {repository.repo_id for repository in scan_cache_dir().repos}
     except CacheNotFound:
-        return set()
+        return pulled

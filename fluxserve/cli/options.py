@@ -51,6 +51,10 @@ StorageOption = Annotated[
     ),
 ]
 
+LoraOption = Annotated[
+    list[str] | None, typer.Option("--lora", help="A LoRA that changes the model, as PATH or PATH:SCALE; repeatable.")
+]
+
 
 def parse_bytes(text: str | None) -> int | None:
     """8GiB, 500MB, 1000000: bytes.

@@ -65,6 +65,10 @@ class ServeSettings(BaseSettings):
         None, title="model", description="A folder or Hub id with text encoders, for a transformer file without them."
     )
     served_model_name: Many = Field((), title="model", description="A further name for the model.")
+    lora: Many = Field((), title="model", description="A LoRA that changes the model, as PATH or PATH:SCALE.")
+    lora_dir: str | None = Field(
+        None, title="model", description="A folder of LoRAs that requests may name, by the files' stems."
+    )
     strict_model: Switch = Field(False, title="model", description="Refuse OpenAI's model names.")
 
     device: str = Field(_PIPELINE.device, title="device", description="auto, cpu, cuda, cuda:N or mps.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from fluxserve.placement.plan import Plan
@@ -10,8 +12,10 @@ from fluxserve.request import ModelCard, Placement
 from fluxserve.weights.checkpoint import Checkpoint
 
 
-def model_card(checkpoint: Checkpoint, plan: Plan, device: torch.device, dtype: torch.dtype) -> ModelCard:
-    """What clients and the front may know of the model."""
+def model_card(
+    checkpoint: Checkpoint, plan: Plan, device: torch.device, dtype: torch.dtype, loras: Iterable[str] = ()
+) -> ModelCard:
+    """What clients and the front may know of the model. loras: the names that requests may use."""
     variant = checkpoint.variant
     return ModelCard(
         id=checkpoint.id,
@@ -32,6 +36,7 @@ def model_card(checkpoint: Checkpoint, plan: Plan, device: torch.device, dtype: 
         dtype=dtype_name(dtype),
         max_pixels=None if variant.resamples else plan.max_pixels,
         placement=placement_of(checkpoint, plan, device, dtype),
+        loras=tuple(loras),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fluxserve.flux.transformer import FluxTransformer
 from fluxserve.pipeline.cache import ByteBoundedCache
+from fluxserve.pipeline.loras import LoraSet
 from fluxserve.pipeline.text_encoders import PromptStates, TextEncoders
 
 PROMPT_CACHE_BYTES = 256 * 2**20
@@ -45,18 +46,22 @@ class Conditioner:
         guidance: float | None,
         times: tuple[float, ...],
         checkpoint: Callable[[], None],
+        loras: LoraSet,
     ) -> Conditioning:
         """times: the steps' start times. guidance: None for models without."""
-        text_key = (prompt, max_length)
+        text_key = (prompt, max_length, loras.text)
         text = self._prompts.get(text_key)
         cached = text is not None
         if text is None:
-            text = self.encoders.encode(prompt, max_length, checkpoint)
+            with loras.beside("t5", self.encoders.t5), loras.beside("clip", self.encoders.clip):
+                text = self.encoders.encode(prompt, max_length, checkpoint)
             self._prompts.put(text_key, text)
-        rows = self._rows.get((text_key, guidance, times))
+        rows_key = (text_key, loras.choices, guidance, times)
+        rows = self._rows.get(rows_key)
         if rows is None:
-            rows = self._modulation(text.pooled, guidance, times)
-            self._rows.put((text_key, guidance, times), rows)
+            with loras.beside("transformer", self.transformer):
+                rows = self._modulation(text.pooled, guidance, times)
+            self._rows.put(rows_key, rows)
         return Conditioning(text, rows, cached)
 
     def forget(self) -> None:

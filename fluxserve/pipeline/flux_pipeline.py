@@ -30,6 +30,7 @@ from fluxserve.pipeline.cache import ByteBoundedCache
 from fluxserve.pipeline.checkpoint import Checkpoint, no_checkpoint
 from fluxserve.pipeline.conditioning import Conditioner
 from fluxserve.pipeline.images import InputPicture, Pixels
+from fluxserve.pipeline.loras import LoraShelf
 from fluxserve.pipeline.samples import Inpaint, Sample, latent_weights
 from fluxserve.pipeline.text_encoders import TextEncoders
 from fluxserve.pipeline.tiles import decode_tiled
@@ -73,12 +74,13 @@ def log_progress(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Networks:
-    """A model's networks, placed by a plan."""
+    """A model's networks, placed by a plan, and the LoRAs that may run beside them."""
 
     encoders: TextEncoders
     transformer: FluxTransformer
     autoencoder: Autoencoder
     plan: Plan
+    loras: LoraShelf
 
 
 class Builder(Protocol):
@@ -103,6 +105,7 @@ class FluxPipeline:
         self.transformer = networks.transformer
         self.autoencoder = networks.autoencoder
         self.plan = networks.plan
+        self.loras = networks.loras
         self.conditioner = Conditioner(networks.encoders, networks.transformer)
         self._decode_checkpoint = Checkpoint(
             module for module in networks.autoencoder.decoder.modules() if isinstance(module, ResnetBlock)
@@ -152,24 +155,26 @@ class FluxPipeline:
         """Everything before the first step, one Sample an image. checkpoint: called once a T5 block.
 
         Raises:
-            InvalidRequest: an uploaded picture cannot be read.
+            InvalidRequest: an uploaded picture cannot be read, or a LoRA is not there.
         """
         width, height = self._drawn_size(request)
         h, w = height // 8, width // 8
         times = self._times(request, image_tokens=h * w // 4)
         guidance = request.guidance_scale if self.transformer.guidance_in is not None else None
+        loras = self.loras.take(request.loras)
         encode = self.conditioner.condition
-        cond = encode(request.prompt, request.max_sequence_length, guidance, times[:-1], checkpoint)
+        cond = encode(request.prompt, request.max_sequence_length, guidance, times[:-1], checkpoint, loras)
         uncond = None
         if request.true_cfg_scale > 1:
             negative = request.negative_prompt
-            uncond = encode(negative, request.max_sequence_length, guidance, times[:-1], checkpoint)
+            uncond = encode(negative, request.max_sequence_length, guidance, times[:-1], checkpoint, loras)
         picture = self._input_picture(request)
         clean = None if picture is None else self._encode_picture(picture, width, height)
         samples = []
         for index in range(len(request.seeds)):
             latents, inpaint = self._start(request, index, (h, w), times[0], picture, clean)
-            samples.append(Sample(request, index, times, (h, w), latents, cond, uncond, picture, inpaint))
+            sample = Sample(request, index, times, (h, w), latents, cond, uncond, picture, inpaint, loras=loras)
+            samples.append(sample)
         return samples
 
     @torch.inference_mode()
@@ -214,7 +219,7 @@ class FluxPipeline:
         """
         plan = self._builder.smaller_plan(self.plan)
         log.warning("out of memory: placing the model anew within %d bytes", plan.budget_bytes)
-        del self.transformer, self.autoencoder, self.conditioner, self._decode_checkpoint
+        del self.transformer, self.autoencoder, self.conditioner, self.loras, self._decode_checkpoint
         self._take(self._builder.build(plan, lambda *_: checkpoint()))
 
     def text_usage(self, samples: Sequence[Sample]) -> tuple[int, int | None]:
@@ -326,7 +331,9 @@ class FluxPipeline:
         img = torch.stack([sample.latents for sample, _ in rows]).to(self.dtype)
         txt = torch.stack([cond.text.txt for _, cond in rows])
         modulation = torch.stack([cond.modulation[sample.step] for sample, cond in rows]).to(self.device)
-        velocity = self.transformer(img, txt, modulation, self._rope(txt.shape[1], samples[0].latent_size)).float()
+        rope = self._rope(txt.shape[1], samples[0].latent_size)
+        with samples[0].loras.beside("transformer", self.transformer):
+            velocity = self.transformer(img, txt, modulation, rope).float()
         if not guided:
             return velocity
         cond, uncond = velocity.chunk(2)
@@ -389,6 +396,8 @@ class FluxPipeline:
         }
         if request.true_cfg_scale > 1:
             about |= {"negative_prompt": request.negative_prompt, "true_cfg_scale": str(request.true_cfg_scale)}
+        if request.loras:
+            about["loras"] = ", ".join(f"{lora.name}:{lora.scale:g}" for lora in request.loras)
         return about
 
 

@@ -12,10 +12,12 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from fluxserve.config import Offload, PipelineConfig
+from fluxserve.errors import ConfigError
 from fluxserve.flux.autoencoder import Autoencoder
 from fluxserve.flux.transformer import FluxTransformer
 from fluxserve.pipeline.cards import dtype_name, model_card
 from fluxserve.pipeline.flux_pipeline import FluxPipeline, Networks
+from fluxserve.pipeline.loras import LoraShelf
 from fluxserve.pipeline.text_configs import clip_config, t5_config
 from fluxserve.pipeline.text_encoders import TextEncoders
 from fluxserve.placement.device import available_bytes, choose_device, choose_dtype
@@ -23,8 +25,11 @@ from fluxserve.placement.flat import FlatLayout
 from fluxserve.placement.place import BLOCK_PREFIXES, Placer, block_keys, is_modulation, t5_block_keys
 from fluxserve.placement.plan import ModelBytes, Plan, Work, make_plan, resident_plan, streaming_plan
 from fluxserve.placement.storage import Form
+from fluxserve.weights.adapters import NO_ADAPTERS, Adapters, adapt
 from fluxserve.weights.checkpoint import Checkpoint, open_checkpoint
 from fluxserve.weights.hub import ByteProgress as ProgressCallback
+from fluxserve.weights.lora_apply import Home, attach
+from fluxserve.weights.lora_names import NetworkName
 from fluxserve.weights.quantize import Storage
 from fluxserve.weights.reader import TensorReader
 
@@ -44,7 +49,7 @@ def load_pipeline(config: PipelineConfig, progress: ProgressCallback) -> FluxPip
     log.info("%s on %s in %s: %s", checkpoint.id, blueprint.device, dtype_name(blueprint.dtype), blueprint.reason)
     networks = blueprint.build(plan, progress)
     log.info("%s loaded: %s", checkpoint.id, checkpoint.variant.licence)
-    card = model_card(checkpoint, plan, blueprint.device, blueprint.dtype)
+    card = model_card(checkpoint, plan, blueprint.device, blueprint.dtype, blueprint.adapters.shelf)
     return FluxPipeline(networks, checkpoint.variant, card, blueprint)
 
 
@@ -52,7 +57,8 @@ def load_pipeline(config: PipelineConfig, progress: ProgressCallback) -> FluxPip
 class Blueprint:
     """All that is decided before any weight is read.
 
-    reason: for the dtype. storage: see `PipelineConfig`. compile: the transformer's blocks.
+    reason: for the dtype. storage: see `PipelineConfig`. compile: the transformer's blocks. adapters: LoRAs that the
+    checkpoint's weights do not hold.
     """
 
     checkpoint: Checkpoint
@@ -61,6 +67,7 @@ class Blueprint:
     reason: str
     storage: Storage | None
     compile: bool
+    adapters: Adapters = NO_ADAPTERS
 
     @property
     def form(self) -> Form:
@@ -93,7 +100,7 @@ class Blueprint:
         return ModelBytes(
             blocks=tuple(stored_bytes(transformer, block.values(), self.form) for block in blocks),
             modulation=stored_bytes(transformer, modulation, plain),
-            small=stored_bytes(transformer, small, plain),
+            small=stored_bytes(transformer, small, plain) + self.adapters.values * self.dtype.itemsize,
             t5_blocks=tuple(stored_bytes(t5, block.values(), self.text_form) for block in t5_blocks),
             t5_embedding=stored_bytes(t5, ["shared.weight"], Form(t5.dtype("shared.weight"))),
             clip=stored_bytes(clip, clip.keys(), Form(self.text_form.dtype)),
@@ -124,11 +131,15 @@ class Blueprint:
             autoencoder = Autoencoder(checkpoint.autoencoder_params).requires_grad_(False).eval()
             t5 = T5EncoderModel(t5_config(checkpoint.t5_params)).requires_grad_(False).eval()
             clip = CLIPTextModel(clip_config(checkpoint.clip_params, clip_tokenizer)).requires_grad_(False).eval()
-        placer = Placer(plan, self.device, self.form, _placed(progress, self.sizes().total))
+        total = self.sizes().total - self.adapters.values * self.dtype.itemsize
+        placer = Placer(plan, self.device, self.form, _placed(progress, total))
         placer.put(clip, checkpoint.clip, {key: key for key in checkpoint.clip.keys()}, plain_text)
         placer.put(autoencoder, checkpoint.autoencoder, {key: key for key in checkpoint.autoencoder.keys()}, plain)
         placer.transformer(transformer, checkpoint.transformer)
         placer.t5(t5, checkpoint.t5, self.text_form)
+        homes = self._homes(transformer, t5, clip)
+        for name, branches in self.adapters.beside.items():
+            attach(homes[name], branches)
         if self.compile:
             compile_blocks(transformer)
         # CLIP's position ids are in no file, and wrong without a word when left on the meta device.
@@ -139,7 +150,16 @@ class Blueprint:
         autoencoder = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         t5_tokenizer = T5Tokenizer.from_pretrained(checkpoint.tokenizer_2)
         encoders = TextEncoders(t5, clip, t5_tokenizer, clip_tokenizer, self.dtype)
-        return Networks(encoders, transformer, autoencoder, plan)
+        shelf = LoraShelf(self.adapters.shelf, homes, self.adapters.shelf_values * self.dtype.itemsize)
+        return Networks(encoders, transformer, autoencoder, plan, shelf)
+
+    def _homes(self, transformer: FluxTransformer, t5: T5EncoderModel, clip: CLIPTextModel) -> dict[NetworkName, Home]:
+        text_dtype = self.text_form.dtype
+        return {
+            "transformer": Home(transformer, self.dtype),
+            "t5": Home(t5, text_dtype),
+            "clip": Home(clip, text_dtype),
+        }
 
 
 def compile_blocks(transformer: FluxTransformer) -> None:
@@ -155,9 +175,12 @@ def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Bluepr
     """Finds the model, the device and the dtype. Raises: as `load_pipeline`."""
     device = choose_device(config.device)
     choice = choose_dtype(config.dtype, device)
+    if config.compile and config.lora_dir is not None:
+        raise ConfigError("--compile and --lora-dir exclude each other: compiled blocks cannot change between requests")
     checkpoint = open_checkpoint(config.model, config.text_encoders, progress)
+    checkpoint, adapters = adapt(checkpoint, config.lora, config.lora_dir)
     storage: Storage | None = None if config.storage == "native" else config.storage
-    return Blueprint(checkpoint, device, choice.dtype, choice.reason, storage, config.compile)
+    return Blueprint(checkpoint, device, choice.dtype, choice.reason, storage, config.compile, adapters)
 
 
 def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:

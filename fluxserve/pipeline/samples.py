@@ -11,6 +11,7 @@ from torch import Tensor
 from fluxserve.flux import sampling
 from fluxserve.pipeline.conditioning import Conditioning
 from fluxserve.pipeline.images import InputPicture
+from fluxserve.pipeline.loras import NO_LORAS, LoraSet
 from fluxserve.request import GenerationRequest, Timings
 
 
@@ -33,6 +34,7 @@ class Sample:
 
     latents: (I, C * 4) float32 packed, on the device. velocity: of the last step, None before the first.
     latent_size: (h, w). uncond: of the negative prompt, with true CFG. inpaint, picture: of an edit.
+    loras: what acts beside the transformer.
     """
 
     request: GenerationRequest
@@ -46,6 +48,7 @@ class Sample:
     inpaint: Inpaint | None
     step: int = 0
     velocity: Tensor | None = None
+    loras: LoraSet = NO_LORAS
 
     @property
     def seed(self) -> int:
@@ -62,7 +65,7 @@ class Sample:
     @property
     def batch_key(self) -> Hashable:
         """Samples of equal keys may be stepped together."""
-        return (self.latent_size, self.cond.text.txt.shape, self.uncond is None)
+        return (self.latent_size, self.cond.text.txt.shape, self.uncond is None, self.loras.choices)
 
     @property
     def native_size(self) -> tuple[int, int]:

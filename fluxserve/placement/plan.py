@@ -31,8 +31,8 @@ class ModelBytes:
     """A model's weights by how they are used, in bytes as stored on the device.
 
     blocks: each transformer block, in order, without its modulation. modulation: all of it, with the time, guidance
-    and vector embedders. small: what the transformer needs beside its blocks. t5_blocks: each; t5_embedding: gathered
-    on the host. autoencoder, clip: whole.
+    and vector embedders. small: what the transformer needs beside its blocks, LoRAs too. t5_blocks: each;
+    t5_embedding: gathered on the host. autoencoder, clip: whole.
     """
 
     blocks: tuple[int, ...]

@@ -24,9 +24,9 @@ class Form:
 
     def meta(self, reader: TensorReader, key: str) -> Weight:
         """The weight's form on the meta device, without reading it."""
-        packed = reader.packed(key)
+        packed = reader.packed_meta(key)
         if packed is not None:
-            return packed.to(torch.device("meta"))
+            return packed
         weight = torch.empty(reader.shape(key), dtype=self.dtype, device="meta")
         return self._packed(weight, key)
 

@@ -15,6 +15,7 @@ from fluxserve.server.errors import error_response
 from fluxserve.server.headers import CLIENT_GONE, AnswerHeaders
 from fluxserve.server.routes import docs, files, health, images, metrics, models
 from fluxserve.server.services import Services
+from fluxserve.server.turnstile import Turnstile
 
 
 def create_app(services: Services) -> ASGIApp:
@@ -37,15 +38,15 @@ def create_app(services: Services) -> ASGIApp:
     guarded: ASGIApp = Guard(app, services.config, services.check_serving)
     if services.config.cors_origins:
         guarded = Cors(guarded, services.config.cors_origins)
-    return AnswerHeaders(guarded, services.engine.metrics)
+    return AnswerHeaders(Turnstile(guarded), services.engine.metrics)
 
 
-def _on_error(request: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, FluxserveError)
     return error_response(error, request.scope)
 
 
-def _on_http_exception(request: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     """What the router itself refuses: unknown routes and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
@@ -55,12 +56,12 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
     return error_response(refusal, request.scope, error.headers)
 
 
-def _on_client_gone(request: Request, error: Exception) -> Response:
+async def _on_client_gone(request: Request, error: Exception) -> Response:
     """Nobody reads this answer; its status is for the log."""
     return Response(status_code=CLIENT_GONE)
 
 
-def _on_bug(request: Request, error: Exception) -> Response:
+async def _on_bug(request: Request, error: Exception) -> Response:
     """The traceback goes to the log, by the server that runs the application."""
     request_id = context_of(request.scope).request_id
     return error_response(FluxserveError(f"an internal error; its request id is {request_id}"), request.scope)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from fluxserve.config import EngineConfig, ServerConfig
 from fluxserve.errors import InvalidRequest
-from fluxserve.request import GenerationRequest, ModelCard, OutputFormat, consecutive_seeds
+from fluxserve.request import GenerationRequest, LoraChoice, ModelCard, OutputFormat, consecutive_seeds
 from fluxserve.server.naming import OPENAI_GPT_IMAGE, check_model_name
 from fluxserve.server.schemas import (
     IGNORED,
@@ -85,7 +85,7 @@ def place_order(parameters: ImageParameters, inputs: Inputs | None, accept: str,
     if config.strict:
         _refuse_unknown(parameters)
     check_model_name(parameters.model, card, config)
-    _refuse_loras(parameters)
+    _check_loras(parameters, card)
     delivery, output_format = _choose_delivery(parameters, accept, config)
     quality = _QUALITY[parameters.quality]
     request = _to_request(parameters, inputs, output_format, card.steps[quality], terms)
@@ -116,6 +116,7 @@ def _to_request(
         output_format=output_format,
         output_compression=parameters.output_compression,
         metadata=terms.config.metadata,
+        loras=tuple(LoraChoice(lora.name, lora.scale) for lora in parameters.loras),
     )
 
 
@@ -213,13 +214,14 @@ def _refuse_unknown(parameters: ImageParameters) -> None:
         )
 
 
-def _refuse_loras(parameters: ImageParameters) -> None:
+def _check_loras(parameters: ImageParameters, card: ModelCard) -> None:
     for lora in parameters.loras:
-        raise InvalidRequest(
-            f"the LoRA {lora.name[:64]!r} is not in this server's registry, which is empty",
-            param="loras",
-            code="lora_not_found",
-        )
+        if lora.name not in card.loras:
+            raise InvalidRequest(
+                f"this server has no LoRA {lora.name[:64]!r}; it has {', '.join(card.loras[:16]) or 'none'}",
+                param="loras",
+                code="lora_not_found",
+            )
 
 
 def _check_work(request: GenerationRequest, max_work: int) -> None:

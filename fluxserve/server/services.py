@@ -93,7 +93,8 @@ def open_services(engine: Engine, config: ServerConfig, limits: EngineConfig, fo
     )
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
+    """A coroutine: FastAPI would run a plain function in a thread, for every request."""
     services = request.app.state.services
     assert isinstance(services, Services)
     return services

@@ -5,8 +5,9 @@ Tokens, caches, endpoints and offline mode are huggingface_hub's own (HF_TOKEN, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from huggingface_hub import (
     list_repo_files,
     snapshot_download,
 )
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's or httpx2's, by the version
     DryRunError,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -31,6 +33,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import tqdm
 
 from fluxserve.errors import SourceError
+from fluxserve.weights.resume import fetch_resumably
 
 ByteProgress = Callable[[str, int, int], None]
 """(what is being fetched, bytes done, bytes in all)."""
@@ -43,6 +46,17 @@ _OTHER_PRECISIONS = ["*.fp16.*", "*.fp8.*", "*.bf16.*", "*.fp16-0*"]
 """Second copies of the weights that some repositories hold beside the first."""
 
 
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository, at one revision. cached: it lies in the cache, whole."""
+
+    repo_id: str
+    filename: str
+    revision: str
+    nbytes: int
+    cached: bool
+
+
 def fetch_folder(repo_id: str, subfolders: tuple[str, ...], progress: ByteProgress) -> Path:
     """The snapshot of a repository in diffusers' layout, with the files of `subfolders` and no others.
 
@@ -51,15 +65,46 @@ def fetch_folder(repo_id: str, subfolders: tuple[str, ...], progress: ByteProgre
     Raises:
         SourceError: gated, missing or unreachable; or in another layout (names the files to choose from).
     """
-    patterns = [INDEX, *(f"{folder}/*{suffix}" for folder in subfolders for suffix in _SUFFIXES)]
     with _told_plainly(repo_id):
         try:
-            files = snapshot_download(repo_id, dry_run=True, allow_patterns=patterns, ignore_patterns=_OTHER_PRECISIONS)
+            files = _list_folder(repo_id, subfolders)
         except DryRunError as error:
             return _cached_folder(repo_id, error)
-        if not any(file.filename.startswith(subfolders) for file in files):
-            raise SourceError(_other_layout(repo_id))
-        return _fetch(repo_id, files, progress)
+    fetched = fetch(files, progress)
+    return fetched[0].parents[files[0].filename.count("/")]
+
+
+def list_folder(repo_id: str, subfolders: tuple[str, ...]) -> list[HubFile]:
+    """What `fetch_folder` would fetch, as the Hub tells it. Raises: as `fetch_folder`."""
+    with _told_plainly(repo_id):
+        return _list_folder(repo_id, subfolders)
+
+
+def look_up(repo_id: str, filename: str) -> HubFile:
+    """One file of a repository, as the Hub tells it. Raises: as `fetch_folder`."""
+    with _told_plainly(repo_id):
+        return _hub_file(repo_id, hf_hub_download(repo_id, filename, dry_run=True))
+
+
+def fetch(files: Sequence[HubFile], progress: ByteProgress, resumable: bool = False) -> list[Path]:
+    """Fetches what is not cached, smallest first. Returns where each lies in the cache, in the order given.
+
+    resumable: large files go on where an earlier process ended; the caller then checks their hashes.
+
+    Raises: as `fetch_folder`.
+    """
+    total, done = sum(file.nbytes for file in files), 0
+    paths: dict[HubFile, Path] = {}
+    for file in sorted(files, key=lambda file: file.nbytes):
+        bar = _bar(partial(_report, progress, file.filename, done, total))
+        with _told_plainly(file.repo_id):
+            if resumable and not file.cached:
+                fetch_resumably(file.repo_id, file.filename, file.revision, bar)
+            path = hf_hub_download(file.repo_id, file.filename, revision=file.revision, tqdm_class=bar)
+        paths[file] = Path(path)
+        done += file.nbytes
+        progress(file.filename, done, total)
+    return [paths[file] for file in files]
 
 
 def fetch_file(repo_id: str, filename: str, progress: ByteProgress) -> Path:
@@ -69,9 +114,34 @@ def fetch_file(repo_id: str, filename: str, progress: ByteProgress) -> Path:
         return Path(hf_hub_download(repo_id, filename, tqdm_class=bar))
 
 
+def is_gated(error: SourceError) -> bool:
+    """Whether the files are there, for those who accept the repository's terms."""
+    return isinstance(error.__cause__, GatedRepoError)
+
+
+def cache_folder() -> Path:
+    """Where fetched files lie."""
+    return Path(constants.HF_HUB_CACHE)
+
+
 def assets_folder() -> Path:
     """Where files that fluxserve makes itself are kept, beside the Hub's cache."""
     return cached_assets_path("fluxserve", namespace="models")
+
+
+def _list_folder(repo_id: str, subfolders: tuple[str, ...]) -> list[HubFile]:
+    patterns = [INDEX, *(f"{folder}/*{suffix}" for folder in subfolders for suffix in _SUFFIXES)]
+    silent = _bar(lambda *_: None)
+    files = snapshot_download(
+        repo_id, dry_run=True, allow_patterns=patterns, ignore_patterns=_OTHER_PRECISIONS, tqdm_class=silent
+    )
+    if not any(file.filename.startswith(subfolders) for file in files):
+        raise SourceError(_other_layout(repo_id))
+    return [_hub_file(repo_id, file) for file in files]
+
+
+def _hub_file(repo_id: str, told: DryRunFileInfo) -> HubFile:
+    return HubFile(repo_id, told.filename, told.commit_hash, told.file_size or 0, told.is_cached)
 
 
 def _cached_folder(repo_id: str, error: DryRunError) -> Path:
@@ -79,19 +149,6 @@ def _cached_folder(repo_id: str, error: DryRunError) -> Path:
     if isinstance(error.__cause__, RepositoryNotFoundError):
         raise error.__cause__
     return Path(snapshot_download(repo_id, local_files_only=True, allow_patterns=[INDEX]))
-
-
-def _fetch(repo_id: str, files: list[DryRunFileInfo], progress: ByteProgress) -> Path:
-    """Fetches what is not cached, one file after the other, smallest first. Returns the folder they lie in."""
-    sizes = {file.filename: file.file_size or 0 for file in files}
-    total, done, folder = sum(sizes.values()), 0, Path()
-    for file in sorted(files, key=lambda file: sizes[file.filename]):
-        bar = _bar(partial(_report, progress, file.filename, done, total))
-        path = Path(hf_hub_download(repo_id, file.filename, revision=file.commit_hash, tqdm_class=bar))
-        folder = path.parents[file.filename.count("/")]
-        done += sizes[file.filename]
-        progress(file.filename, done, total)
-    return folder
 
 
 def _report(progress: ByteProgress, filename: str, before: int, total: int, done: int, _: int) -> None:
@@ -118,6 +175,9 @@ def _told_plainly(repo_id: str) -> Iterator[None]:
     """Turns the Hub's errors into four-line recipes; a gated repository counts as a missing one, so it comes first."""
     try:
         yield
+    except DryRunError as error:
+        missing = isinstance(error.__cause__, RepositoryNotFoundError)
+        raise SourceError(_missing(repo_id) if missing else _unreachable(repo_id, error.__cause__)) from error
     except GatedRepoError as error:
         raise SourceError(_gated(repo_id)) from error
     except RepositoryNotFoundError as error:
@@ -126,7 +186,7 @@ def _told_plainly(repo_id: str) -> Iterator[None]:
         raise SourceError(_unreachable(repo_id, error.__cause__)) from error
     except EntryNotFoundError as error:
         raise SourceError(f"{repo_id}: has no such file: {error}") from error
-    except HfHubHTTPError as error:
+    except HTTPError as error:
         raise SourceError(_unreachable(repo_id, error)) from error
 
 

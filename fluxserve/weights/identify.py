@@ -57,8 +57,8 @@ FOREIGN = {
     ("distilled_guidance_layer.in_proj.bias",): "Chroma; fluxserve draws with FLUX.1",
     ("redux_up.weight",): "FLUX.1 Redux, an adapter that fluxserve does not support; name a transformer",
     ("decoder.layers.0.weight",): "TAEF1; fluxserve decodes with FLUX.1's own autoencoder (ae.safetensors)",
-    (".lora_down.weight",): "a LoRA, which changes a model and is none",
-    (".lora_A.weight",): "a LoRA, which changes a model and is none",
+    (".lora_down.weight",): "a LoRA, which changes a model and is none; give it with --lora",
+    (".lora_A.weight",): "a LoRA, which changes a model and is none; give it with --lora",
 }
 """Endings of tensor names that together give a foreign file away, and what it is."""
 

@@ -90,9 +90,13 @@ class Lora:
     skipped: tuple[str, ...]
 
     @property
-    def nbytes(self) -> int:
+    def all_branches(self) -> list[Branch]:
         networks = self.branches.values()
-        return sum(branch.nbytes for linears in networks for some in linears.values() for branch in some)
+        return [branch for linears in networks for some in linears.values() for branch in some]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(branch.nbytes for branch in self.all_branches)
 
 
 def read_lora(path: Path, targets: Mapping[str, Target]) -> Lora:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from fluxserve.weights.lora import Branch, Branches
+from fluxserve.weights.lora import Branch, Branches, Lora
+from fluxserve.weights.lora_names import NetworkName
 from fluxserve.weights.packed import PackedWeight
 from fluxserve.weights.reader import TensorReader
 
@@ -68,6 +72,37 @@ class MergedReader:
         self._reader.release(key)
 
 
+@dataclass(frozen=True)
+class Home:
+    """A network that branches run beside. dtype: what it computes in."""
+
+    network: nn.Module
+    dtype: torch.dtype
+
+    def place(self, linear: str, branch: Branch) -> Branch:
+        """A branch where its Linear is, which may be packed."""
+        module: Any = self.network.get_submodule(linear)
+        return branch.to(module.weight.device, self.dtype)
+
+
+def placed(lora: Lora, homes: Mapping[NetworkName, Home]) -> Lora:
+    """A LoRA on the devices of its networks."""
+    branches = {
+        name: {linear: tuple(homes[name].place(linear, branch) for branch in own) for linear, own in linears.items()}
+        for name, linears in lora.branches.items()
+    }
+    return replace(lora, branches=branches)
+
+
+def attach(home: Home, branches: Weighted) -> None:
+    """Adds the branches, wherever they lie, to what the network's Linears give, for good."""
+    here = {
+        linear: tuple((home.place(linear, branch), strength) for branch, strength in own)
+        for linear, own in branches.items()
+    }
+    _hook(home.network, here)
+
+
 @contextmanager
 def side_branches(network: nn.Module, branches: Weighted) -> Iterator[None]:
     """Adds the branches to what the network's Linears give, for as long as the context lasts.
@@ -75,14 +110,16 @@ def side_branches(network: nn.Module, branches: Weighted) -> Iterator[None]:
     The branches lie on the network's device in its compute dtype. A Linear may be packed or streamed: its weight is
     never touched.
     """
-    hooks = [
-        network.get_submodule(linear).register_forward_hook(partial(_add, own)) for linear, own in branches.items()
-    ]
+    hooks = _hook(network, branches)
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _hook(network: nn.Module, branches: Weighted) -> list[RemovableHandle]:
+    return [network.get_submodule(linear).register_forward_hook(partial(_add, own)) for linear, own in branches.items()]
 
 
 def _add(branches: Sequence[tuple[Branch, float]], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from fluxserve.errors import ConfigError
 from fluxserve.weights import hub
 from fluxserve.weights.synthetic import untrained_demo
+from fluxserve.weights.ungated import composed_folder
 
 DEMO = "demo"
 DEMO_UNTRAINED = "demo-untrained"
@@ -41,6 +42,19 @@ def locate(model: str, progress: hub.ByteProgress, subfolders: tuple[str, ...] =
     path = Path(os.path.expanduser(model))
     if model and os.path.lexists(path):
         return Source(path.resolve().name if path.is_dir() else path.stem, path)
+    repo_id, file = hub_name(model)
+    if file is not None:
+        return Source(Path(file).stem, hub.fetch_file(repo_id, file, progress))
+    composed = composed_folder(repo_id)
+    return Source(repo_id, composed if composed is not None else hub.fetch_folder(repo_id, subfolders, progress))
+
+
+def hub_name(model: str) -> tuple[str, str | None]:
+    """The repository that `model` names on the Hub, and the file in it where it names one.
+
+    Raises:
+        ConfigError: it is neither a short name nor a Hub id.
+    """
     name = SHORT_NAMES.get(model, model)
     if not _HUB_NAME.fullmatch(name):
         raise ConfigError(
@@ -48,10 +62,7 @@ def locate(model: str, progress: hub.ByteProgress, subfolders: tuple[str, ...] =
             f"{', '.join(SHORT_NAMES)}, a path, or a Hub id such as {SHORT_NAMES['schnell']}"
         )
     owner, repository, *file = name.split("/", 2)
-    repo_id = f"{owner}/{repository}"
-    if file:
-        return Source(Path(file[0]).stem, hub.fetch_file(repo_id, file[0], progress))
-    return Source(repo_id, hub.fetch_folder(repo_id, subfolders, progress))
+    return f"{owner}/{repository}", file[0] if file else None
 
 
 def _demo(name: str) -> Source:

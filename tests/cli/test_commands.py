@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import MakeCheckpoint
+from tests.loras import write_loras
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -82,6 +83,16 @@ def test_the_dev_licence_is_shown(tiny_checkpoint: MakeCheckpoint, tmp_path: Pat
     assert "Non-Commercial License" in result.stderr.decode()
 
 
+def test_generate_takes_loras_with_their_scales(tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    style = write_loras(tmp_path) / "style.safetensors"
+    common = ["generate", "a cat", "-m", str(tiny_checkpoint()), "-o", "-", "--seed", "5", "--size", "64x64"]
+    plain, strong = fluxserve(*common), fluxserve(*common, "--lora", f"{style}:2")
+    assert strong.returncode == 0, strong.stderr.decode()
+    assert plain.stdout != strong.stdout
+    missing = fluxserve(*common, "--lora", "missing.safetensors")
+    assert (missing.returncode, b"no LoRA file" in missing.stderr) == (78, True)
+
+
 def test_doctor_says_what_is_here_and_what_will_be_used() -> None:
     result = fluxserve("doctor")
     assert result.returncode == 0
@@ -93,6 +104,21 @@ def test_doctor_fetches_nothing() -> None:
     result = fluxserve("doctor", "black-forest-labs/FLUX.1-dev", HF_ENDPOINT="http://127.0.0.1:1")
     assert result.returncode == 0
     assert "is not in the cache" in result.stdout.decode()
+
+
+def test_doctor_says_what_a_file_is(tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    folder = tiny_checkpoint("dev", "bfl")
+    model = fluxserve("doctor", str(folder / "flux1-dev.safetensors"))
+    assert model.returncode == 0, model.stderr
+    assert "FLUX.1 transformer, dev" in model.stdout.decode()
+    assert "budget" in model.stdout.decode()
+    part = fluxserve("doctor", str(folder / "ae.safetensors"))
+    assert (part.returncode, "FLUX.1 autoencoder" in part.stdout.decode()) == (0, True)
+    assert "budget" not in part.stdout.decode()
+    pickle = tmp_path / "flux1-dev.pt"
+    pickle.write_bytes(b"PK\x03\x04")
+    refused = fluxserve("doctor", str(pickle))
+    assert (refused.returncode, "convert it to safetensors" in refused.stderr.decode()) == (65, True)
 
 
 def test_models_lists_what_can_be_named() -> None:

@@ -16,11 +16,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class StubHub:
-    """repositories: id -> folder. refusals: id -> (status, X-Error-Code) for its files. fetched: paths of GETs."""
+    """repositories: id -> folder. refusals: id -> (status, X-Error-Code) for its files.
+
+    fetched: paths of GETs. ranges: the Range headers of those that had one.
+    """
 
     repositories: dict[str, Path] = field(default_factory=dict)
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     fetched: list[str] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
     url: str = ""
 
 
@@ -60,7 +64,14 @@ def serve_hub(hub: StubHub) -> Iterator[None]:
                 hub.fetched.append(name)
             content = path.read_bytes()
             etag = hashlib.sha256(content).hexdigest()
-            self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body)
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+            if body and (asked := self.headers.get("Range")):
+                hub.ranges.append(asked)
+                first = int(asked.removeprefix("bytes=").removesuffix("-"))
+                span = f"bytes {first}-{len(content) - 1}/{len(content)}"
+                self._send(206, content[first:], {**headers, "Content-Range": span})
+                return
+            self._send(200, content, headers, body)
 
         def _json(self, value: object) -> None:
             self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -52,7 +52,7 @@ def _describe(services: Services) -> ModelBody:
             guidance_scale=card.guidance_scale,
             response_format=config.default_response_format,
         ),
-        loras=[],
+        loras=list(card.loras),
         capabilities=_CAPABILITIES,
         licence=card.licence,
         description=card.description,
