@@ -62,7 +62,7 @@ class Pair:
 
     def our_decode(self) -> torch.Tensor:
         latents = sampling.unpack(self.sample.latents, *self.sample.latent_size)
-        return self.ours.autoencoder.decode(latents[None].to(self.dtype))
+        return self.ours.pictures.autoencoder.decode(latents[None].to(self.dtype))
 
     def their_decode(self) -> torch.Tensor:
         vae = self.theirs.vae

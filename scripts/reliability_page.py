@@ -51,11 +51,12 @@ def _figures() -> list[str]:
     head = [
         "## Goal figures",
         "",
-        f"Measured by `scripts/soak` on {run['date']}: {run['machine']}.",
+        f"Measured by `scripts/soak` on {run['date']}: {run['machine']}. The load is the number of processes that",
+        "wanted a core when the measurement began; beyond the number of cores, times are those of a busy machine.",
         "",
-        "| goal | what | wanted | figure | |",
-        "|---|---|---|---|---|",
+        "| goal | what | wanted | figure | load | |",
+        "|---|---|---|---|---|---|",
     ]
-    columns = ("goal", "what", "wanted", "figure", "verdict")
-    rows = [f"| {' | '.join(row[column] for column in columns)} |" for row in run["rows"]]
+    columns = ("goal", "what", "wanted", "figure", "load", "verdict")
+    rows = [f"| {' | '.join(str(row.get(column, '')) for column in columns)} |" for row in run["rows"]]
     return [*head, *rows, ""]

@@ -18,7 +18,8 @@ from fluxserve.errors import InvalidRequest
 from fluxserve.request import GenerationRequest, OutputFormat, check_size, complete_request
 
 if TYPE_CHECKING:
-    from fluxserve.pipeline.flux_pipeline import FluxPipeline, Generation
+    from fluxserve.pipeline.flux_pipeline import FluxPipeline
+    from fluxserve.pipeline.generation import Generation
 
 FORMATS: dict[str, OutputFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 STDOUT = "-"

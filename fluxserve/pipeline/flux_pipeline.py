@@ -6,14 +6,11 @@ the same checkpoint, seed, size and steps give the same picture. Knows nothing o
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, overload
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,48 +19,29 @@ from fluxserve import request as words
 from fluxserve.config import Dtype, Offload, PipelineConfig, Storage
 from fluxserve.errors import NonFiniteOutput
 from fluxserve.flux import sampling
-from fluxserve.flux.autoencoder import Autoencoder, ResnetBlock
+from fluxserve.flux.autoencoder import Autoencoder
 from fluxserve.flux.params import Variant
 from fluxserve.flux.transformer import FluxTransformer
 from fluxserve.pipeline import images
 from fluxserve.pipeline.cache import ByteBoundedCache
-from fluxserve.pipeline.checkpoint import Checkpoint, no_checkpoint
+from fluxserve.pipeline.checkpoint import no_checkpoint
 from fluxserve.pipeline.conditioning import Conditioner
+from fluxserve.pipeline.generation import Generation, Stopwatch
 from fluxserve.pipeline.images import InputPicture, Pixels
 from fluxserve.pipeline.loras import LoraShelf
+from fluxserve.pipeline.metadata import about
+from fluxserve.pipeline.pictures import Pictures
 from fluxserve.pipeline.samples import Inpaint, Sample, latent_weights
 from fluxserve.pipeline.text_encoders import TextEncoders
-from fluxserve.pipeline.tiles import decode_tiled
 from fluxserve.placement.plan import Plan
-from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Progress, Timings
+from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Progress
 
 log = logging.getLogger(__name__)
-
-AI_DISCLOSURE = "AI generated;txt2img;flux"
-
 
 ROPE_CACHE_BYTES = 64 * 2**20
 FINITE_CHECK_STEPS = 4
 GPU_BATCH = 4
 """Samples stepped together on a GPU; a CPU is busy with one."""
-
-
-@dataclass(frozen=True)
-class Generation(Sequence[GeneratedImage]):
-    """The pictures of one `generate` call, in order, and where its time went."""
-
-    images: tuple[GeneratedImage, ...]
-    timings: Timings
-
-    @overload
-    def __getitem__(self, index: int) -> GeneratedImage: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[GeneratedImage]: ...
-    def __getitem__(self, index: int | slice) -> GeneratedImage | Sequence[GeneratedImage]:
-        return self.images[index]
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 def log_progress(stage: str, done: int, total: int) -> None:
@@ -103,13 +81,9 @@ class FluxPipeline:
 
     def _take(self, networks: Networks) -> None:
         self.transformer = networks.transformer
-        self.autoencoder = networks.autoencoder
-        self.plan = networks.plan
+        self.pictures = Pictures(networks.autoencoder, networks.plan)
         self.loras = networks.loras
         self.conditioner = Conditioner(networks.encoders, networks.transformer)
-        self._decode_checkpoint = Checkpoint(
-            module for module in networks.autoencoder.decoder.modules() if isinstance(module, ResnetBlock)
-        )
 
     @property
     def device(self) -> torch.device:
@@ -120,8 +94,8 @@ class FluxPipeline:
         return self.transformer.img_in.bias.dtype  # a packed weight has none to compute in
 
     @property
-    def vae_dtype(self) -> torch.dtype:
-        return self.autoencoder.decoder.conv_in.weight.dtype
+    def plan(self) -> Plan:
+        return self.pictures.plan
 
     @classmethod
     def from_pretrained(
@@ -169,7 +143,7 @@ class FluxPipeline:
             negative = request.negative_prompt
             uncond = encode(negative, request.max_sequence_length, guidance, times[:-1], checkpoint, loras)
         picture = self._input_picture(request)
-        clean = None if picture is None else self._encode_picture(picture, width, height)
+        clean = None if picture is None else self.pictures.encode(picture, width, height)
         samples = []
         for index in range(len(request.seeds)):
             latents, inpaint = self._start(request, index, (h, w), times[0], picture, clean)
@@ -195,7 +169,7 @@ class FluxPipeline:
 
     def preview(self, sample: Sample, checkpoint: Callable[[], None] = no_checkpoint) -> Pixels:
         """The picture as predicted at the last step, at the size asked."""
-        return self._to_pixels(sample, sample.predicted(), checkpoint)
+        return self.pictures.to_pixels(sample, sample.predicted(), checkpoint)
 
     def decode(self, sample: Sample, checkpoint: Callable[[], None] = no_checkpoint) -> Pixels:
         """The finished picture at the size asked.
@@ -203,11 +177,11 @@ class FluxPipeline:
         Raises:
             NonFiniteOutput: it holds NaN or infinity, in float32 too.
         """
-        return self._to_pixels(sample, sample.latents, checkpoint)
+        return self.pictures.to_pixels(sample, sample.latents, checkpoint)
 
     def encode(self, pixels: Pixels, sample: Sample) -> GeneratedImage:
         """Pixels to a file in the request's format, with what made it. Thread-safe; touches no device."""
-        return images.encode(pixels, sample.request, sample.index, self._about(sample))
+        return images.encode(pixels, sample.request, sample.index, about(sample, self.card.id))
 
     def replan(self, checkpoint: Callable[[], None] = no_checkpoint) -> None:
         """Places the model anew in three quarters of the memory; samples under way go on where they are.
@@ -219,7 +193,7 @@ class FluxPipeline:
         """
         plan = self._builder.smaller_plan(self.plan)
         log.warning("out of memory: placing the model anew within %d bytes", plan.budget_bytes)
-        del self.transformer, self.autoencoder, self.conditioner, self.loras, self._decode_checkpoint
+        del self.transformer, self.pictures, self.conditioner, self.loras
         self._take(self._builder.build(plan, lambda *_: checkpoint()))
 
     def text_usage(self, samples: Sequence[Sample]) -> tuple[int, int | None]:
@@ -297,12 +271,6 @@ class FluxPipeline:
             return None
         return images.read_input(request.image, request.mask, request.width, request.height)
 
-    def _encode_picture(self, picture: InputPicture, width: int, height: int) -> Tensor:
-        """Returns (I, C * 4) float32 packed latents of the picture at the drawn size."""
-        pixels = images.to_tensor(images.resample(picture.pixels, width, height))
-        latents = self.autoencoder.encode(pixels[None].to(self.device, self.vae_dtype).contiguous())
-        return sampling.pack(latents[0].float())
-
     def _start(
         self,
         request: GenerationRequest,
@@ -313,7 +281,7 @@ class FluxPipeline:
         clean: Tensor | None,
     ) -> tuple[Tensor, Inpaint | None]:
         """The latents of image `index` at time t, and what an edit keeps."""
-        channels = self.autoencoder.params.z_channels
+        channels = self.pictures.channels
         noise = sampling.pack(sampling.noise(request.seeds[index], channels, *size)).to(self.device)
         if picture is None or clean is None:
             return noise, None
@@ -350,66 +318,3 @@ class FluxPipeline:
 
     def _tensor(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
-
-    # Inside preview and decode
-
-    @torch.inference_mode()
-    def _to_pixels(self, sample: Sample, packed: Tensor, checkpoint: Callable[[], None]) -> Pixels:
-        latents = sampling.unpack(packed, *sample.latent_size)
-        with self._decode_checkpoint.calling(checkpoint):
-            image = self._decode_soundly(latents)
-        request = sample.request
-        pixels = images.resample(images.to_uint8(image), request.width, request.height)
-        return pixels if sample.picture is None else images.keep_unmasked(sample.picture, pixels)
-
-    def _decode_soundly(self, latents: Tensor) -> Tensor:
-        """latents: (C, h, w) float32. Returns (3, height, width), decoded in float32 where 16 bits overflow."""
-        image = self._decode(self.autoencoder, latents)
-        if not images.is_sound(image) and self.vae_dtype != torch.float32:
-            log.warning("the decoded picture is not finite in %s: decoding again in float32", self.vae_dtype)
-            image = self._decode(copy.deepcopy(self.autoencoder).float(), latents)
-        if not images.is_sound(image):
-            raise NonFiniteOutput("the model produced a picture that is not finite; other seeds may do")
-        return image
-
-    def _decode(self, autoencoder: Autoencoder, latents: Tensor) -> Tensor:
-        """(C, h, w) to (3, height, width), whole where memory allows."""
-        _, h, w = latents.shape
-        latents = latents[None].to(autoencoder.decoder.conv_in.weight.dtype)
-        if self.plan.decodes_whole(w * 8, h * 8):
-            return autoencoder.decode(latents)[0]
-        return decode_tiled(autoencoder.decode, latents)[0]
-
-    # Inside encode
-
-    def _about(self, sample: Sample) -> dict[str, str]:
-        """What every file tells of how it was made."""
-        request = sample.request
-        about = {
-            "Software": AI_DISCLOSURE,
-            "model": self.card.id,
-            "prompt": request.prompt,
-            "seed": str(sample.seed),
-            "steps": str(request.num_inference_steps),
-            "guidance": "none" if request.guidance_scale is None else str(request.guidance_scale),
-            "size": f"{request.width}x{request.height}",
-        }
-        if request.true_cfg_scale > 1:
-            about |= {"negative_prompt": request.negative_prompt, "true_cfg_scale": str(request.true_cfg_scale)}
-        if request.loras:
-            about["loras"] = ", ".join(f"{lora.name}:{lora.scale:g}" for lora in request.loras)
-        return about
-
-
-class Stopwatch:
-    """Milliseconds of wall time by stage."""
-
-    def __init__(self) -> None:
-        self.spent_ms: dict[str, float] = defaultdict(float)
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """Adds the time since the last lap to a stage."""
-        now = time.perf_counter()
-        self.spent_ms[stage] += (now - self._last) * 1000
-        self._last = now

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -55,8 +55,8 @@ def run(names: list[str], scale: Scale) -> list[Goal]:
     """One round of these parts."""
     goals = []
     for name in names:
-        began = time.monotonic()
-        goals += asyncio.run(PARTS[name](scale))
+        began, load = time.monotonic(), os.getloadavg()[0]
+        goals += [replace(goal, load=round(load, 1)) for goal in asyncio.run(PARTS[name](scale))]
         Console(stderr=True).print(f"{name}: {time.monotonic() - began:.0f} s")
     return goals
 
@@ -68,9 +68,9 @@ def worse(before: list[Goal], now: list[Goal]) -> list[Goal]:
 
 def show(goals: list[Goal]) -> None:
     """The one table."""
-    table = Table("goal", "what", "wanted", "figure", "")
+    table = Table("goal", "what", "wanted", "figure", "load", "")
     for goal in goals:
-        table.add_row(goal.number, goal.what, goal.wanted, goal.figure, goal.verdict)
+        table.add_row(goal.number, goal.what, goal.wanted, goal.figure, str(goal.load), goal.verdict)
     Console().print(table)
 
 

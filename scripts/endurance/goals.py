@@ -8,13 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Goal:
-    """number: as the goals are known by (R1 ...). wanted, figure: for people. passed: the figure is as wanted."""
+    """number: as the goals are known by (R1 ...). wanted, figure: for people. passed: the figure is as wanted.
+
+    load: how many processes of the machine wanted a core when the measurement began; more than it has distorts times.
+    """
 
     number: str
     what: str
     wanted: str
     figure: str
     passed: bool
+    load: float = 0.0
 
     @property
     def verdict(self) -> str:

@@ -6,9 +6,10 @@ import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from scripts.endurance.client import Client
-from scripts.endurance.flood import KEY, send_mixed
+from scripts.endurance.flood import AUTH, KEY, send_mixed
 from scripts.endurance.goals import Goal, Scale, at_most, percentile
 from scripts.endurance.servers import figures, rss_mb, serving, worker_pid
 from tests.server.running import Server
@@ -42,6 +43,7 @@ async def memory(scale: Scale) -> list[Goal]:
     total = scale.of(22_000)
     with serving("--api-key", KEY, "--max-queue", "128") as server:
         await send_mixed(server, 2000, seed=10**6)
+        await _fill_threads(server)
         await asyncio.sleep(1)
         before = Usage.of(server)
         await send_mixed(server, total)
@@ -55,6 +57,13 @@ async def memory(scale: Scale) -> list[Goal]:
         at_most("R8", f"{what} the worker grows by", after.worker_mb - before.worker_mb, 30, "MB"),
         Goal("R8", f"{what} open files, threads, temporary files", "no more", ", ".join(left), flat),
     ]
+
+
+async def _fill_threads(server: Server) -> None:
+    """Reads one picture many times at once: pools of threads grow to their bound only when all are busy."""
+    reply = await Client(server, AUTH).post({"prompt": "a"})
+    path = urlsplit(reply.json()["data"][0]["url"]).path
+    await asyncio.gather(*(Client(server).send("GET", path, headers={"connection": "close"}) for _ in range(200)))
 
 
 @dataclass(frozen=True)

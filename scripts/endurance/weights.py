@@ -118,12 +118,13 @@ DAMAGES = (
 
 
 async def weights(scale: Scale) -> list[Goal]:
-    """The whole part: every damage, whatever the scale; each takes one start of a server."""
+    """The whole part; each damage takes one start of a server."""
     slowest, wrong = 0.0, []
     with tempfile.TemporaryDirectory() as name:
         whole = Path(name) / "whole"
         write_model(whole, TINY, "schnell", "diffusers", seed=1)
-        for damage in DAMAGES:
+        damages = DAMAGES[: scale.of(len(DAMAGES))]
+        for damage in damages:
             folder = Path(name) / "model"
             shutil.copytree(whole, folder)
             damage(folder)
@@ -132,7 +133,7 @@ async def weights(scale: Scale) -> list[Goal]:
             wrong += [f"{damage.__name__[1:]}: {problem}"] if problem else []
             shutil.rmtree(folder)
     return [
-        none_of("R15", "damages of weights that are not refused by name", wrong, len(DAMAGES)),
+        none_of("R15", "damages of weights that are not refused by name", wrong, len(damages)),
         at_most("R15", "the slowest refusal", slowest, 10, "s"),
     ]
 

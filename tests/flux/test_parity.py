@@ -47,7 +47,7 @@ def test_transformer_forward(tiny_checkpoint: MakeCheckpoint, variant: str, time
 @torch.inference_mode()
 def test_autoencoder_encode_and_decode(tiny_checkpoint: MakeCheckpoint) -> None:
     folder = tiny_checkpoint()
-    ours = OurPipeline.from_pretrained(str(folder), dtype="float32", device="cpu").autoencoder
+    ours = OurPipeline.from_pretrained(str(folder), dtype="float32", device="cpu").pictures.autoencoder
     theirs = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
     pixels = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean = theirs.encode(pixels).latent_dist.mean

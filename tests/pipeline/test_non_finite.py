@@ -20,7 +20,7 @@ Draw = Callable[[float], GeneratedImage]
 def draw(tiny_checkpoint: MakeCheckpoint) -> Draw:
     """draw(largest): a picture of a float16 model whose decoder's first layer has this for its largest weight."""
     pipeline = FluxPipeline.from_pretrained(str(tiny_checkpoint()), device="cpu", dtype="float16")
-    weight = pipeline.autoencoder.decoder.conv_in.weight
+    weight = pipeline.pictures.autoencoder.decoder.conv_in.weight
     unit = weight.detach() / weight.detach().abs().max()
 
     def draw_scaled(largest: float) -> GeneratedImage:

@@ -40,7 +40,7 @@ def test_a_plan_without_room_decodes_in_tiles_and_draws_nearly_the_same(tiny_che
     pipeline.step([sample])
     whole = pipeline.decode(sample)
     small = replace(pipeline.plan.work, width=64, height=64)
-    pipeline.plan = replace(pipeline.plan, work=small, budget_bytes=0, tiled=True)
+    pipeline.pictures.plan = replace(pipeline.plan, work=small, budget_bytes=0, tiled=True)
     assert not pipeline.plan.decodes_whole(576, 64)
     tiled = pipeline.decode(sample)
     assert tiled.shape == whole.shape

@@ -45,7 +45,7 @@ def test_a_budget_that_cannot_work_is_refused_with_the_smallest_that_can(tiny_ch
 def test_a_smaller_plan_goes_on_in_the_middle_of_a_picture(tiny_checkpoint: MakeCheckpoint) -> None:
     model = str(tiny_checkpoint())
     whole, replanned = load(model), load(model)
-    replanned.plan = replace(replanned.plan, peak_bytes=smallest_budget(model) * 4 // 3 + 4)
+    replanned.pictures.plan = replace(replanned.plan, peak_bytes=smallest_budget(model) * 4 // 3 + 4)
     request = complete_request(whole.card, "a cat", width=64, height=64, seed=5)
     (expected,) = whole.run(request)
     (sample,) = replanned.begin(request)

@@ -157,6 +157,7 @@ def test_the_official_client_does_not_come_back_for_that(server: Server) -> None
     with blocking(server, seed=4110), client, pytest.raises(RateLimitError) as error:
         client.images.generate(prompt="b", extra_body={"steps": 200})
     assert error.value.code == "wait_exceeds_timeout"
+    until(lambda: refusals() > before)  # the line is written after the answer
     assert refusals() == before + 1
 
 

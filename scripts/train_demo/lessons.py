@@ -1,0 +1,75 @@
+"""What the text encoders learn from beside captions: names and dictionary texts with the teacher's vectors.
+
+Also finds, among the dictionary texts, those that plainly describe one of the concepts ("paraphrases").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scripts.train_demo import sources, wordnet
+from scripts.train_demo.captions import Names
+from scripts.train_demo.teacher import Teacher
+
+SHARPNESS = 0.06
+"""Temperature of the teacher's opinion which concept a text means."""
+
+NOUNS = 20_000
+"""How many senses are taught: the teacher takes some minutes for these."""
+
+PLAIN, CLEAR = 0.55, 0.04
+"""A paraphrase is at least this near its concept, and this much nearer than the next one."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """texts with vectors (N, 384); prototypes (concepts, 384): the mean of all a concept is called. All unit length."""
+
+    texts: list[str]
+    vectors: Tensor
+    prototypes: Tensor
+
+    def opinion(self, chosen: Tensor) -> Tensor:
+        """The teacher's distribution over the concepts for some texts, (B, concepts)."""
+        return torch.softmax(self.vectors[chosen].float() @ self.prototypes.T / SHARPNESS, dim=-1)
+
+    def paraphrases(self) -> dict[int, list[str]]:
+        """Texts by the concept they describe."""
+        found: dict[int, list[str]] = {}
+        for start in range(0, len(self.texts), 4096):
+            near = (self.vectors[start : start + 4096].float() @ self.prototypes.T).topk(2)
+            plain = (near.values[:, 0] > PLAIN) & (near.values[:, 0] - near.values[:, 1] > CLEAR)
+            for i in plain.nonzero()[:, 0].tolist():
+                found.setdefault(int(near.indices[i, 0]), []).append(self.texts[start + i])
+        return found
+
+
+def make(fetched: Path, path: Path, names: Names) -> Lessons:
+    """Asks the teacher once; kept in `path`."""
+    if not path.exists():
+        teacher = Teacher(sources.teacher_folder(fetched))
+        nouns = wordnet.nouns(sources.wordnet_folder(fetched))
+        nouns = Random(3).sample(nouns, min(NOUNS, len(nouns)))
+        texts = [", ".join(noun.words) for noun in nouns] + [noun.meaning for noun in nouns]
+        content = {"texts": texts, "vectors": teacher.embed(texts).half(), "prototypes": prototypes(teacher, names)}
+        torch.save(content, path)
+    return Lessons(**torch.load(path, weights_only=True))
+
+
+def prototypes(teacher: Teacher, names: Names) -> Tensor:
+    """(concepts, 384): label three times, every other name and description once, all tags together once."""
+    texts, owners = [], []
+    for i, concept in enumerate(names.concepts):
+        called = (
+            [concept.label] * 3 + [*names.other[i], *names.described[i]] + [" ".join(concept.tags) or concept.label]
+        )
+        texts += called
+        owners += [i] * len(called)
+    total = torch.zeros(len(names.concepts), 384)
+    return F.normalize(total.index_add_(0, torch.tensor(owners), teacher.embed(texts)), dim=-1)

@@ -1,0 +1,279 @@
+"""Trains the transformer of fluxserve/flux on painted scenes and their captions, on top of the trained text encoders.
+
+Rectified flow: x_t = (1 - t) image + t noise, and the network predicts noise - image. Latents come from the linear
+basis (latents.py), so pictures are painted, put into words and encoded while it trains and no two are the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fluxserve.flux import sampling
+from fluxserve.flux.layers import rotary_table
+from fluxserve.flux.transformer import FluxTransformer
+from scripts.train_demo import captions, checkpoint, scenes, sizes
+from scripts.train_demo.autoencoder import to_pixels
+from scripts.train_demo.encoders import TextEncoders
+from scripts.train_demo.latents import PatchBasis
+from scripts.train_demo.lessons import Lessons
+from scripts.train_demo.muon import Muon
+from scripts.train_demo.workers import THREADS, Workers
+
+log = logging.getLogger(__name__)
+
+SQUARE_SHARE = 0.7
+"""Share of batches on the square canvas; the others take one of the wider or taller ones."""
+
+COARSE_CANVASES = ((64, 64), (80, 48), (48, 80))
+
+PARAPHRASE_SHARE = 0.12
+"""Share of single things that a dictionary text describes in place of a caption."""
+
+AVERAGING = 0.998
+"""Decay of the averaged weights that are evaluated and exported."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train from here.
+
+    steps: the run's total. cooldown: over how many of its last steps the rate falls to 0. batch: pictures a small
+    batch, twice as many in coarse ones; share_coarse of them are at half the size, with short text: less than half the
+    work a picture, and enough to learn which words mean what. share_noise: of the times, how many are 1.
+    """
+
+    steps: int
+    cooldown: int = 0
+    batch: int = 16
+    batches_a_step: int = 2
+    share_single: float = 0.75
+    share_noise: float = 0.2
+    share_coarse: float = 0.3
+    lr: float = 0.02
+    adam_lr: float = 1.5e-3
+
+    def scale(self, step: int) -> float:
+        """Of the learning rates, at a step."""
+        falling = (self.steps - step) / self.cooldown if self.cooldown else 1.0
+        return min(1.0, (step + 1) / 100, falling)
+
+
+class Captioned:
+    """Draws batches of pictures in latents with their captions."""
+
+    def __init__(
+        self, pictures: NDArray[np.uint8], names: captions.Names, lessons: Lessons, basis: PatchBasis, seed: int
+    ) -> None:
+        self._pictures, self._names, self._basis = pictures, names, basis
+        self._paraphrases = lessons.paraphrases()
+        self._rng = Random(seed)
+
+    def batch(self, size: int, share_single: float, coarse: bool) -> tuple[Tensor, list[str]]:
+        """Latents (B, 16, h, w), all on one canvas, and B captions."""
+        canvases = COARSE_CANVASES if coarse else scenes.CANVASES
+        square = self._rng.random() < SQUARE_SHARE
+        width, height = canvases[0] if square else self._rng.choice(canvases[1:])
+        drawn = [scenes.random_scene(self._rng, len(self._pictures), share_single) for _ in range(size)]
+        painted = [scenes.paint(scene, self._pictures, width, height, self._rng) for scene in drawn]
+        return self._basis.encode(to_pixels(painted)), [self._caption(scene) for scene in drawn]
+
+    def _caption(self, scene: scenes.Scene) -> str:
+        plain = scene.layout == "single" and scene.size == "normal" and scene.colour is None
+        described = self._paraphrases.get(scene.concepts[0], []) if plain else []
+        if described and self._rng.random() < 2 * PARAPHRASE_SHARE:
+            return self._rng.choice(described)
+        return captions.caption(scene, self._names, self._rng)
+
+
+def untrained() -> FluxTransformer:
+    """Gates and output begin at zero, so that every block begins as the identity (arXiv 2212.09748)."""
+    model = FluxTransformer(sizes.TRANSFORMER)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+            if name.endswith(("mod.lin", "modulation.lin", "adaLN_modulation.1", "final_layer.linear")):
+                nn.init.zeros_(module.weight)
+    return model
+
+
+def times(count: int, share_noise: float) -> Tensor:
+    """Training times; `share_noise` of them 1. There sampling begins and the words alone decide the picture.
+
+    The strong low components of these latents show through until far above t = 0.5: lower times teach no words.
+    """
+    t = torch.sigmoid(0.8 + 1.2 * torch.randn(count))
+    return torch.where(torch.rand(count) < share_noise, torch.ones(count), t)
+
+
+def rope(model: FluxTransformer, text_tokens: int, rows: int, columns: int, spacing: float) -> Tensor:
+    """As model.rope, with image tokens `spacing` apart: a coarse token lies in the middle of those it stands for."""
+    ids = torch.zeros(text_tokens + rows * columns, 3)
+    grid = ids[text_tokens:].view(rows, columns, 3)
+    grid[..., 1] = (torch.arange(rows) * spacing + (spacing - 1) / 2)[:, None]
+    grid[..., 2] = torch.arange(columns) * spacing + (spacing - 1) / 2
+    return rotary_table(ids, model.params.axes_dim, model.params.theta)
+
+
+def flow_loss(
+    model: FluxTransformer, latents: Tensor, t: Tensor, pooled: Tensor, txt: Tensor, spacing: float = 1.0
+) -> Tensor:
+    """Mean squared error of the velocity at times t, in the model's dtype. latents: (B, 16, h, w) float32."""
+    dtype = model.img_in.weight.dtype
+    noise = torch.randn_like(latents)
+    mixed = torch.lerp(latents, noise, t[:, None, None, None])
+    rows, columns = (side // sampling.PATCH for side in latents.shape[2:])
+    modulation = model.modulation(t.to(dtype), None, pooled.to(dtype))
+    table = rope(model, txt.shape[1], rows, columns, spacing)
+    velocity = model(sampling.pack(mixed).to(dtype), txt.to(dtype), modulation, table)
+    return F.mse_loss(velocity.float(), sampling.pack(noise - latents))
+
+
+def make_optimizer(model: FluxTransformer, plan: Plan) -> Muon:
+    """Muon for the matrices of the blocks, AdamW for the rest."""
+    matrices = [p for n, p in model.named_parameters() if "blocks" in n and p.ndim == 2 and "mod" not in n]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return Muon(matrices, others, lr=plan.lr, adam_lr=plan.adam_lr, decay=0.01)
+
+
+@torch.no_grad()
+def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
+    decay = min(AVERAGING, (1 + step) / (10 + step))
+    for kept, current in zip(averaged.parameters(), model.parameters(), strict=True):
+        kept.lerp_(current, 1 - decay)
+
+
+@torch.no_grad()
+def sample(
+    model: FluxTransformer, encoders: TextEncoders, prompts: Sequence[str], steps: int, coarse: bool = False
+) -> Tensor:
+    """Latents (B, 16, h, w) of the pictures for some prompts, square, the i-th from seed i."""
+    width, height = (8, 8) if coarse else (16, 16)
+    x = sampling.pack(torch.stack([sampling.noise(i, 16, height, width) for i in range(len(prompts))]))
+    schedule = sampling.schedule(steps, x.shape[1], shifted=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled, txt = encoders(prompts, full_length=not coarse)
+        table = rope(model, txt.shape[1], height // sampling.PATCH, width // sampling.PATCH, 2.0 if coarse else 1.0)
+        for t, t_next in pairwise(schedule):
+            now, then = (torch.full((len(prompts),), value) for value in (t, t_next))
+            velocity = model(x, txt, model.modulation(now, None, pooled), table)
+            x = sampling.euler_step(x, velocity, now, then)
+    return sampling.unpack(x, height, width)
+
+
+@torch.no_grad()
+def right_share(
+    model: FluxTransformer, encoders: TextEncoders, names: captions.Names, references: Tensor, count: int, coarse: bool
+) -> float:
+    """A quick look, not the evaluation: of `count` labels, how many pictures lie nearest to their own reference."""
+    chosen = Random(5).sample(range(len(names.concepts)), count)
+    drawn = sample(model, encoders, [names.concepts[i].label for i in chosen], 4, coarse)
+    nearest = torch.cdist(drawn.flatten(1), references.flatten(1)).argmin(-1)
+    return float((nearest == torch.tensor(chosen)).float().mean())
+
+
+def reference_latents(pictures: NDArray[np.uint8], basis: PatchBasis, coarse: bool) -> Tensor:
+    """(N, 16, h, w): each thing alone on nearly white."""
+    rng, side = Random(6), 64 if coarse else 128
+    return torch.cat(
+        [
+            basis.encode(to_pixels([scenes.paint(scenes.Scene((i,), "single"), pictures, side, side, rng)]))
+            for i in range(len(pictures))
+        ]
+    )
+
+
+class Training:
+    """One run: the float32 weights that the optimizer moves, a bfloat16 copy that computes, and their average."""
+
+    def __init__(self, state: Path, plan: Plan) -> None:
+        self.plan, self.step, self.path = plan, 0, state / "transformer.pt"
+        self.encoders = TextEncoders.untrained(state)
+        self.encoders.load_state_dict(torch.load(state / "text.pt", weights_only=True)["encoders"])
+        torch.manual_seed(3)
+        self.model, self.working = untrained(), untrained().bfloat16()
+        self.averaged = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = make_optimizer(self.model, plan)
+        self._take(checkpoint.load(self.path))
+        self._copy()
+
+    def _take(self, kept: dict[str, Any] | None) -> None:
+        """Goes on from what was saved; the learning rates are the plan's."""
+        if kept is None:
+            return
+        self.model.load_state_dict(kept["model"])
+        self.averaged.load_state_dict(kept["averaged"])
+        if "optimizer" in kept:
+            self.optimizer.load_state_dict(kept["optimizer"])
+        for group, lr in zip(self.optimizer.param_groups, (self.plan.lr, self.plan.adam_lr), strict=True):
+            group["lr"] = lr
+        self.step = kept["step"]
+        torch.manual_seed(self.step)
+
+    def write(self) -> None:
+        content = {"model": self.model.state_dict(), "averaged": self.averaged.state_dict(), "step": self.step}
+        checkpoint.save(self.path, {**content, "optimizer": self.optimizer.state_dict()})
+
+    def loss(self, source: Captioned) -> Tensor:
+        """Of one small batch; run by several threads at once."""
+        plan = self.plan
+        coarse = float(torch.rand(())) < plan.share_coarse
+        latents, texts = source.batch(plan.batch * (2 if coarse else 1), plan.share_single, coarse)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            pooled, txt = self.encoders(texts, full_length=not coarse)
+        t = times(len(texts), plan.share_noise)
+        return flow_loss(self.working, latents, t, pooled, txt, spacing=2.0 if coarse else 1.0)
+
+    def advance(self, workers: Workers) -> float:
+        """One step of the optimizer; returns the loss."""
+        loss = workers.gradients(list(self.model.parameters()), self.plan.batches_a_step)
+        for group in self.optimizer.param_groups:
+            group["scale"] = self.plan.scale(self.step)
+        self.optimizer.step()
+        self._copy()
+        average(self.averaged, self.model, self.step)
+        self.step += 1
+        return loss
+
+    def _copy(self) -> None:
+        """Into tensors that other threads may be computing with, hence past autograd."""
+        for master, half in zip(self.model.parameters(), self.working.parameters(), strict=True):
+            half.data.copy_(master.data)
+
+
+def train(
+    state: Path, pictures: NDArray[np.uint8], names: captions.Names, lessons: Lessons, basis: PatchBasis, plan: Plan
+) -> None:
+    """Goes on from state/transformer.pt to plan.steps."""
+    training = Training(state, plan)
+    if training.step >= plan.steps:
+        return
+    seeds = [training.step * THREADS + i for i in range(THREADS)]
+    sources = [Captioned(pictures, names, lessons, basis, seed) for seed in seeds]
+    coarse = plan.share_coarse > 0.5
+    references, smooth = reference_latents(pictures, basis, coarse), 1.0
+    keeper = checkpoint.Keeper(training.write)
+    parameters = list(training.working.parameters())
+    with Workers(parameters, lambda thread: training.loss(sources[thread]), THREADS) as workers:
+        while training.step < plan.steps:
+            smooth = 0.95 * smooth + 0.05 * training.advance(workers)
+            if training.step % 20 == 0:
+                log.info("transformer %d/%d loss %.4f", training.step, plan.steps, smooth)
+            if training.step % 200 == 0:
+                share = right_share(training.averaged, training.encoders, names, references, 64, coarse)
+                log.info("step %d: %.3f of labels right", training.step, share)
+            keeper.after_step()
+    training.write()
