@@ -10,6 +10,7 @@ Device = str
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["auto", "none", "stream"]
 Storage = Literal["native", "fp8", "int8"]
+Verify = Literal["auto", "always", "off"]
 
 DEFAULT_MODEL = "demo"
 
@@ -27,6 +28,8 @@ class PipelineConfig:
     compile: each transformer block by torch.compile, which takes a while at the first picture of each size.
     lora: LoRA files that change the model from the start, `PATH` or `PATH:SCALE`. lora_dir: a folder of those that
     requests may name, by the files' stems.
+    verify: which files of a known SHA-256 are read and checked first: auto those that were not yet found right or have
+    changed since, always all, off none.
     """
 
     model: str = DEFAULT_MODEL
@@ -39,6 +42,7 @@ class PipelineConfig:
     compile: bool = False
     lora: tuple[str, ...] = ()
     lora_dir: str | None = None
+    verify: Verify = "auto"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ class ServerConfig:
     pages that may call. api_keys: none: everybody may. rate_limit: requests a minute for each key; None: unlimited.
     output_dir: where pictures lie behind their URLs, for url_ttl_s seconds, within store_quota_bytes; None: the user's
     cache. strict: unknown parameters are an error. strict_model: OpenAI's model names are none of ours.
-    content_filter: `module:function`, asked before each generation. max_connections: open at the same time.
+    content_filter: `module:function`, asked before each generation. log_prompts: the log holds them.
+    max_connections: open at the same time.
     """
 
     host: str = "127.0.0.1"
@@ -103,6 +108,7 @@ class ServerConfig:
     strict: bool = False
     default_response_format: ResponseFormat = "url"
     content_filter: str | None = None
+    log_prompts: bool = False
     max_pixels: int = 2048 * 2048
     max_input_pixels: int = 4096 * 4096
     max_connections: int = 1024

@@ -150,7 +150,8 @@ class ModelCard:
     native_area: pixels; where `resamples` is true the model always draws at about this area and the picture is
     then scaled to the size asked.
     notice: said in a warning header with every answer. description: what the model knows, for people.
-    max_pixels: the largest picture that the memory budget serves; None: no bound. placement: None: not planned.
+    max_pixels: the largest picture that the memory budget serves; None: no bound. max_batch: how many pictures of the
+    model's own size one denoise step takes within that budget. placement: None: not planned.
     loras: the names that requests may use.
     """
 
@@ -171,6 +172,7 @@ class ModelCard:
     device: str
     dtype: str
     max_pixels: int | None = None
+    max_batch: int = 1
     placement: Placement | None = None
     loras: tuple[str, ...] = ()
 

@@ -136,7 +136,7 @@ class Bench:
         budget = None if budget_gib is None else int(budget_gib * GIB)
         plan = self.blueprint.plan("none" if budget is None else "auto", budget)
         networks = self.blueprint.build(plan, lambda *_: None)
-        card = model_card(self.checkpoint, plan, self.device, torch.bfloat16)
+        card = model_card(self.checkpoint, plan, self.device, self.blueprint.form)
         return FluxPipeline(networks, self.checkpoint.variant, card, self.blueprint)
 
     def request(self, pipeline: FluxPipeline, n: int = 1, prompt: str = SEED_PROMPT) -> GenerationRequest:

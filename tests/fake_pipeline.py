@@ -26,6 +26,7 @@ Variables:
                           for some loads of the folder's alone, counted from 1, or `checkpoint`, `source`, `config`,
                           `nan` for the error of that kind
     FLUXSERVE_FAKE_BATCH  max_batch, default 1
+    FLUXSERVE_FAKE_PIXELS the card's max_pixels, default none
 """
 
 from __future__ import annotations
@@ -163,6 +164,9 @@ class FakePipeline:
         words = len(samples[0].request.prompt.split())
         return min(words, MAX_TOKENS), words if words > MAX_TOKENS else None
 
+    def most_together(self, sample: FakeSample) -> int:
+        return self.max_batch
+
     def step(self, samples: Sequence[FakeSample]) -> None:
         for sample in samples:
             self._stage("step", sample.request, at=sample.step + 1)
@@ -278,6 +282,8 @@ def load_fake(config: PipelineConfig, progress: ProgressCallback) -> FakePipelin
     """The loader of `tests.fake_worker`."""
     name = os.environ.get("FLUXSERVE_FAKE_DIR")
     pipeline = FakePipeline(Path(name) if name else None, int(os.environ.get("FLUXSERVE_FAKE_BATCH", "1")))
+    if pixels := os.environ.get("FLUXSERVE_FAKE_PIXELS"):
+        pipeline.card = replace(CARD, max_pixels=int(pixels))
     pipeline._note("load", 0, os.getpid())
     progress("transformer", 50, 100)
     _fail_to_load(os.environ.get("FLUXSERVE_FAKE_LOAD", ""), pipeline._folder)

@@ -132,7 +132,11 @@ FAULTS: dict[int, Fault] = {
     46: Fault("10,000 ranges", "the whole picture, once", (OK,)),
     47: Fault("the wall clock jumps", "no deadline and no URL's life moves"),
     48: Fault("a weight file that is cut, junk, or has a wrong header", "named; never ready", exit_codes=(65,)),
-    49: Fault("a missing shard, half a snapshot, a flipped bit in a header", "named", exit_codes=(65,)),
+    49: Fault(
+        "a missing shard, half a snapshot, a flipped bit in a header or in a file whose SHA-256 is known",
+        "named; nothing is deleted",
+        exit_codes=(65,),
+    ),
     50: Fault(
         "a tensor missing, stray, of another shape or dtype", "named, with the first five differences", exit_codes=(65,)
     ),

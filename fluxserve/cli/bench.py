@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import socket
 import statistics
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +25,7 @@ from fluxserve.cli import options
 from fluxserve.cli.failures import failures_to_exit_codes
 from fluxserve.cli.generate import parse_size
 from fluxserve.cli.loading import load_with_progress
+from fluxserve.cli.settings import PREFIX, flag_of
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import WorkerUnavailable
 from fluxserve.request import GenerationRequest, complete_request
@@ -33,24 +36,19 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 600
 
 
+@options.spread
 def bench(
-    model: Annotated[str, typer.Argument(envvar="FLUXSERVE_MODEL", help=options.MODEL_HELP)] = PipelineConfig.model,
+    *,
+    model: options.ModelArgument = PipelineConfig.model,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT; the model's own if left out.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own if left out.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each part, after one that is not.")] = 5,
-    device: options.DeviceOption = PipelineConfig.device,
-    dtype: options.DtypeOption = PipelineConfig.dtype,
-    offload: options.OffloadOption = PipelineConfig.offload,
-    text_encoders: options.TextEncodersOption = None,
-    memory_budget: options.MemoryBudgetOption = None,
-    storage: options.StorageOption = PipelineConfig.storage,
+    loading: options.Loading,
 ) -> None:
     """Time text, step, decode, encode and the overhead of HTTP."""
     with failures_to_exit_codes():
         width, height = parse_size(size)
-        config = PipelineConfig(
-            model, device, dtype, offload, text_encoders, options.parse_bytes(memory_budget), storage
-        )
+        config = loading.config(model)
         pipeline, request = _load(config, width, height, steps)
         report = {
             "machine": _machine(),
@@ -90,8 +88,6 @@ def _machine() -> dict[str, Any]:
 
 def _stages(pipeline: FluxPipeline, request: GenerationRequest, repeats: int) -> dict[str, Any]:
     """Each stage by itself; every text run has a prompt that is not cached."""
-    from dataclasses import replace
-
     prompts = iter(range(repeats + 1))
     samples = pipeline.begin(request)
     sample = samples[0]
@@ -146,23 +142,37 @@ def _http(config: PipelineConfig, request: GenerationRequest, repeats: int) -> d
 
 @contextmanager
 def _server(config: PipelineConfig) -> Iterator[str]:
-    """A server process on a free port of loopback; yields its base URL once it is ready."""
+    """A server process on a free port of loopback; yields its base URL once it is ready.
+
+    It is told all by flags: settings of another server around here, such as its key, are not for this one.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "fluxserve", "serve", config.model, "--port", str(port), "--device", config.device]
-    command += ["--dtype", config.dtype, "--offload", config.offload, "--storage", config.storage]
-    command += ["--text-encoders", config.text_encoders] if config.text_encoders else []
-    command += ["--memory-budget", str(config.memory_budget)] if config.memory_budget else []
+    command = [sys.executable, "-m", "fluxserve", "serve", config.model, "--port", str(port), *_flags(config)]
+    command += ["--config", os.devnull]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     with tempfile.TemporaryDirectory() as pictures:
         command += ["--output-dir", pictures]  # beside a running server, which has locked the usual folder
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _wait_ready(process, f"http://127.0.0.1:{port}")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.wait()
+
+
+def _flags(config: PipelineConfig) -> Iterator[str]:
+    """What to tell `fluxserve serve` so that it loads as `config` says, beside the model."""
+    for field in fields(config)[1:]:
+        value, flag = getattr(config, field.name), flag_of(field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, tuple):
+            yield from (word for item in value for word in (flag, item))
+        else:
+            yield from [flag] if value is True else [flag, str(value)]
 
 
 def _wait_ready(process: subprocess.Popen[bytes], base: str) -> None:

@@ -6,9 +6,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -21,21 +19,14 @@ from fluxserve.request import Placement
 GIB = 2**30
 
 
-def doctor(
-    model: Annotated[str, typer.Argument(envvar="FLUXSERVE_MODEL", help=options.MODEL_HELP)] = PipelineConfig.model,
-    device: options.DeviceOption = PipelineConfig.device,
-    dtype: options.DtypeOption = PipelineConfig.dtype,
-    offload: options.OffloadOption = PipelineConfig.offload,
-    text_encoders: options.TextEncodersOption = None,
-    memory_budget: options.MemoryBudgetOption = None,
-    storage: options.StorageOption = PipelineConfig.storage,
-) -> None:
+@options.spread
+def doctor(*, model: options.ModelArgument = PipelineConfig.model, loading: options.Loading) -> None:
     """Say what is here, what a file is, and what will be used. Fetches nothing."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, below
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    config = PipelineConfig(model, device, dtype, offload, text_encoders, options.parse_bytes(memory_budget), storage)
+    config = loading.config(model)
     with failures_to_exit_codes():
         try:
             for row in _machine():
@@ -114,7 +105,7 @@ def _choice(config: PipelineConfig) -> list[tuple[str, str]]:
         ("licence", checkpoint.variant.licence),
         *(("files", reader.source) for reader in readers),
         ("weights", _bytes(blueprint.sizes().total)),
-        *_placement(placement_of(checkpoint, plan, device, dtype)),
+        *_placement(placement_of(checkpoint, plan, device, blueprint.form)),
     ]
 
 

@@ -154,13 +154,12 @@ class Front:
         self._server.should_exit = True
 
     async def _watch(self) -> None:
-        """Says when the model is ready; ends the server with the worker's own exit code when it never will be."""
+        """Says when the model is ready; ends the server with the worker's own exit code when the engine gives up."""
         announcing = asyncio.create_task(self._announce())
         try:
             fatal = await self._engine.wait_fatal()
         finally:
             announcing.cancel()
-        log.error(fatal.message)
         self._exit_code = fatal.exit_code
         self._server.should_exit = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,44 +26,44 @@ FORMATS: dict[str, OutputFormat] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg",
 STDOUT = "-"
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What to draw beside the prompt; None is the model's own."""
+
+    n: Annotated[int, typer.Option("--n", help="How many pictures, with seeds seed, seed + 1, ...")] = 1
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in multiples of 16; the model's own if left out.")] = (
+        None
+    )
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own if left out.")] = None
+    seed: Annotated[int | None, typer.Option(help="0 .. 2^63 - 1; random if left out.")] = None
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale, for models that take one.")] = None
+
+
+@options.spread
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    model: options.Model = PipelineConfig.model,
+    *,
+    model: options.ModelOption = PipelineConfig.model,
     output: Annotated[
         str, typer.Option("--output", "-o", help="A .png, .jpg or .webp file; - writes a PNG to stdout.")
     ] = "out.png",
-    n: Annotated[int, typer.Option("--n", help="How many pictures, with seeds seed, seed + 1, ...")] = 1,
-    size: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT in multiples of 16; the model's own if left out.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own if left out.")] = None,
-    seed: Annotated[int | None, typer.Option(help="0 .. 2^63 - 1; random if left out.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale, for models that take one.")] = None,
-    device: options.DeviceOption = PipelineConfig.device,
-    dtype: options.DtypeOption = PipelineConfig.dtype,
-    offload: options.OffloadOption = PipelineConfig.offload,
-    text_encoders: options.TextEncodersOption = None,
-    memory_budget: options.MemoryBudgetOption = None,
-    storage: options.StorageOption = PipelineConfig.storage,
-    lora: options.LoraOption = None,
+    drawing: Drawing,
+    loading: options.Loading,
 ) -> None:
     """Draw pictures from a prompt, into files."""
     with failures_to_exit_codes():
-        output_format = _output_format(output, n)
-        width, height = parse_size(size)
-        budget = options.parse_bytes(memory_budget)
-        pipeline = load_with_progress(
-            PipelineConfig(model, device, dtype, offload, text_encoders, budget, storage, lora=tuple(lora or ()))
-        )
+        output_format = _output_format(output, drawing.n)
+        width, height = parse_size(drawing.size)
+        pipeline = load_with_progress(loading.config(model))
         request = complete_request(
             pipeline.card,
             prompt,
-            n=n,
+            n=drawing.n,
             width=width,
             height=height,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            seed=seed,
+            num_inference_steps=drawing.steps,
+            guidance_scale=drawing.guidance,
+            seed=drawing.seed,
             output_format=output_format,
         )
         _write(_run(pipeline, request), output)

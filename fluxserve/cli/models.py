@@ -21,7 +21,10 @@ def models() -> None:
         table.add_row(name, *_facts(variant), here)
     console = Console()
     console.print(table)
-    console.print("\nAlso: any Hub id or folder in diffusers' layout, or a flux1-*.safetensors file.", highlight=False)
+    console.print(
+        "\nAlso: any Hub id or folder in diffusers' layout, or a transformer's .safetensors or .gguf file.",
+        highlight=False,
+    )
 
 
 def _facts(variant: Variant) -> tuple[str, str, str, str]:

@@ -24,7 +24,7 @@ from pydantic_settings import (
 )
 
 from fluxserve.cli.options import MODEL_HELP
-from fluxserve.config import Dtype, EngineConfig, Offload, PipelineConfig, ResponseFormat, ServerConfig, Storage
+from fluxserve.config import Dtype, EngineConfig, Offload, PipelineConfig, ResponseFormat, ServerConfig, Storage, Verify
 from fluxserve.errors import ConfigError
 
 PREFIX = "FLUXSERVE_"
@@ -70,6 +70,11 @@ class ServeSettings(BaseSettings):
         None, title="model", description="A folder of LoRAs that requests may name, by the files' stems."
     )
     strict_model: Switch = Field(False, title="model", description="Refuse OpenAI's model names.")
+    verify: Verify = Field(
+        _PIPELINE.verify,
+        title="model",
+        description="Check files of known SHA-256 first: auto those that are new or changed, always all, off none.",
+    )
 
     device: str = Field(_PIPELINE.device, title="device", description="auto, cpu, cuda, cuda:N or mps.")
     dtype: Dtype = Field(
@@ -87,7 +92,7 @@ class ServeSettings(BaseSettings):
     offload: Offload = Field(
         _PIPELINE.offload,
         title="device",
-        description="auto says what is missing when the model does not fit; none loads it all the same.",
+        description="auto streams what does not fit, none keeps all on the device, stream as little as possible.",
     )
 
     host: str = Field(_SERVER.host, title="network", description="The address to listen on.")
@@ -150,6 +155,7 @@ class ServeSettings(BaseSettings):
     content_filter: str | None = Field(
         None, title="answers", description="module:function, asked with (prompt, image) before each generation."
     )
+    log_prompts: Switch = Field(False, title="answers", description="Write each request's prompt into the log.")
 
     @classmethod
     def settings_customise_sources(

@@ -116,6 +116,26 @@ class Engine:
         assert self.fatal is not None
         return self.fatal
 
+    def known_card(self) -> ModelCard:
+        """What the worker said about its model. Raises: ModelLoading: it has not been ready yet."""
+        if self.card is None:
+            raise errors.ModelLoading(
+                "the model is still loading; /readyz tells how far it is", retry_after_s=self._supervisor.until_ready_s
+            )
+        return self.card
+
+    def serving_card(self) -> ModelCard:
+        """The same, if requests are taken at all.
+
+        Raises:
+            ModelLoading, ShuttingDown, WorkerUnavailable: they are not.
+        """
+        if self.fatal:
+            raise errors.WorkerUnavailable("the model's process cannot be kept alive; see the server's log")
+        if self._draining:
+            raise errors.ShuttingDown("the server is shutting down", retry_after_s=self._limits.drain_timeout_s)
+        return self.known_card()
+
     def submit(
         self,
         request: GenerationRequest,
@@ -136,7 +156,7 @@ class Engine:
             ModelLoading, ShuttingDown, WorkerUnavailable: not serving.
             WorkerCrashed: this very body has crashed its workers before.
         """
-        card = self._serving_card()
+        card = self.serving_card()
         if digest is not None and digest in self._poison:
             raise errors.WorkerCrashed("this request has crashed its workers before and is not run again for now")
         pixels = drawn_pixels(request, card)
@@ -242,18 +262,6 @@ class Engine:
             self._idle.set()
 
     # Admission and figures
-
-    def _serving_card(self) -> ModelCard:
-        """What is loaded, or why nothing is accepted now."""
-        if self.fatal:
-            raise errors.WorkerUnavailable("the worker has crashed for good: the server is going down")
-        if self._draining:
-            raise errors.ShuttingDown("the server is shutting down", retry_after_s=self._limits.drain_timeout_s)
-        if self.card is None:
-            raise errors.ModelLoading(
-                "the model is still loading; /readyz tells how far it is", retry_after_s=self._supervisor.until_ready_s
-            )
-        return self.card
 
     def _measure(self, message: wire.Measured) -> None:
         self._pace.observe(message.stage, message.pixels, message.seconds)

@@ -16,6 +16,23 @@ REAP_TIMEOUT_S = 10.0
 READ_AHEAD_BYTES = 2**20
 
 
+class LastWords(asyncio.StreamReader):
+    """Reads to the end what a worker said before it died.
+
+    A death with messages of ours unread resets the connection; asyncio would then drop what is read but not yet taken.
+    """
+
+    def set_exception(self, exc: BaseException) -> None:
+        self.feed_eof()
+
+
+async def open_pipe(ours: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """The front's end of a socket pair."""
+    loop, reader = asyncio.get_running_loop(), LastWords(READ_AHEAD_BYTES)
+    transport, protocol = await loop.create_connection(lambda: asyncio.StreamReaderProtocol(reader), sock=ours)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
 class WorkerProcess:
     """Started by module name over a socket pair; nothing is forked or pickled. Logs go where the front's go."""
 
@@ -33,7 +50,7 @@ class WorkerProcess:
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            reader, writer = await asyncio.open_connection(sock=ours, limit=READ_AHEAD_BYTES)
+            reader, writer = await open_pipe(ours)
             fd = theirs.fileno()
             command = (sys.executable, "-P", "-m", module, "--fd", str(fd), "--parent", str(os.getpid()))
             try:

@@ -6,16 +6,18 @@ from collections.abc import Iterable
 
 import torch
 
+from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
-from fluxserve.placement.rates import measure_rates, step_seconds
+from fluxserve.placement.rates import measure_rates, packed_sample, step_seconds
+from fluxserve.placement.storage import Form
 from fluxserve.request import ModelCard, Placement
 from fluxserve.weights.checkpoint import Checkpoint
 
 
 def model_card(
-    checkpoint: Checkpoint, plan: Plan, device: torch.device, dtype: torch.dtype, loras: Iterable[str] = ()
+    checkpoint: Checkpoint, plan: Plan, device: torch.device, form: Form, loras: Iterable[str] = ()
 ) -> ModelCard:
-    """What clients and the front may know of the model. loras: the names that requests may use."""
+    """What clients and the front may know of the model. form: of its blocks. loras: the names that requests may use."""
     variant = checkpoint.variant
     return ModelCard(
         id=checkpoint.id,
@@ -33,16 +35,18 @@ def model_card(
         description=variant.description,
         notice=variant.notice,
         device=str(device),
-        dtype=dtype_name(dtype),
+        dtype=dtype_name(form.dtype),
         max_pixels=None if variant.resamples else plan.max_pixels,
-        placement=placement_of(checkpoint, plan, device, dtype),
+        max_batch=min(largest_batch(device), plan.samples_together(plan.work.width, plan.work.height)),
+        placement=placement_of(checkpoint, plan, device, form),
         loras=tuple(loras),
     )
 
 
-def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, dtype: torch.dtype) -> Placement:
+def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, form: Form) -> Placement:
     """The plan in the words of both processes, with the step time expected on this machine."""
     params = checkpoint.transformer_params
+    sample = packed_sample(checkpoint.transformer, plan, form, device)
     return Placement(
         budget_bytes=plan.budget_bytes,
         peak_bytes=plan.peak_bytes,
@@ -51,7 +55,7 @@ def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, dtype
         streamed_bytes=plan.streamed_bytes,
         text_encoder=plan.t5,
         autoencoder="tiled" if plan.tiled else "whole",
-        step_s=step_seconds(params, plan, measure_rates(params, device, dtype)),
+        step_s=step_seconds(params, plan, measure_rates(params, device, form.dtype, sample)),
     )
 
 

@@ -33,6 +33,7 @@ from fluxserve.pipeline.metadata import about
 from fluxserve.pipeline.pictures import Pictures
 from fluxserve.pipeline.samples import Inpaint, Sample, latent_weights
 from fluxserve.pipeline.text_encoders import TextEncoders
+from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
 from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Progress
 
@@ -40,8 +41,6 @@ log = logging.getLogger(__name__)
 
 ROPE_CACHE_BYTES = 64 * 2**20
 FINITE_CHECK_STEPS = 4
-GPU_BATCH = 4
-"""Samples stepped together on a GPU; a CPU is busy with one."""
 
 
 def log_progress(stage: str, done: int, total: int) -> None:
@@ -77,7 +76,7 @@ class FluxPipeline:
         self._builder = builder
         self._ropes = ByteBoundedCache[Tensor](ROPE_CACHE_BYTES, lambda rope: rope.nbytes)
         self._take(networks)
-        self.max_batch = 1 if self.device.type == "cpu" else GPU_BATCH
+        self.max_batch = largest_batch(self.device)
 
     def _take(self, networks: Networks) -> None:
         self.transformer = networks.transformer
@@ -109,18 +108,27 @@ class FluxPipeline:
         memory_budget: int | None = None,
         storage: Storage = PipelineConfig.storage,
         compile: bool = PipelineConfig.compile,
+        loras: Sequence[str] = PipelineConfig.lora,
     ) -> FluxPipeline:
         """Loads a model: `demo`, a Hub id, a diffusers folder or a BFL transformer file. Options: see `PipelineConfig`.
 
+        loras: files that change the model from the start, each as `PATH` or `PATH:SCALE`.
+
         Raises:
             SourceError: a Hub repository is gated, missing or unreachable.
-            CheckpointError: the files are damaged, incomplete or of a kind that is refused.
+            CheckpointError: the files are damaged, incomplete or of a kind that is refused, or a LoRA does not fit.
+            ConfigError: the model or a LoRA's file is not there, or a scale is no number.
             DeviceError: the device is not there, or too small for the model.
         """
         from fluxserve.pipeline.loading import load_pipeline
 
-        config = PipelineConfig(model, device, dtype, offload, text_encoders, memory_budget, storage, compile)
-        return load_pipeline(config, log_progress)
+        options = (device, dtype, offload, text_encoders, memory_budget, storage, compile)
+        return load_pipeline(PipelineConfig(model, *options, lora=tuple(loras)), log_progress)
+
+    def most_together(self, sample: Sample) -> int:
+        """How many samples like this one to step together: `max_batch`, or as many as fit beside the weights."""
+        passes = 1 if sample.uncond is None else 2
+        return min(self.max_batch, max(self.plan.samples_together(*sample.native_size) // passes, 1))
 
     # The verbs
 

@@ -6,10 +6,10 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
 from fluxserve.config import Offload, PipelineConfig
 from fluxserve.errors import ConfigError
@@ -19,7 +19,7 @@ from fluxserve.pipeline.cards import dtype_name, model_card
 from fluxserve.pipeline.flux_pipeline import FluxPipeline, Networks
 from fluxserve.pipeline.loras import LoraShelf
 from fluxserve.pipeline.text_configs import clip_config, t5_config
-from fluxserve.pipeline.text_encoders import TextEncoders
+from fluxserve.pipeline.text_encoders import TextEncoders, load_t5_tokenizer
 from fluxserve.placement.device import available_bytes, choose_device, choose_dtype
 from fluxserve.placement.flat import FlatLayout
 from fluxserve.placement.place import BLOCK_PREFIXES, Placer, block_keys, is_modulation, t5_block_keys
@@ -32,6 +32,7 @@ from fluxserve.weights.lora_apply import Home, attach
 from fluxserve.weights.lora_names import NetworkName
 from fluxserve.weights.quantize import Storage
 from fluxserve.weights.reader import TensorReader
+from fluxserve.weights.verify import check_files
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,10 @@ def load_pipeline(config: PipelineConfig, progress: ProgressCallback) -> FluxPip
     plan = blueprint.plan(config.offload, config.memory_budget)
     checkpoint = blueprint.checkpoint
     log.info("%s on %s in %s: %s", checkpoint.id, blueprint.device, dtype_name(blueprint.dtype), blueprint.reason)
+    check_files((*checkpoint.files, *blueprint.adapters.files), config.verify, progress)
     networks = blueprint.build(plan, progress)
     log.info("%s loaded: %s", checkpoint.id, checkpoint.variant.licence)
-    card = model_card(checkpoint, plan, blueprint.device, blueprint.dtype, blueprint.adapters.shelf)
+    card = model_card(checkpoint, plan, blueprint.device, blueprint.form, blueprint.adapters.shelf)
     return FluxPipeline(networks, checkpoint.variant, card, blueprint)
 
 
@@ -87,8 +89,12 @@ class Blueprint:
         """
         make = {"auto": make_plan, "none": resident_plan, "stream": streaming_plan}[offload]
         sizes = self.sizes()
-        budget = budget_bytes or self._free_bytes(sizes.total)
-        return make(sizes, work_of(self.checkpoint, self.dtype), budget, self.device.type)
+        budget = budget_bytes or self._free_bytes()
+        plan = make(sizes, work_of(self.checkpoint, self.dtype), budget, self.device.type)
+        if plan.slot_bytes and self.device.type == "cpu" and self.storage is not None:
+            # What a CPU streams is not packed (`streamed_form`): its slots are as large as without `storage`.
+            return replace(self, storage=None).plan(offload, budget)
+        return plan
 
     def sizes(self) -> ModelBytes:
         """The four networks by use, in bytes as they will lie in memory."""
@@ -107,13 +113,13 @@ class Blueprint:
             autoencoder=stored_bytes(autoencoder, autoencoder.keys(), plain),
         )
 
-    def _free_bytes(self, needed_bytes: int) -> int:
-        """What the device has free; of a CPU's memory half if that is too little for all of the model.
+    def _free_bytes(self) -> int:
+        """What the device has free; of a CPU's memory half. The other half caches the file that the rest streams from.
 
-        The other half caches the file that the rest streams from.
+        Streaming from that cache costs a CPU next to nothing, and other programs can have it when they need it.
         """
         free = available_bytes(self.device)
-        return free // 2 if self.device.type == "cpu" and needed_bytes > free else free
+        return free // 2 if self.device.type == "cpu" else free
 
     def smaller_plan(self, plan: Plan) -> Plan:
         """A plan within three quarters of what another one takes. Raises: as `plan`."""
@@ -148,7 +154,7 @@ class Blueprint:
             assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())), "not loaded"
         # 3x3 convolutions run 1.16 times faster so on a CPU.
         autoencoder = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        t5_tokenizer = T5Tokenizer.from_pretrained(checkpoint.tokenizer_2)
+        t5_tokenizer = load_t5_tokenizer(checkpoint.tokenizer_2)
         encoders = TextEncoders(t5, clip, t5_tokenizer, clip_tokenizer, self.dtype)
         shelf = LoraShelf(self.adapters.shelf, homes, self.adapters.shelf_values * self.dtype.itemsize)
         return Networks(encoders, transformer, autoencoder, plan, shelf)

@@ -9,16 +9,37 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from fluxserve.pipeline.checkpoint import Checkpoint
+from fluxserve.weights.spiece import read_vocabulary
 
 log = logging.getLogger(__name__)
 
 CLIP_LENGTH = 77
+EXTRA_IDS = 100
+"""T5's marks for gaps, which its vocabulary file leaves out; no prompt needs them, but each keeps its place."""
+
+
+def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
+    """From `tokenizer.json`, or from `spiece.model` where that is all there is: transformers would need sentencepiece.
+
+    Raises:
+        CheckpointError: `spiece.model` is damaged.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return T5Tokenizer.from_pretrained(folder)
+    vocabulary = read_vocabulary(folder / "spiece.model")
+    extra = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(EXTRA_IDS))]
+    return T5Tokenizer(
+        vocab=[*vocabulary.pieces, *extra],
+        _spm_precompiled_charsmap=vocabulary.character_map or None,
+        extra_ids=EXTRA_IDS,
+    )
 
 
 @dataclass(frozen=True)

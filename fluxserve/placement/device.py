@@ -13,6 +13,7 @@ from fluxserve.config import Dtype
 from fluxserve.errors import DeviceError
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+GPU_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ def choose_device(name: str) -> torch.device:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
+
+
+def largest_batch(device: torch.device) -> int:
+    """Samples worth stepping together, where there is room: a CPU is busy with one."""
+    return 1 if device.type == "cpu" else GPU_BATCH
 
 
 def choose_dtype(name: Dtype, device: torch.device) -> DtypeChoice:

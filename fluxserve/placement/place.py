@@ -104,7 +104,7 @@ class Placer:
         for key in keys:
             weight = self._weight(reader, key, torch.device("cpu"), Form(self.form.dtype))
             bind(module, {key: weight})
-            if self.plan.streamed:
+            if self.plan.slot_bytes:
                 layer = module.get_submodule(key.rpartition(".")[0])
                 layer.register_forward_hook(partial(_release, reader, key))
 
@@ -136,7 +136,9 @@ class Placer:
         return self._slots
 
     def _weight(self, reader: TensorReader, key: str, device: torch.device, form: Form) -> Weight:
+        """Where it is no view of the file, the pages it was made from go back; of a view none have been read yet."""
         weight = form.read(reader, key, device)
+        reader.release(key)
         self.placed(weight.nbytes)
         return weight
 

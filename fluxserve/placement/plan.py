@@ -108,6 +108,10 @@ class Plan:
         """Whether the autoencoder's maps of a picture fit beside the weights; else it is decoded in tiles."""
         return replace(self.work, width=width, height=height).decode_bytes(tiled=False) <= self.room_bytes
 
+    def samples_together(self, width: int, height: int) -> int:
+        """How many samples of a size fit beside the weights in one step; 1 at least."""
+        return max(self.room_bytes // replace(self.work, width=width, height=height, batch=1).step_bytes, 1)
+
     @property
     def max_pixels(self) -> int:
         """The largest picture, in pixels, whose steps fit beside the weights."""

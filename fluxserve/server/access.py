@@ -62,7 +62,7 @@ class KeyRing:
 class Guard:
     """Turns away what may not call. check_serving: raises while no image request can be taken."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, check_serving: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig, check_serving: Callable[[], object]) -> None:
         self._app = app
         self._keys = KeyRing(config.api_keys)
         self._hosts = _allowed_hosts(config) if is_loopback(config.host) else None

@@ -35,7 +35,7 @@ def create_app(services: Services) -> ASGIApp:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_client_gone)
     app.add_exception_handler(Exception, _on_bug)
-    guarded: ASGIApp = Guard(app, services.config, services.check_serving)
+    guarded: ASGIApp = Guard(app, services.config, services.engine.serving_card)
     if services.config.cors_origins:
         guarded = Cors(guarded, services.config.cors_origins)
     return AnswerHeaders(Turnstile(guarded), services.engine.metrics)

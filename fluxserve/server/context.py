@@ -19,6 +19,7 @@ class RequestContext:
     warnings: what the warning header lists. headers: further ones for the answer, whatever it turns out to be.
     accepted: past admission, so that the figures must show how it ended. error_code: what it was answered with.
     operation, model: what the figures call it; empty for requests that draw nothing. job: what draws it, if anything.
+    prompt: for the log; None unless the operator wants it there.
     """
 
     request_id: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -31,6 +32,7 @@ class RequestContext:
     operation: str = ""
     model: str = ""
     job: Job | None = None
+    prompt: str | None = None
 
     @property
     def elapsed_ms(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
@@ -11,7 +13,7 @@ from starlette.responses import Response
 
 from fluxserve.engine.job import Job
 from fluxserve.errors import InvalidRequest, StorageFull
-from fluxserve.request import ModelCard
+from fluxserve.request import GeneratedImage, ModelCard
 from fluxserve.server.answers import Outcome, image_answer, outcome_of, truncation_warning
 from fluxserve.server.connection import while_connected
 from fluxserve.server.content_filter import judge_content
@@ -20,6 +22,7 @@ from fluxserve.server.ledger import Entry
 from fluxserve.server.order import Order
 from fluxserve.server.patience import Patience, read_patience
 from fluxserve.server.public_url import base_url
+from fluxserve.server.request_log import loggable
 from fluxserve.server.services import Services
 from fluxserve.server.streaming import EventKind, EventStream, Narrator
 
@@ -64,6 +67,8 @@ class Desk:
         card, context = self._services.card, errand.context
         context.operation, context.model = "image_generation", card.id
         context.warnings.extend([*errand.order.warnings, *_notice(card)])
+        if self._services.config.log_prompts:
+            context.prompt = loggable(errand.order.request.prompt)
         patience = read_patience(errand.http.headers)
         key = _idempotency_key(errand.http)
         await self._check(errand.order)
@@ -154,8 +159,15 @@ class Desk:
     async def _finish(self, job: Job, order: Order) -> Outcome:
         """The finished job's outcome, its pictures stored where the answer is to hold URLs."""
         result = await job.result()
-        names = await self._services.store.put(result.images) if order.delivery == "url" else ()
+        names = await self._store(result.images) if order.delivery == "url" else ()
         return outcome_of(result, self._services.card.id, names)
+
+    async def _store(self, images: Sequence[GeneratedImage]) -> Sequence[str]:
+        """Puts pictures behind URLs; how long that takes is a figure, like the worker's stages."""
+        began = time.monotonic()
+        names = await self._services.store.put(images)
+        self._services.engine.metrics.stage.labels("store").observe(time.monotonic() - began)
+        return names
 
     async def _respond(self, errand: Errand, outcome: Outcome) -> Response:
         """Built in a thread: ten large pictures take a tenth of a second."""

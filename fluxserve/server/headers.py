@@ -57,7 +57,9 @@ class AnswerHeaders:
             ).observe(time.monotonic() - context.started)
         path = _UNPRINTABLE.sub("?", scope["path"])[:200]
         ending = " (client left)" if gone else f" {context.error_code}" if context.error_code else ""
-        level = logging.DEBUG if scope["path"] in _POLLED else logging.INFO
+        if context.prompt is not None:
+            ending += f" {context.prompt!r}"  # repr escapes what could move a terminal's cursor
+        level = logging.DEBUG if scope["path"] in _POLLED and answer.status == 200 else logging.INFO
         facts = request_facts(scope, context, answer.status, path)
         what = (scope["method"], path, answer.status, context.elapsed_ms, ending)
         log.log(level, "%s %s %d, %d ms%s", *what, extra={FACTS: facts})

@@ -1,4 +1,7 @@
-"""What the log keeps of a request: figures and ids, never the prompt or a key. Knows nothing of how logs look."""
+"""What the log keeps of a request: figures and ids, never a key, the prompt only where the operator asks for it.
+
+Knows nothing of how logs look.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,13 @@ from starlette.types import Scope
 
 from fluxserve.engine import Job
 from fluxserve.server.context import RequestContext
+
+SHOWN_CHARACTERS = 1000
+
+
+def loggable(prompt: str) -> str:
+    """As much of a prompt as the log takes, its first 1,000 characters; `prompt_length` tells of more."""
+    return prompt[:SHOWN_CHARACTERS]
 
 
 def request_facts(scope: Scope, context: RequestContext, status: int, path: str) -> dict[str, Any]:
@@ -21,6 +31,8 @@ def request_facts(scope: Scope, context: RequestContext, status: int, path: str)
         "code": context.error_code,
         "ms": context.elapsed_ms,
     }
+    if context.prompt is not None:
+        facts["prompt"] = context.prompt
     return facts if context.job is None else {**facts, **_job_facts(context.job)}
 
 

@@ -186,8 +186,16 @@ class ErrorBody(BaseModel):
 
 
 class ModelLimits(BaseModel):
-    n: int
+    """What a request may ask for: more of anything is refused by name.
+
+    max_n: images. max_pixels: of one image, within the memory budget too. max_work: n x width x height x steps, doubled
+    by true CFG. max_batch is told for planning: so many images of the model's own size share a denoise step, others
+    take turns.
+    """
+
+    max_n: int
     max_pixels: int
+    max_batch: int
     max_work: int
     max_input_pixels: int
     max_sequence_length: int

@@ -11,7 +11,6 @@ from fastapi import Depends, Request
 
 from fluxserve.config import EngineConfig, ServerConfig
 from fluxserve.engine import Engine
-from fluxserve.errors import ModelLoading, ShuttingDown, WorkerUnavailable
 from fluxserve.request import ModelCard
 from fluxserve.server.body import BodyReader
 from fluxserve.server.content_filter import Judge, load_judge
@@ -21,9 +20,6 @@ from fluxserve.server.orphans import Orphans
 from fluxserve.server.rate_limit import RateLimiter
 from fluxserve.server.store import ImageStore
 from fluxserve.server.uploads import PictureReader
-
-_FIRST_LOAD_S = 10.0
-"""How long a client is told to wait while nothing is known of the load's speed."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +39,12 @@ class Services:
 
     @property
     def card(self) -> ModelCard:
-        """The served model's card.
-
-        Raises:
-            ModelLoading: it is not known yet.
-        """
-        if self.engine.card is None:
-            raise ModelLoading("the model is still loading; /readyz tells how far it is", retry_after_s=_FIRST_LOAD_S)
-        return self.engine.card
+        """The served model's card. Raises: ModelLoading: it is not known yet."""
+        return self.engine.known_card()
 
     @property
     def terms(self) -> Terms:
         return Terms(self.card, self.config, self.limits)
-
-    def check_serving(self) -> None:
-        """Raises Refused while no image request can be taken."""
-        match self.engine.state:
-            case "draining":
-                raise ShuttingDown("the server is shutting down", retry_after_s=_FIRST_LOAD_S)
-            case "failed":
-                raise WorkerUnavailable("the model's process cannot be kept alive; see the server's log")
-            case _:
-                _ = self.card
 
     def close(self) -> None:
         """Lets go of threads, timers and the store's folder."""

@@ -19,10 +19,11 @@ LORA_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Adapters:
-    """beside: what could not be merged, by network. shelf: the LoRAs that requests may name."""
+    """beside: what could not be merged, by network. shelf: the LoRAs that requests may name. files: of all LoRAs."""
 
     beside: Mapping[NetworkName, Weighted]
     shelf: Mapping[str, Lora]
+    files: tuple[Path, ...] = ()
 
     @property
     def shelf_values(self) -> int:
@@ -51,7 +52,9 @@ def adapt(checkpoint: Checkpoint, loras: Sequence[str], folder: str | None) -> t
     if not loras and folder is None:
         return checkpoint, NO_ADAPTERS
     targets = lora_targets(checkpoint.transformer_params, checkpoint.clip_params, checkpoint.t5_params)
-    chosen = [(read_lora(path, targets), scale) for path, scale in map(parse_lora, loras)]
+    named = [parse_lora(text) for text in loras]
+    on_shelf = lora_files(folder) if folder is not None else []
+    chosen = [(read_lora(path, targets), scale) for path, scale in named]
 
     def merged(name: NetworkName, reader: TensorReader) -> MergedReader:
         return MergedReader(reader, weigh((lora.branches.get(name, {}), scale) for lora, scale in chosen))
@@ -63,8 +66,9 @@ def adapt(checkpoint: Checkpoint, loras: Sequence[str], folder: str | None) -> t
         "t5": t5.unmerged,
         "clip": clip.unmerged,
     }
-    shelf = {path.stem: read_lora(path, targets) for path in lora_files(folder)} if folder is not None else {}
-    return replace(checkpoint, transformer=transformer, t5=t5, clip=clip), Adapters(beside, shelf)
+    shelf = {path.stem: read_lora(path, targets) for path in on_shelf}
+    files = (*(path for path, _ in named), *on_shelf)
+    return replace(checkpoint, transformer=transformer, t5=t5, clip=clip), Adapters(beside, shelf, files)
 
 
 def parse_lora(text: str) -> tuple[Path, float]:

@@ -61,7 +61,7 @@ class FourBitReader:
     """A reader whose four-bit weights are read as float32 matrices of their true shapes."""
 
     def __init__(self, reader: TensorReader) -> None:
-        self.source = reader.source
+        self.source, self.files = reader.source, reader.files
         self._reader = reader
         self._states = {key.split(STATE)[0]: self._state(key) for key in reader.keys() if key.endswith(_STATE_ENDINGS)}
         consumed = {f"{weight}{STATE}{state.kind}" for weight, state in self._states.items()}

@@ -53,6 +53,14 @@ class Checkpoint:
     tokenizer: Path
     tokenizer_2: Path
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those of its weights and of its tokenizers, by name."""
+        readers = (self.transformer, self.autoencoder, self.t5, self.clip)
+        weights = {path for reader in readers for path in reader.files}
+        tokenizers = {path for folder in (self.tokenizer, self.tokenizer_2) for path in folder.iterdir()}
+        return tuple(sorted(path for path in weights | tokenizers if path.is_file()))
+
 
 def open_checkpoint(model: str, text_encoders: str | None, progress: ProgressCallback) -> Checkpoint:
     """Finds, fetches if need be, and checks a model.

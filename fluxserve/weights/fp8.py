@@ -31,7 +31,7 @@ class Float8Reader:
     """A reader whose float8 tensors are read as float32, scaled where the file says so."""
 
     def __init__(self, reader: TensorReader) -> None:
-        self.source = reader.source
+        self.source, self.files = reader.source, reader.files
         self._reader = reader
         stored = reader.keys()
         weights = [key for key in stored if key.endswith(".weight")]

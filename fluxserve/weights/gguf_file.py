@@ -45,7 +45,7 @@ class GgufFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.source = str(path)
+        self.source, self.files = str(path), (path,)
         self._map = FileMap(path)
         parsed = _parse(path)
         _require_flux(path, parsed)

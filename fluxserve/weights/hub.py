@@ -129,6 +129,11 @@ def assets_folder() -> Path:
     return cached_assets_path("fluxserve", namespace="models")
 
 
+def manifest_path() -> Path:
+    """Where it is remembered which files were found right, in the Hub's cache; made when first written."""
+    return Path(constants.HF_ASSETS_CACHE) / "fluxserve" / "verified.json"
+
+
 def _list_folder(repo_id: str, subfolders: tuple[str, ...]) -> list[HubFile]:
     patterns = [INDEX, *(f"{folder}/*{suffix}" for folder in subfolders for suffix in _SUFFIXES)]
     silent = _bar(lambda *_: None)

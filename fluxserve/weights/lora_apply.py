@@ -38,7 +38,7 @@ class MergedReader:
     """
 
     def __init__(self, reader: TensorReader, branches: Weighted) -> None:
-        self.source = reader.source
+        self.source, self.files = reader.source, reader.files
         self._reader = reader
         packed = {linear for linear in branches if reader.packed_meta(f"{linear}.weight") is not None}
         self.unmerged: Weighted = {linear: branches[linear] for linear in packed}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,8 @@ from fluxserve.weights import hub
 from fluxserve.weights.hub import ByteProgress, HubFile
 from fluxserve.weights.source import hub_name
 from fluxserve.weights.ungated import UNGATED, compose, discard
-from fluxserve.weights.verify import Manifest, told_hash
+from fluxserve.weights.verify import Manifest, damage, told_hash
 
-MANIFEST = "verified.json"
 DISK_MARGIN_BYTES = 100_000_000
 
 
@@ -95,12 +94,22 @@ def _require_room(haul: Haul) -> None:
 
 
 def _verify(haul: Haul, paths: Sequence[Path], progress: ByteProgress) -> None:
-    manifest = Manifest(hub.assets_folder() / MANIFEST)
+    manifest = Manifest(hub.manifest_path())
     pinned = [file.sha256 for file in UNGATED[haul.repo_id]] if haul.composed else [None] * len(paths)
     for file, path, sha256 in zip(haul.files, paths, pinned, strict=True):
         expected = sha256 or told_hash(path)
         if expected is not None:
-            manifest.require(path, expected, partial(_checking, progress, file))
+            _require_right(path, expected, manifest, partial(_checking, progress, file))
+
+
+def _require_right(path: Path, expected: str, manifest: Manifest, read: Callable[[int], None]) -> None:
+    """Deletes what is something else, so that fetching begins anew."""
+    found = manifest.differs(path, expected, read)
+    if found is not None:
+        path.resolve().unlink()
+        raise SourceError(
+            f"{damage(path, found, expected)}\n  It has been deleted; run the same command again to fetch it anew."
+        )
 
 
 def _checking(progress: ByteProgress, file: HubFile, done: int) -> None:

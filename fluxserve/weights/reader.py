@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -23,11 +24,13 @@ NAMED_DIFFERENCES = 5
 class TensorReader(Protocol):
     """Lazily reads the tensors of one component. Opening reads names and shapes alone.
 
-    source: the file or folder, for messages.
+    source: the file or folder, for messages. files: all that it reads from.
     """
 
     @property
     def source(self) -> str: ...
+    @property
+    def files(self) -> tuple[Path, ...]: ...
 
     def keys(self) -> Collection[str]: ...
 
@@ -77,7 +80,7 @@ class Mapped:
     """
 
     def __init__(self, reader: TensorReader, recipes: Mapping[str, Recipe]) -> None:
-        self.source = reader.source
+        self.source, self.files = reader.source, reader.files
         self._reader = reader
         self._recipes = recipes
         for key in recipes:

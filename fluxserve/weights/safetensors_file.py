@@ -54,7 +54,7 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.source = str(path)
+        self.source, self.files = str(path), (path,)
         self._map = FileMap(path)
         header, payload = _header(path)
         metadata = header.pop("__metadata__", {})
@@ -90,6 +90,7 @@ class Joined:
 
     def __init__(self, source: str, readers: Collection[TensorReader]) -> None:
         self.source = source
+        self.files = tuple(path for reader in readers for path in reader.files)
         self._home = {key: reader for reader in readers for key in reader.keys()}
 
     def keys(self) -> Collection[str]:

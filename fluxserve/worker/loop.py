@@ -108,7 +108,7 @@ class Loop(Generic[S]):
         elif image := next((image for image in images if image.preview_due), None):
             self._preview(task, image)
         else:
-            self._step(batch(task, self._tasks, self._pipeline.max_batch))
+            self._step(batch(task, self._tasks, self._pipeline.most_together(images[0].sample)))
 
     def _begin(self, task: Task[S]) -> None:
         self._channel.send(wire.Began(task.job_id))

@@ -7,11 +7,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.main import get_command
 
+from fluxserve.cli import app
+from fluxserve.config import PipelineConfig
 from tests.conftest import MakeCheckpoint
 from tests.loras import write_loras
 
@@ -93,6 +97,17 @@ def test_generate_takes_loras_with_their_scales(tiny_checkpoint: MakeCheckpoint,
     assert (missing.returncode, b"no LoRA file" in missing.stderr) == (78, True)
 
 
+@pytest.mark.parametrize("command", ["generate", "bench", "doctor"])
+def test_whatever_loads_a_model_takes_the_options_of_loading(command: str) -> None:
+    taken = {parameter.name for parameter in get_command(app).commands[command].params}  # type: ignore[attr-defined]
+    assert {field.name for field in fields(PipelineConfig)} - taken <= {"lora_dir"}  # for requests of a server
+
+
+def test_doctor_counts_loras_in(tiny_checkpoint: MakeCheckpoint) -> None:
+    missing = fluxserve("doctor", str(tiny_checkpoint()), "--lora", "missing.safetensors")
+    assert (missing.returncode, b"no LoRA file" in missing.stderr) == (78, True)
+
+
 def test_doctor_says_what_is_here_and_what_will_be_used() -> None:
     result = fluxserve("doctor")
     assert result.returncode == 0
@@ -127,8 +142,9 @@ def test_models_lists_what_can_be_named() -> None:
     assert {"black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-dev", "demo"} <= set(words)
 
 
-def test_bench_times_every_stage_and_http() -> None:
-    result = fluxserve("bench", "demo-untrained", "--size", "64x64", "--steps", "1", "--repeats", "1")
+def test_bench_times_every_stage_and_http_whatever_is_set_for_a_server() -> None:
+    command = ["bench", "demo-untrained", "--dtype", "float32", "--size", "64x64", "--steps", "1", "--repeats", "1"]
+    result = fluxserve(*command, FLUXSERVE_API_KEY="secret")
     assert result.returncode == 0, result.stderr.decode()
     report = json.loads(result.stdout)
     assert report["stages_ms"].keys() == {"text", "step", "decode", "encode"}

@@ -7,12 +7,14 @@ import functools
 import os
 import random
 import signal
+import socket
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
 from fluxserve.engine import CompletedImage, Engine, Job, PartialImage
+from fluxserve.engine.worker_process import open_pipe
 from fluxserve.errors import WorkerCrashed, WorkerUnavailable
 from tests.engine.conftest import Start, is_alive
 from tests.fake_pipeline import count, read_log
@@ -45,6 +47,18 @@ def has_begun(job: Job) -> bool:
 
 def restarts(engine: Engine, reason: str) -> float:
     return engine.metrics.registry.get_sample_value("fluxserve_worker_restarts_total", {"reason": reason}) or 0.0
+
+
+@pytest.mark.fault(33)
+async def test_what_a_worker_said_before_it_died_is_heard() -> None:
+    """Though it left a message unread, which resets the connection before anybody looked at what it said."""
+    ours, theirs = socket.socketpair()
+    reader, writer = await open_pipe(ours)
+    writer.write(b"unread")
+    with theirs:
+        theirs.sendall(b"last words")
+    await until(writer.transport.is_closing)
+    assert await reader.read() == b"last words"
 
 
 @pytest.mark.fault(33)

@@ -71,6 +71,15 @@ def test_a_request_draws_as_a_model_with_the_lora_merged(
     assert torch.equal(latents(shelved), plain)  # nothing of it stays
 
 
+def test_from_pretrained_takes_them_as_the_command_line_does(
+    load: Load, folder: Path, tiny_checkpoint: MakeCheckpoint
+) -> None:
+    loras = (f"{folder / 'style'}.safetensors:0.5", f"{folder / 'words'}.safetensors")
+    model = str(tiny_checkpoint("schnell"))
+    pipeline = FluxPipeline.from_pretrained(model, device="cpu", dtype="float32", loras=loras)
+    assert torch.equal(latents(pipeline), latents(load(lora=loras)))
+
+
 def test_streamed_and_packed_at_load_they_still_act(load: Load, folder: Path) -> None:
     files = tuple(f"{folder / name}.safetensors" for name in PREFIXES)
     chosen = [LoraChoice(name) for name in PREFIXES]

@@ -11,6 +11,7 @@ from fluxserve.errors import DeviceError
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
 from fluxserve.pipeline.loading import load_pipeline
 from fluxserve.request import complete_request
+from fluxserve.weights.safetensors_file import SafetensorsFile
 from tests.conftest import MakeCheckpoint
 
 
@@ -30,6 +31,13 @@ def test_streamed_equals_resident(tiny_checkpoint: MakeCheckpoint, layout: str, 
         assert [image.data for image in streamed.run(request)] == [image.data for image in resident.run(request)]
 
 
+def test_a_cpu_streams_the_file_as_it_is_whatever_the_storage(tiny_checkpoint: MakeCheckpoint) -> None:
+    model = str(tiny_checkpoint())
+    plain, packed = load(model, offload="stream"), load(model, offload="stream", storage="int8")
+    request = complete_request(plain.card, "a cat", width=64, height=64, seed=5)
+    assert packed.run(request)[0].data == plain.run(request)[0].data
+
+
 def test_a_budget_that_cannot_work_is_refused_with_the_smallest_that_can(tiny_checkpoint: MakeCheckpoint) -> None:
     model = str(tiny_checkpoint())
     with pytest.raises(
@@ -40,6 +48,27 @@ def test_a_budget_that_cannot_work_is_refused_with_the_smallest_that_can(tiny_ch
     load(model, memory_budget=smallest)
     with pytest.raises(DeviceError):
         load(model, memory_budget=smallest - 1)
+
+
+def test_pages_that_were_copied_from_are_given_back(
+    tiny_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of fused matrices after loading; those of the modulation after use, if memory is short."""
+    released: set[str] = set()
+    release = SafetensorsFile.release
+
+    def record(file: SafetensorsFile, key: str) -> None:
+        released.add(key)
+        release(file, key)
+
+    monkeypatch.setattr(SafetensorsFile, "release", record)
+    fused, modulation = "transformer_blocks.0.attn.to_q.weight", "transformer_blocks.0.norm1.linear.weight"
+    for offload in ("none", "stream"):
+        pipeline = load(str(tiny_checkpoint()), offload=offload)
+        assert fused in released or offload == "stream"
+        released.clear()
+        pipeline.begin(complete_request(pipeline.card, "a cat", width=64, height=64, seed=5))
+        assert (modulation in released) == (offload == "stream")
 
 
 def test_a_smaller_plan_goes_on_in_the_middle_of_a_picture(tiny_checkpoint: MakeCheckpoint) -> None:
@@ -55,6 +84,21 @@ def test_a_smaller_plan_goes_on_in_the_middle_of_a_picture(tiny_checkpoint: Make
     while not sample.done:
         replanned.step([sample])
     assert replanned.encode(replanned.decode(sample), sample).data == expected.data
+
+
+def test_a_step_takes_as_many_samples_as_the_plan_has_room_for(tiny_checkpoint: MakeCheckpoint) -> None:
+    """As on a GPU; true CFG runs each sample twice."""
+    pipeline = load(str(tiny_checkpoint("dev")))
+    request = complete_request(pipeline.card, "a cat", width=64, height=64)
+    (plain,), (guided,) = (pipeline.begin(replace(request, true_cfg_scale=scale)) for scale in (1.0, 2.0))
+    assert (pipeline.card.max_batch, pipeline.most_together(plain)) == (1, 1)
+    pipeline.max_batch = 4
+    assert (pipeline.most_together(plain), pipeline.most_together(guided)) == (4, 4)
+    tight = replace(pipeline.plan.work, width=64, height=64, batch=3)
+    pipeline.pictures.plan = replace(pipeline.plan, work=tight, budget_bytes=0, tiled=True)
+    fitting = pipeline.plan.room_bytes // replace(tight, batch=1).step_bytes
+    pipeline.max_batch = 10 * fitting
+    assert (pipeline.most_together(plain), pipeline.most_together(guided)) == (fitting, fitting // 2)
 
 
 def smallest_budget(model: str) -> int:

@@ -91,6 +91,22 @@ def test_larger_pictures_leave_less_to_the_weights() -> None:
     assert large.peak_bytes <= 12 * GIB
 
 
+@pytest.mark.behaviour(11)
+@pytest.mark.parametrize("budget", BUDGETS_GIB)
+def test_the_largest_picture_is_the_largest_whose_step_fits(budget: int) -> None:
+    plan = make_plan(full_size(), WORK, budget * GIB, "cuda")
+    largest = replace(WORK, width=16, height=plan.max_pixels // 16)
+    assert largest.step_bytes <= plan.room_bytes < replace(largest, height=largest.height + 16).step_bytes
+    assert plan.samples_together(largest.width, largest.height) == 1
+
+
+@pytest.mark.parametrize("budget", BUDGETS_GIB)
+def test_no_batch_oversteps_the_budget(budget: int) -> None:
+    plan = make_plan(full_size(), WORK, budget * GIB, "cuda")
+    together = plan.samples_together(1024, 1024)
+    assert replace(WORK, batch=together).step_bytes <= plan.room_bytes < replace(WORK, batch=together + 1).step_bytes
+
+
 @pytest.mark.parametrize("chosen", range(0, 58, 5))
 def test_resident_blocks_lie_evenly_and_leave_an_even_number(chosen: int) -> None:
     resident = spread(57, chosen)

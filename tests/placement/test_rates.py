@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from fluxserve.flux.params import FLUX1
-from fluxserve.placement.plan import Work
-from fluxserve.placement.rates import attention_flops, linear_flops, measure_rates
+from fluxserve.placement.plan import GIB, Work, resident_plan, streaming_plan
+from fluxserve.placement.rates import (
+    Rates,
+    attention_flops,
+    linear_flops,
+    matrix_values,
+    measure_rates,
+    packed_sample,
+    step_seconds,
+)
+from fluxserve.placement.storage import Form
+from fluxserve.weights.synthetic_sizes import TINY
+from tests.conftest import MakeCheckpoint
+from tests.placement.test_plan import WORK, full_size
+from tests.weights.files import open_quietly
 
 
 @pytest.mark.parametrize(
@@ -28,3 +43,31 @@ def test_rates_are_those_of_a_machine() -> None:
     assert 1e9 < rates.linear < 1e16
     assert 1e8 < rates.attention < 1e16
     assert 1e8 < rates.copy < 1e13
+
+
+def test_a_cpu_copies_with_the_cores_that_compute_and_a_gpu_beside_them() -> None:
+    resident, streamed = (make(full_size(), WORK, 40 * GIB, "cpu") for make in (resident_plan, streaming_plan))
+    cpu, gpu = (Rates(linear=4e11, attention=2e11, copy=8e9, copies_hide=hide) for hide in (False, True))
+    compute, copying = step_seconds(FLUX1, resident, gpu), streamed.streamed_bytes / 8e9
+    assert compute > copying
+    assert step_seconds(FLUX1, streamed, gpu) == compute
+    assert step_seconds(FLUX1, streamed, cpu) == pytest.approx(compute + copying)
+
+
+def test_unpacking_counts_every_value_once_a_step() -> None:
+    assert matrix_values(FLUX1) == pytest.approx(sum(full_size(1).blocks), rel=0.001)  # but for biases and norms
+    plan = resident_plan(full_size(), WORK, 40 * GIB, "cpu")
+    plain, packed = (Rates(linear=4e11, attention=2e11, copy=8e9, unpack=rate) for rate in (math.inf, 1e9))
+    more = step_seconds(FLUX1, plan, packed) - step_seconds(FLUX1, plan, plain)
+    assert more == pytest.approx(matrix_values(FLUX1) / 1e9)
+
+
+def test_packed_weights_are_timed_as_the_blocks_will_have_them(tiny_checkpoint: MakeCheckpoint) -> None:
+    reader, cpu = open_quietly(tiny_checkpoint()).transformer, torch.device("cpu")
+    resident, streamed = (make(full_size(), WORK, 40 * GIB, "cpu") for make in (resident_plan, streaming_plan))
+    plain, packed = Form(torch.float32), Form(torch.float32, "int8")
+    assert packed_sample(reader, resident, plain, cpu) is None
+    assert packed_sample(reader, streamed, packed, cpu) is None  # a CPU streams the file as it is
+    sample = packed_sample(reader, resident, packed, cpu)
+    assert sample is not None
+    assert 1e4 < measure_rates(TINY.transformer, cpu, torch.float32, sample).unpack < 1e13

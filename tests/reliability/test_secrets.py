@@ -38,3 +38,21 @@ def test_the_log_tells_of_each_request_and_of_no_secret(start_server: StartServe
     [odd] = [line for line in lines if line.get("path", "").startswith("/a")]
     assert (odd["path"], odd["status"]) == ('/a??{"status":200}?[2J', 404)
     assert {line["code"] for line in lines if "code" in line} >= {None, "non_finite_output", "internal_error"}
+
+
+@pytest.mark.fault(58)
+def test_prompts_are_logged_where_the_operator_asks_for_them(start_server: StartServer) -> None:
+    """In one line each, cut, with nothing raw in it that a terminal or a reader of lines would act on."""
+    server = start_server("--log-prompts", "--api-key", KEY)
+    auth = {"authorization": f"Bearer {KEY}"}
+    prompt = 'a "cat"\n{"status": 500}\u2028\u202e\x85 ' + "\u732b" * 1200
+    assert server.generate(prompt, headers={**auth, "x-request-id": "drawn"}).status_code == 200
+    assert server.generate("a [nan:vae]", headers={**auth, "x-request-id": "failed"}).status_code == 500
+    assert server.stop() == 0
+    text = server.log.read_text(encoding="utf-8")
+    lines = {line["request_id"]: line for line in map(json.loads, text.splitlines()) if "request_id" in line}
+    assert (lines["drawn"]["prompt"], lines["drawn"]["prompt_length"]) == (prompt[:1000], len(prompt))
+    assert (lines["failed"]["prompt"], lines["failed"]["status"]) == ("a [nan:vae]", 500)
+    assert lines["drawn"]["message"].endswith(f" {prompt[:1000]!r}")
+    assert text.isascii()
+    assert KEY not in text

@@ -159,6 +159,18 @@ def test_limits_are_exact(start_server: StartServer) -> None:
     assert server.generate(**fits | {"n": 1}, true_cfg_scale=1.5).status_code == 200
 
 
+@pytest.mark.behaviour(11)
+def test_the_memory_plans_limit_is_exact(start_server: StartServer) -> None:
+    server = start_server(variables={"FLUXSERVE_FAKE_PIXELS": str(144 * 128)})
+    assert server.get("/v1/models/default").json()["limits"]["max_pixels"] == 144 * 128
+    assert server.generate(size="144x128").status_code == 200
+    for size in ("160x128", "144x144"):
+        message = assert_error(server.generate(size=size, seed=1111), 400, "invalid_size", "size")["message"]
+        assert f"at most {144 * 128} pixels" in message
+        assert "--memory-budget" in message
+    assert server.count("begin", 1111) == 0
+
+
 BAD_VALUES: list[tuple[dict[str, Any], str, str]] = [
     *(({"n": n}, "invalid_value", "n") for n in (0, 11, -1)),
     *(({"n": n}, "invalid_type", "n") for n in (1.5, 1.0, "2", True, [], {})),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -54,6 +55,18 @@ def test_while_the_model_loads(start_server: StartServer) -> None:
     assert_error(server.get("/v1/models"), 503, "model_loading")
     server.wait_ready()
     assert server.generate().status_code == 200
+
+
+def test_polls_are_logged_where_something_is_missing(start_server: StartServer) -> None:
+    server = start_server("--api-key", "k", ready=False, variables={"FLUXSERVE_FAKE_LOAD": "slow:1"})
+    assert server.get("/readyz").status_code == 503
+    assert_error(server.get("/metrics"), 401, "invalid_api_key")
+    server.wait_ready()
+    assert server.get("/livez").status_code == 200
+    assert server.stop() == 0
+    lines = map(json.loads, server.log.read_text().splitlines())
+    polls = {(line["path"], line["status"]) for line in lines if "path" in line}
+    assert polls == {("/readyz", 503), ("/metrics", 401)}
 
 
 @pytest.mark.behaviour(48)
@@ -115,11 +128,18 @@ def test_a_second_signal_ends_it_at_once(start_server: StartServer) -> None:
         assert server.process.wait(10) == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize(("fault", "code"), [("checkpoint", 65), ("source", 69), ("config", 78)])
-def test_a_model_that_cannot_be_served_ends_the_server(start_server: StartServer, fault: str, code: int) -> None:
+REFUSALS = [("checkpoint", 65, "is damaged"), ("source", 69, "is gated"), ("config", 78, "no such device")]
+
+
+@pytest.mark.parametrize(("fault", "code", "says"), REFUSALS)
+def test_a_model_that_cannot_be_served_ends_the_server(
+    start_server: StartServer, fault: str, code: int, says: str
+) -> None:
+    """With the reason, said once."""
     server = start_server(ready=False, variables={"FLUXSERVE_FAKE_LOAD": fault})
     assert server.process.wait(20) == code
     assert "Traceback" not in server.log.read_text()
+    assert server.log.read_text().count(says) == 1
 
 
 def test_a_port_in_use_is_told_before_anything_loads(server: Server, start_server: StartServer) -> None:
@@ -135,7 +155,8 @@ def test_models(server: Server) -> None:
     [model] = listed["data"]
     assert (model["id"], model["object"], model["owned_by"]) == ("fluxserve/fake", "model", "fluxserve")
     assert {"default", "fake", "dall-e-3"} <= set(model["aliases"])
-    assert model["limits"]["max_pixels"] == 4_194_304
+    limits = model["limits"]
+    assert (limits["max_n"], limits["max_pixels"], limits["max_batch"]) == (10, 4_194_304, 1)
     assert (model["native_area"], model["default_size"]) == (4096, "64x64")
     assert model["defaults"]["steps"] == {"low": 2, "medium": 4, "high": 4, "xhigh": 8, "max": 8}
     for name in ("fluxserve/fake", "fluxserve%2Ffake", "default", "fake", "gpt-image-1"):
@@ -158,6 +179,7 @@ def test_the_figures_add_up(start_server: StartServer) -> None:
     assert (figures["fluxserve_requests_cancelled_total"], figures["fluxserve_requests_in_flight"]) == ("0.0", "0.0")
     assert figures['fluxserve_requests_rejected_total{code="invalid_value"}'] == "1.0"
     assert figures['fluxserve_jobs_total{outcome="ok"}'] == "3.0"
+    assert figures['fluxserve_stage_seconds_count{stage="store"}'] == "2.0"  # a stream and a failure store nothing
 
 
 @pytest.mark.fault(58)

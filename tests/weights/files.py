@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fluxserve.weights.checkpoint import Checkpoint, open_checkpoint
 from fluxserve.weights.identify import components, open_file
 from fluxserve.weights.packed import PackedWeight
 from fluxserve.weights.reader import TensorReader
+from fluxserve.weights.verify import SUMS, hash_of
 
 QKV = "double_blocks.0.img_attn.qkv.weight"
 DATA = Path(__file__).parents[1] / "data"
@@ -46,11 +48,28 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     save_file(changed if isinstance(changed, dict) else tensors, path)
 
 
+def write_sums(folder: Path) -> Path:
+    """Lists every file below a folder in its SHA256SUMS, as `sha256sum` does; returns the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{hash_of(path, lambda _: None)}  {path.relative_to(folder)}\n" for path in files]
+    (folder / SUMS).write_text("".join(lines))
+    return folder
+
+
+def flip_a_bit(path: Path, untold: bool = False) -> None:
+    """Of the data near the end, which no header describes. untold: the file's time of change stays what it was."""
+    raw, before = bytearray(path.read_bytes()), path.stat()
+    raw[-100] ^= 1
+    path.write_bytes(bytes(raw))
+    if untold:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 class ListedReader:
     """A TensorReader of shapes alone."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.source = "a list"
+        self.source, self.files = "a list", ()
         self._shapes = shapes
 
     def keys(self) -> Collection[str]:

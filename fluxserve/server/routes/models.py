@@ -40,8 +40,9 @@ def _describe(services: Services) -> ModelBody:
         native_area=card.native_area,
         default_size=f"{card.default_width}x{card.default_height}",
         limits=ModelLimits(
-            n=MAX_IMAGES,
+            max_n=MAX_IMAGES,
             max_pixels=min(config.max_pixels, card.max_pixels or config.max_pixels),
+            max_batch=card.max_batch,
             max_work=services.limits.max_work,
             max_input_pixels=config.max_input_pixels,
             max_sequence_length=card.max_sequence_length,
