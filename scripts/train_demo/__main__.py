@@ -87,7 +87,9 @@ class Run:
 
     def text(self) -> None:
         teacher = Teacher(sources.teacher_folder(self.fetched))
-        text.train(self.state, self.names, self.lessons, teacher, self.text_steps)
+        basis = autoencoder.fit_basis(self.pictures, self.state / "latents.safetensors")
+        source = text.Source(self.pictures, self.names, self.lessons, basis)
+        text.train(self.state, source, teacher, self.text_steps)
 
     def transformer(self) -> None:
         basis = PatchBasis.load(self.state / "latents.safetensors")
@@ -142,7 +144,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.logging.set_verbosity_error()
     options.state.mkdir(parents=True, exist_ok=True)
-    coarse = transformer.Plan(min(options.coarse, options.steps), share_single=0.95, share_noise=0.4, share_coarse=0.7)
+    coarse = transformer.Plan(min(options.coarse, options.steps), share_single=0.95, share_noise=0.6, share_coarse=0.5)
     plan = transformer.Plan(options.steps, cooldown=options.cooldown, share_single=options.single)
     stages = Run(options.state, options.target, options.text_steps, coarse, plan, options.warm).stages
     if options.stage is not None and options.stage not in stages:

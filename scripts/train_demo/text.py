@@ -1,22 +1,30 @@
-"""Trains the text encoders before any picture: what is asked for, in words the captions hold and in words they do not.
+"""Trains the text encoders: what is asked for, in words the captions hold and in words they do not, and how it looks.
 
 Each encoder must let a linear reader tell from its output the things of a caption, their layout, count, size, place
-and background; and, for dictionary texts too, the teacher's sentence vector and its opinion which concept is meant. So
-the transformer starts with text it can use and has only to learn what things look like.
+and background; and, for dictionary texts too, the teacher's sentence vector and its opinion which concept is meant. And
+it must let a painter, no more than a linear map or one attention, make the scene's latents at half the size. So what
+things look like is learned from text alone, without noise, at a third of the cost; the transformer reads it from the
+text's states, and has to learn the fine detail and the way through the noise.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scripts.train_demo import autoencoder, captions, checkpoint, scenes, sizes
+from fluxserve.flux import sampling
+from scripts.train_demo import autoencoder, captions, checkpoint, latents, scenes, sizes
 from scripts.train_demo.encoders import TextEncoders
+from scripts.train_demo.latents import PatchBasis
 from scripts.train_demo.lessons import Lessons
 from scripts.train_demo.muon import Muon
 from scripts.train_demo.teacher import WIDTH, Teacher
@@ -25,8 +33,17 @@ from scripts.train_demo.workers import THREADS, Workers
 log = logging.getLogger(__name__)
 
 BATCH = 64
+LESSONS = 16
+"""Dictionary texts beside a batch of captions."""
 BATCHES_A_STEP = 2
+SINGLE_SHARE = 0.8
 SLOTS = 3
+COARSE = 64
+"""Side in pixels of the painters' pictures."""
+CHANNELS = 16 * sampling.PATCH**2
+TOKENS = (COARSE // latents.PATCH // sampling.PATCH) ** 2
+HEADS = 6
+PICTURE_WEIGHT = 20.0
 NOTHING = -100
 """What cross_entropy ignores."""
 
@@ -73,6 +90,31 @@ class Reader(nn.Module):
         return 3.0 * (1 - (guess * vectors).sum(-1)).mean() + 20.0 * similarities
 
 
+class PooledPainter(nn.Module):
+    """(B, POOLED_WIDTH) to coarse latents in tokens, (B, TOKENS, CHANNELS), linearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(sizes.POOLED_WIDTH, TOKENS * CHANNELS)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.out(pooled).unflatten(-1, (TOKENS, CHANNELS))  # type: ignore[no-any-return]
+
+
+class StatesPainter(nn.Module):
+    """(B, T, TEXT_WIDTH) to coarse latents in tokens: each place looks at the states with a query of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(0.5 * torch.randn(TOKENS, sizes.TEXT_WIDTH))
+        self.look = nn.MultiheadAttention(sizes.TEXT_WIDTH, HEADS, batch_first=True)
+        self.out = nn.Linear(sizes.TEXT_WIDTH, CHANNELS)
+
+    def forward(self, states: Tensor) -> Tensor:
+        seen, _ = self.look(self.places.expand(len(states), -1, -1), states, states, need_weights=False)
+        return self.out(seen)  # type: ignore[no-any-return]
+
+
 def targets(batch: list[scenes.Scene]) -> tuple[Tensor, Tensor]:
     """(B, 3) things and (B, 5) attributes."""
     things = torch.full((len(batch), SLOTS), NOTHING)
@@ -105,72 +147,108 @@ def hidden_matrices(encoders: TextEncoders) -> list[nn.Parameter]:
     return [p for n, p in encoders.named_parameters() if p.ndim == 2 and not any(table in n for table in tables)]
 
 
-def train(state: Path, names: captions.Names, lessons: Lessons, teacher: Teacher, steps: int) -> None:
-    """Writes state/text.pt: the encoders, the readers, the optimizer."""
-    torch.manual_seed(2)
-    encoders = TextEncoders.untrained(state)
-    readers = nn.ModuleList(Reader(width, lessons.prototypes) for width in (sizes.POOLED_WIDTH, sizes.TEXT_WIDTH))
-    matrices = hidden_matrices(encoders)
-    chosen = {id(p) for p in matrices}
-    others = [p for p in [*encoders.parameters(), *readers.parameters()] if id(p) not in chosen]
-    optimizer = Muon(matrices, others, lr=0.02, adam_lr=2e-3, decay=0.0)
-    step, path = 0, state / "text.pt"
-    if (kept := checkpoint.load(path)) is not None:
-        encoders.load_state_dict(kept["encoders"])
+@dataclass(frozen=True)
+class Source:
+    """What the batches are drawn from."""
+
+    pictures: NDArray[np.uint8]
+    names: captions.Names
+    lessons: Lessons
+    basis: PatchBasis
+
+    def scenes(self, rng: Random) -> tuple[list[scenes.Scene], list[str], Tensor]:
+        """BATCH scenes, their captions and their coarse latents in tokens (BATCH, TOKENS, CHANNELS)."""
+        batch = [scenes.random_scene(rng, len(self.pictures), SINGLE_SHARE) for _ in range(BATCH)]
+        painted = [scenes.paint(scene, self.pictures, COARSE, COARSE, rng) for scene in batch]
+        tokens = sampling.pack(self.basis.encode(autoencoder.to_pixels(painted)))
+        return batch, [captions.caption(scene, self.names, rng) for scene in batch], tokens
+
+
+class Training:
+    """The encoders, and what reads from them while they learn: readers and painters, pooled first, then states."""
+
+    def __init__(self, state: Path, source: Source, teacher: Teacher, steps: int) -> None:
+        torch.manual_seed(2)
+        self.path, self.source, self.steps, self.step = state / "text.pt", source, steps, 0
+        self.encoders = TextEncoders.untrained(state)
+        widths = (sizes.POOLED_WIDTH, sizes.TEXT_WIDTH)
+        self.readers = nn.ModuleList(Reader(width, source.lessons.prototypes) for width in widths)
+        self.painters = nn.ModuleList([PooledPainter(), StatesPainter()])
+        matrices = hidden_matrices(self.encoders)
+        chosen = {id(p) for p in matrices}
+        modules = (self.encoders, self.readers, self.painters)
+        others = [p for module in modules for p in module.parameters() if id(p) not in chosen]
+        self.parameters = [*matrices, *others]
+        self.optimizer = Muon(matrices, others, lr=0.02, adam_lr=2e-3, decay=0.0)
+        self.seen = "-"
+        if (kept := checkpoint.load(self.path)) is None:
+            start_embeddings(self.encoders, teacher)
+        else:
+            self._take(kept)
+
+    def _take(self, kept: dict[str, Any]) -> None:
+        self.encoders.load_state_dict(kept["encoders"])
         if "optimizer" in kept:
-            readers.load_state_dict(kept["readers"])
-            optimizer.load_state_dict(kept["optimizer"])
-        step = kept["step"]
-    else:
-        start_embeddings(encoders, teacher)
+            self.readers.load_state_dict(kept["readers"])
+            self.painters.load_state_dict(kept["painters"])
+            self.optimizer.load_state_dict(kept["optimizer"])
+        self.step = kept["step"]
 
-    def write() -> None:
-        content = {"encoders": encoders.state_dict(), "readers": readers.state_dict(), "step": step}
-        checkpoint.save(path, {**content, "optimizer": optimizer.state_dict()})
+    def write(self) -> None:
+        parts = {name: getattr(self, name).state_dict() for name in ("encoders", "readers", "painters", "optimizer")}
+        checkpoint.save(self.path, {**parts, "step": self.step})
 
-    draws, right = [Random(7 * step + i) for i in range(THREADS)], ["-"]
+    def advance(self, workers: Workers) -> float:
+        """One step of the optimizer; returns the loss."""
+        loss = workers.gradients(self.parameters, BATCHES_A_STEP)
+        for group in self.optimizer.param_groups:
+            group["scale"] = autoencoder.schedule(self.step, self.steps)
+        self.optimizer.step()
+        self.step += 1
+        return loss
 
-    def job(thread: int) -> Tensor:
-        caption_loss, right[0] = _caption_step(encoders, readers, names, lessons, draws[thread])
-        return caption_loss + _lesson_step(encoders, readers, lessons)
+    def loss(self, rng: Random) -> Tensor:
+        """Of one batch of captions and one of dictionary texts; run by several threads at once."""
+        return self._captions_loss(rng) + self._lessons_loss()
 
-    parameters = [*matrices, *others]
-    keeper = checkpoint.Keeper(write)
-    with Workers(parameters, job, THREADS) as workers:
-        while step < steps:
-            loss = workers.gradients(parameters, BATCHES_A_STEP)
-            for group in optimizer.param_groups:
-                group["scale"] = autoencoder.schedule(step, steps)
-            optimizer.step()
-            step += 1
-            if step % 20 == 0:
-                log.info("text %d/%d loss %.3f first thing %s", step, steps, loss, right[0])
+    def _captions_loss(self, rng: Random) -> Tensor:
+        batch, texts, wanted = self.source.scenes(rng)
+        things, attributes = targets(batch)
+        vectors = self.source.lessons.prototypes[things[:, 0]]
+        with torch.autocast("cpu", torch.bfloat16):
+            pooled, states = (output.float() for output in self.encoders(texts))
+        loss, seen = torch.zeros(()), []
+        for reader, output in zip(self.readers, (pooled, states.mean(1)), strict=True):
+            loss = loss + reader.caption_loss(output, things, attributes, vectors)
+            seen.append(f"names {(reader.slot(output, 0).argmax(-1) == things[:, 0]).float().mean():.2f}")
+        for painter, output in zip(self.painters, (pooled, states), strict=True):
+            error = F.mse_loss(painter(output), wanted)
+            loss = loss + PICTURE_WEIGHT * error
+            seen.append(f"paints {1 - error / wanted.var():.2f}")
+        self.seen = " ".join(seen)
+        return loss
+
+    def _lessons_loss(self) -> Tensor:
+        lessons = self.source.lessons
+        chosen = torch.randint(len(lessons.texts), (LESSONS,))
+        vectors, opinion = lessons.vectors[chosen].float(), lessons.opinion(chosen)
+        loss = torch.zeros(())
+        with torch.autocast("cpu", torch.bfloat16):
+            pooled, states = self.encoders([lessons.texts[int(i)] for i in chosen], full_length=False)
+        for reader, output in zip(self.readers, (pooled.float(), states.float().mean(1)), strict=True):
+            loss = loss + reader.lesson_loss(output, vectors, opinion)
+        return loss
+
+
+def train(state: Path, source: Source, teacher: Teacher, steps: int) -> None:
+    """Goes on from state/text.pt to `steps`: the encoders, what reads from them, the optimizer."""
+    training = Training(state, source, teacher, steps)
+    draws = [Random(7 * training.step + i) for i in range(THREADS)]
+    keeper = checkpoint.Keeper(training.write)
+    with Workers(training.parameters, lambda thread: training.loss(draws[thread]), THREADS) as workers:
+        while training.step < steps:
+            loss = training.advance(workers)
+            if training.step % 20 == 0:
+                log.info("text %d/%d loss %.3f %s", training.step, steps, loss, training.seen)
             keeper.after_step()
-    write()
-
-
-def _caption_step(
-    encoders: TextEncoders, readers: nn.ModuleList, names: captions.Names, lessons: Lessons, rng: Random
-) -> tuple[Tensor, str]:
-    """The loss of one batch of captions, and the share whose first thing each encoder names."""
-    batch = [scenes.random_scene(rng, len(names.concepts), 0.6) for _ in range(BATCH)]
-    things, attributes = targets(batch)
-    vectors = lessons.prototypes[things[:, 0]]
-    loss, right = torch.zeros(()), []
-    with torch.autocast("cpu", torch.bfloat16):
-        pooled, states = encoders([captions.caption(scene, names, rng) for scene in batch])
-    for reader, output in zip(readers, (pooled.float(), states.float().mean(1)), strict=True):
-        loss = loss + reader.caption_loss(output, things, attributes, vectors)
-        right.append(f"{(reader.slot(output, 0).argmax(-1) == things[:, 0]).float().mean():.2f}")
-    return loss, "/".join(right)
-
-
-def _lesson_step(encoders: TextEncoders, readers: nn.ModuleList, lessons: Lessons) -> Tensor:
-    chosen = torch.randint(len(lessons.texts), (BATCH,))
-    vectors, opinion = lessons.vectors[chosen].float(), lessons.opinion(chosen)
-    loss = torch.zeros(())
-    with torch.autocast("cpu", torch.bfloat16):
-        pooled, states = encoders([lessons.texts[int(i)] for i in chosen], full_length=False)
-    for reader, output in zip(readers, (pooled.float(), states.float().mean(1)), strict=True):
-        loss = loss + reader.lesson_loss(output, vectors, opinion)
-    return loss
+    training.write()

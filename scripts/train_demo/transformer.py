@@ -51,8 +51,8 @@ class Plan:
     """How to train from here.
 
     steps: the run's total. cooldown: over how many of its last steps the rate falls to 0. batch: pictures a small
-    batch, twice as many in coarse ones; share_coarse of them are at half the size, with short text: less than half the
-    work a picture, and enough to learn which words mean what. share_noise: of the times, how many are 1.
+    batch, twice as many in coarse ones; share_coarse of them are at half the size: half the work a picture, and enough
+    to learn to read the text. share_noise: of the times, how many are 1.
     """
 
     steps: int
@@ -165,7 +165,7 @@ def sample(
     x = sampling.pack(torch.stack([sampling.noise(i, 16, height, width) for i in range(len(prompts))]))
     schedule = sampling.schedule(steps, x.shape[1], shifted=False)
     with torch.autocast("cpu", torch.bfloat16):
-        pooled, txt = encoders(prompts, full_length=not coarse)
+        pooled, txt = encoders(prompts)
         table = rope(model, txt.shape[1], height // sampling.PATCH, width // sampling.PATCH, 2.0 if coarse else 1.0)
         for t, t_next in pairwise(schedule):
             now, then = (torch.full((len(prompts),), value) for value in (t, t_next))
@@ -233,7 +233,7 @@ class Training:
         coarse = float(torch.rand(())) < plan.share_coarse
         latents, texts = source.batch(plan.batch * (2 if coarse else 1), plan.share_single, coarse)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            pooled, txt = self.encoders(texts, full_length=not coarse)
+            pooled, txt = self.encoders(texts)
         t = times(len(texts), plan.share_noise)
         return flow_loss(self.working, latents, t, pooled, txt, spacing=2.0 if coarse else 1.0)
 
