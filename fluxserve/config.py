@@ -23,7 +23,7 @@ class PipelineConfig:
     device: auto, cpu, cuda, cuda:N or mps. text_encoders: a folder or Hub id that holds text_encoder/, text_encoder_2/,
     tokenizer/ and tokenizer_2/ for a transformer file that has none beside it.
     offload: auto keeps on the device what the budget allows and streams the rest, none keeps everything there, stream
-    keeps as little as possible. memory_budget: bytes of the device's memory to use; None: what is free.
+    keeps as little as possible. memory_budget: bytes of the device's memory to use; None: what is free, on a CPU half.
     storage: fp8 or int8 pack the blocks' matrices at load, with a scale a row: half the memory, a small error.
     compile: each transformer block by torch.compile, which takes a while at the first picture of each size.
     lora: LoRA files that change the model from the start, `PATH` or `PATH:SCALE`. lora_dir: a folder of those that

@@ -54,7 +54,8 @@ class Loading:
         typer.Option(
             "--memory-budget",
             envvar="FLUXSERVE_MEMORY_BUDGET",
-            help="How much of the device's memory to use, for example 8GiB; all that is free if left out.",
+            help="How much of the device's memory to use, for example 8GiB; "
+            "if left out, all that is free, on a CPU half of it.",
         ),
     ] = None
     storage: Annotated[

@@ -81,7 +81,10 @@ class ServeSettings(BaseSettings):
         _PIPELINE.dtype, title="device", description="What to compute in: auto, bfloat16, float16 or float32."
     )
     memory_budget: ByteSize | None = Field(
-        None, gt=0, title="device", description="How much of the device's memory to use, e.g. 8GiB; all that is free."
+        None,
+        gt=0,
+        title="device",
+        description="How much of the device's memory to use, e.g. 8GiB; all that is free, on a CPU half of it.",
     )
     storage: Storage = Field(
         _PIPELINE.storage, title="device", description="fp8 or int8: half the memory for the blocks, a small error."

@@ -138,7 +138,7 @@ VARIANTS = {
         resamples=True,
         default_size=(256, 256),
         licence="Apache-2.0 (trained on MIT-licensed pictures, see NOTICE)",
-        description="A small FLUX trained on pictures of some 1,600 emoji. It is not FLUX.1 and knows nothing else.",
+        description="A small FLUX trained on pictures of some 1,850 emoji. It is not FLUX.1 and knows nothing else.",
     ),
 }
 VARIANTS["demo-untrained"] = replace(
