@@ -39,7 +39,7 @@ def check_files(paths: Sequence[Path], verify: Verify, progress: ByteProgress) -
         return
     manifest = Manifest(manifest_path())
     checked = [_check(path, manifest, verify == "always", progress) for path in paths]
-    log.info("%d of %d files have a known SHA-256, and are right", sum(checked), len(checked))
+    log.info("SHA-256 known, and right, for %d of %d files", sum(checked), len(checked))
 
 
 class Manifest:

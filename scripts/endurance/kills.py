@@ -10,62 +10,77 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from scripts.endurance.client import Client
+from scripts.endurance.flood import AUTH, KEY, send_mixed
 from scripts.endurance.goals import Goal, Scale, at_most, none_of
 from scripts.endurance.servers import figures, loads, ready, right_pictures, serving, unanswered, until, worker_pid
 from tests.server.running import Server
 
 CALLERS = 16
+FLOOD_KILLS = 5
 
 
 async def kills(scale: Scale) -> list[Goal]:
     """The whole part."""
-    goals = []
-    for between_s, count, crashes_allowed in ((None, 5, False), ((2.0, 6.0), scale.of(20), True)):
-        with serving("--max-queue", "128") as server:
-            wrong, sent = await _under_fire(server, between_s, count, crashes_allowed)
-            wrong += [f"{unanswered(server):g} not accounted for"] if unanswered(server) else []
-            when = "at random, 2-6 s apart" if between_s else "each once ready"
-            goals.append(
-                none_of("R2", f"{count} SIGKILLs {when}: requests without their one right answer", wrong, sent)
-            )
-    return [*goals, *await _one_kill(), await _stopped(), *await _poison()]
+    flooded, fired_on = await _flooded(scale), await _fired_on(scale)
+    return [flooded, fired_on, *await _one_kill(), await _stopped(), *await _poison()]
 
 
-async def _under_fire(
-    server: Server, between_s: tuple[float, float] | None, count: int, crashes_allowed: bool
-) -> tuple[list[str], int]:
-    """Draws without a break while the worker is killed `count` times; returns what was wrong, and the number sent."""
-    over = asyncio.Event()
-    wrong: list[str] = []
-    seeds = iter(range(1, 10**9))
-    callers = [asyncio.create_task(_draw_until(over, server, seeds, wrong, crashes_allowed)) for _ in range(CALLERS)]
-    rng, watcher = random.Random(2), Client(server)
-    for _ in range(count):
-        if between_s is None:
+async def _flooded(scale: Scale) -> Goal:
+    """R1's flood, and a kill whenever the worker is ready and has answered what the last one sent back."""
+    total, kills = scale.of(10_000), 0
+    with serving("--api-key", KEY, "--max-queue", "128") as server:
+        server.http.headers.update(AUTH)
+        flood, watcher = asyncio.create_task(send_mixed(server, total)), Client(server)
+        while kills < FLOOD_KILLS and not flood.done():
             await ready(watcher)
-            await _answers(server, 2 * CALLERS)
-        else:
-            await asyncio.sleep(rng.uniform(*between_s))
-        with suppress(ProcessLookupError):
-            os.kill(worker_pid(server), signal.SIGKILL)
-    over.set()
-    await asyncio.gather(*callers)
-    await ready(watcher)
-    watcher.close()
-    return wrong, next(seeds) - 1
+            await _answers(server, 2 * CALLERS, flood)
+            _kill(server)
+            kills += 1
+        wrong, _ = await flood
+        watcher.close()
+        wrong += _lost(server)
+    return none_of(
+        "R2", f"R1 with {kills} SIGKILLs in it, each once ready: requests without their answer", wrong, total
+    )
 
 
-async def _answers(server: Server, more: int) -> None:
+async def _fired_on(scale: Scale) -> Goal:
+    """Draws without a break while the worker is killed at any moment, ready or not."""
+    count, rng = scale.of(20), random.Random(2)
+    over, seeds = asyncio.Event(), iter(range(1, 10**9))
+    wrong: list[str] = []
+    with serving("--max-queue", "128") as server:
+        callers = [asyncio.create_task(_draw_until(over, server, seeds, wrong)) for _ in range(CALLERS)]
+        for _ in range(count):
+            await asyncio.sleep(rng.uniform(2.0, 6.0))
+            _kill(server)
+        over.set()
+        await asyncio.gather(*callers)
+        await ready(Client(server))
+        wrong += _lost(server)
+    what = f"{count} SIGKILLs at random, 2-6 s apart: requests without their one right answer"
+    return none_of("R2", what, wrong, next(seeds) - 1)
+
+
+def _kill(server: Server) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(worker_pid(server), signal.SIGKILL)
+
+
+def _lost(server: Server) -> list[str]:
+    return [f"{unanswered(server):g} not accounted for"] if unanswered(server) else []
+
+
+async def _answers(server: Server, more: int, flood: asyncio.Task[object]) -> None:
     """Waits for so many answers: those of jobs that a death has sent back come first."""
     name = "fluxserve_requests_answered_total"
     wanted = figures(server)[name] + more
-    while figures(server)[name] < wanted:
+    while figures(server)[name] < wanted and not flood.done():
         await asyncio.sleep(0.05)
 
 
-async def _draw_until(
-    over: asyncio.Event, server: Server, seeds: Iterator[int], wrong: list[str], crashes_allowed: bool
-) -> None:
+async def _draw_until(over: asyncio.Event, server: Server, seeds: Iterator[int], wrong: list[str]) -> None:
+    """A job that two kills hit may end with `worker_crashed`; every other answer is the right pictures."""
     client = Client(server)
     while not over.is_set():
         seed = next(seeds) * 10
@@ -75,7 +90,7 @@ async def _draw_until(
         except (OSError, TimeoutError) as error:
             wrong.append(f"seed {seed}: {error!r}")
             continue
-        if reply.code == "worker_crashed" and crashes_allowed:
+        if reply.code == "worker_crashed":
             continue
         if reply.status != 200 or not right_pictures(reply.json()["data"], seed):
             wrong.append(f"seed {seed}: {reply.status} {reply.code}")

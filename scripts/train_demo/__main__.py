@@ -144,7 +144,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.logging.set_verbosity_error()
     options.state.mkdir(parents=True, exist_ok=True)
-    coarse = transformer.Plan(min(options.coarse, options.steps), share_single=0.95, share_noise=0.6, share_coarse=0.5)
+    coarse = transformer.Plan(min(options.coarse, options.steps), share_single=0.95, share_noise=0.6, share_coarse=0.7)
     plan = transformer.Plan(options.steps, cooldown=options.cooldown, share_single=options.single)
     stages = Run(options.state, options.target, options.text_steps, coarse, plan, options.warm).stages
     if options.stage is not None and options.stage not in stages:

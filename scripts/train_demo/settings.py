@@ -9,10 +9,10 @@ PICTURES_PACKAGE_FOLDER = "fetch"
 """Within the state: the packages as downloaded."""
 
 CROP_STEPS, WHOLE_STEPS = 6000, 1500
-TEXT_STEPS = 3000
+TEXT_STEPS = 4000
 COARSE_STEPS = 6000
 TRANSFORMER_STEPS = 24_000
-JUDGE_STEPS = 1500
+JUDGE_STEPS = 1000
 TRANSFORMER_COOLDOWN = 4000
 
 MODEL = Path(__file__).resolve().parent.parent.parent / "fluxserve" / "demo" / "model"

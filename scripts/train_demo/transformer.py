@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fluxserve.flux import sampling
 from fluxserve.flux.layers import rotary_table
 from fluxserve.flux.transformer import FluxTransformer
-from scripts.train_demo import captions, checkpoint, scenes, sizes
+from scripts.train_demo import captions, checkpoint, references, scenes, sizes
 from scripts.train_demo.autoencoder import to_pixels
 from scripts.train_demo.encoders import TextEncoders
 from scripts.train_demo.latents import PatchBasis
@@ -176,24 +176,13 @@ def sample(
 
 @torch.no_grad()
 def right_share(
-    model: FluxTransformer, encoders: TextEncoders, names: captions.Names, references: Tensor, count: int, coarse: bool
+    model: FluxTransformer, encoders: TextEncoders, names: captions.Names, known: Tensor, count: int, coarse: bool
 ) -> float:
     """A quick look, not the evaluation: of `count` labels, how many pictures lie nearest to their own reference."""
     chosen = Random(5).sample(range(len(names.concepts)), count)
     drawn = sample(model, encoders, [names.concepts[i].label for i in chosen], 4, coarse)
-    nearest = torch.cdist(drawn.flatten(1), references.flatten(1)).argmin(-1)
+    nearest = torch.cdist(drawn.flatten(1), known.flatten(1)).argmin(-1)
     return float((nearest == torch.tensor(chosen)).float().mean())
-
-
-def reference_latents(pictures: NDArray[np.uint8], basis: PatchBasis, coarse: bool) -> Tensor:
-    """(N, 16, h, w): each thing alone on nearly white."""
-    rng, side = Random(6), 64 if coarse else 128
-    return torch.cat(
-        [
-            basis.encode(to_pixels([scenes.paint(scenes.Scene((i,), "single"), pictures, side, side, rng)]))
-            for i in range(len(pictures))
-        ]
-    )
 
 
 class Training:
@@ -264,7 +253,7 @@ def train(
     seeds = [training.step * THREADS + i for i in range(THREADS)]
     sources = [Captioned(pictures, names, lessons, basis, seed) for seed in seeds]
     coarse = plan.share_coarse > 0.5
-    references, smooth = reference_latents(pictures, basis, coarse), 1.0
+    known, smooth = references.latents(pictures, basis, 64 if coarse else 128), 1.0
     keeper = checkpoint.Keeper(training.write)
     parameters = list(training.working.parameters())
     with Workers(parameters, lambda thread: training.loss(sources[thread]), THREADS) as workers:
@@ -273,7 +262,7 @@ def train(
             if training.step % 20 == 0:
                 log.info("transformer %d/%d loss %.4f", training.step, plan.steps, smooth)
             if training.step % 200 == 0:
-                share = right_share(training.averaged, training.encoders, names, references, 64, coarse)
+                share = right_share(training.averaged, training.encoders, names, known, 64, coarse)
                 log.info("step %d: %.3f of labels right", training.step, share)
             keeper.after_step()
     training.write()

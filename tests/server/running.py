@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,13 +82,19 @@ class Server:
         return self.process.wait(60)
 
 
-def start(flags: list[str], tmp: Path, worker: str = FAKE_WORKER, variables: Mapping[str, str] | None = None) -> Server:
-    """Starts a server on a free port; returns once it listens."""
+def start(
+    flags: list[str],
+    tmp: Path,
+    worker: str = FAKE_WORKER,
+    variables: Mapping[str, str] | None = None,
+    under: Sequence[str] = (),
+) -> Server:
+    """Starts a server on a free port, `under` another command; returns once it listens."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "FLUXSERVE_FAKE_DIR": str(tmp), **(variables or {})}
     log = tmp / "server.log"
-    command = [sys.executable, "-m", "tests.server.serve", worker, "--port", "0", "--output-dir", str(tmp / "pictures")]
+    serve = [sys.executable, "-m", "tests.server.serve", worker, "--port", "0", "--output-dir", str(tmp / "pictures")]
     with log.open("wb") as output:
-        process = subprocess.Popen([*command, *flags], env=environment, stderr=output, cwd=tmp)
+        process = subprocess.Popen([*under, *serve, *flags], env=environment, stderr=output, cwd=tmp)
     until(lambda: _LISTENING.search(log.read_text()) is not None or process.poll() is not None, 60)
     listening = _LISTENING.search(log.read_text())
     assert listening is not None, log.read_text()

@@ -148,7 +148,7 @@ def test_the_server_reads_once_refuses_damage_by_name_and_serves_it_if_told_to(
         return start_server(str(folder), *flags, worker=running.REAL_WORKER, ready=ready, variables=alone)
 
     unread = start(ready=True)
-    assert "8 of 8 files have a known SHA-256" in unread.log.read_text()
+    assert "SHA-256 known, and right, for 8 of 8 files" in unread.log.read_text()
     assert unread.stop() == 0
     refusing = start("--verify", "always", ready=False)
     assert refusing.process.wait(60) in FAULTS[49].exit_codes
