@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,7 +33,28 @@ class PackedLinear(nn.Module):
         return self.packed
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.packed.unpack(x.dtype), self.bias)
+        return F.linear(x, unpack_to_scratch(self.packed, x.dtype), self.bias)
+
+
+class _Scratch(threading.local):
+    memory = torch.empty(0, dtype=torch.uint8)
+
+
+_scratch = _Scratch()
+
+
+def unpack_to_scratch(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """The matrix, which stands until this thread unpacks the next one.
+
+    On a CPU all take turns in one piece of memory: the kernel needs as long to hand out a fresh one as we to unpack.
+    """
+    if packed.device.type != "cpu":
+        return packed.unpack(dtype)
+    nbytes = math.prod(packed.shape) * dtype.itemsize
+    if _scratch.memory.numel() < nbytes:
+        with torch.inference_mode(False):
+            _scratch.memory = torch.empty(nbytes, dtype=torch.uint8)
+    return packed.unpack(dtype, into=_scratch.memory[:nbytes].view(dtype).view(packed.shape))
 
 
 def bind(module: nn.Module, weights: Mapping[str, Weight]) -> None:

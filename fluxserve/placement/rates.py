@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fluxserve.flux.params import FluxParams
+from fluxserve.placement.bind import unpack_to_scratch
 from fluxserve.placement.place import streamed_form
 from fluxserve.placement.plan import Plan, Work
 from fluxserve.placement.storage import Form
@@ -24,7 +25,7 @@ REPEATS = 3
 SAMPLE_TOKENS = 512
 COPY_BYTES = 64 * 2**20
 SAMPLE_WEIGHT = "double_blocks.0.img_mlp.0.weight"
-"""Of the size that most are: smaller ones unpack faster, into memory that is still there."""
+"""Of the size that most are."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def measure_rates(
     linear_s = _seconds(lambda: F.linear(x, weight), device)
     attention_s = _seconds(lambda: F.scaled_dot_product_attention(q, q, q), device)
     copy_s = _seconds(lambda: slot.copy_(host, non_blocking=True), device)
-    unpack_s = _seconds(lambda: packed.unpack(dtype), device) if packed is not None else 0.0
+    unpack_s = _seconds(lambda: unpack_to_scratch(packed, dtype), device) if packed is not None else 0.0
     return Rates(
         linear=2 * SAMPLE_TOKENS * weight.numel() / linear_s,
         attention=4 * SAMPLE_TOKENS**2 * params.hidden_size / attention_s,

@@ -43,13 +43,13 @@ class PackedWeight:
     def device(self) -> torch.device:
         return next(iter(self.parts.values())).device
 
-    def unpack(self, dtype: torch.dtype) -> Tensor:
-        """The matrix itself, (out, in) in dtype."""
+    def unpack(self, dtype: torch.dtype, into: Tensor | None = None) -> Tensor:
+        """The matrix itself, (out, in) in dtype. into: where to put it, if that is more than a few rows on a CPU."""
         rows, columns = self.shape
         step = max(CPU_PIECE // columns, 1)
         if self.device.type != "cpu" or rows <= step:
             return self.scheme.unpack(self.parts, self.shape, dtype)
-        matrix = torch.empty(self.shape, dtype=dtype)
+        matrix = torch.empty(self.shape, dtype=dtype) if into is None else into
         for begin in range(0, rows, step):
             piece = self.rows(slice(begin, begin + step))
             matrix[begin : begin + step] = self.scheme.unpack(piece.parts, piece.shape, dtype)
