@@ -6,15 +6,13 @@ What the container does, without a container: another user, no capabilities, a r
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from scripts.endurance.flood import AUTH, KEY, send_mixed
 from scripts.endurance.goals import Goal, Scale, none_of
-from scripts.endurance.servers import unanswered
-from tests.server import running
+from scripts.endurance.servers import serving, unanswered
+from tests.server.running import Server
 
 UID = 10001
 
@@ -29,6 +27,7 @@ mkdir -p "$interpreter"
 mount --bind /mnt "$interpreter"
 mount -o remount,bind,ro /
 cd "$folder"
+export HOME="$folder" TMPDIR="$folder"
 exec setpriv --reuid UID --regid UID --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs -- "$@"
 """.replace("UID", str(UID))
 """/root is closed to other users, and the interpreter may live there: it alone is put back."""
@@ -39,33 +38,29 @@ async def confined(scale: Scale) -> list[Goal]:
     if os.geteuid() != 0:
         return []
     total = scale.of(10_000)
-    folder = Path(tempfile.mkdtemp(prefix="fluxserve-soak-"))
-    os.chown(folder, UID, UID)
-    under = ["unshare", "--mount", "--propagation", "private", "sh", "-c", CONFINE, "sh", str(folder), sys.base_prefix]
-    flags, variables = ["--api-key", KEY, "--max-queue", "128"], {"HOME": str(folder), "TMPDIR": str(folder)}
-    server = running.start(flags, folder, variables=variables, under=under).wait_ready()
-    try:
+    with serving("--api-key", KEY, "--max-queue", "128", under=_confinement) as server:
         server.http.headers.update(AUTH)
-        wrong = [*_not_confined(server.process.pid, folder), *(await send_mixed(server, total))[0]]
+        wrong = [*_not_confined(server), *(await send_mixed(server, total))[0]]
         if unanswered(server):
             wrong.append(f"{unanswered(server):g} not accounted for")
-    finally:
-        server.http.close()
-        server.process.kill()
-        server.process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
     return [none_of("R21", f"R1 as uid {UID}, without capabilities, on a read-only file system", wrong, total)]
 
 
-def _not_confined(pid: int, folder: Path) -> list[str]:
+def _confinement(folder: Path) -> list[str]:
+    os.chown(folder, UID, UID)
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", CONFINE, "sh", str(folder), sys.base_prefix]
+
+
+def _not_confined(server: Server) -> list[str]:
     """What the server could do that it should not."""
-    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    process, folder = Path(f"/proc/{server.process.pid}"), str(server.folder)
+    status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
     wanted = {"Uid": f"{UID}\t" * 3 + f"{UID}", "CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1"}
     wrong = [f"{name} is {status[name]}" for name, value in wanted.items() if status[name] != value]
-    mounts = [line.split() for line in Path(f"/proc/{pid}/mounts").read_text().splitlines()]
+    mounts = [line.split() for line in (process / "mounts").read_text().splitlines()]
     options = {mount[1]: mount[3].split(",") for mount in mounts}
     return wrong + [
         f"{path} has {options.get(path)}"
-        for path, mode in (("/", "ro"), (str(folder), "rw"))
+        for path, mode in (("/", "ro"), (folder, "rw"))
         if mode not in options.get(path, ())
     ]

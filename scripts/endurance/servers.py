@@ -17,10 +17,12 @@ from tests.server.running import Server, picture
 
 
 @contextmanager
-def serving(*flags: str, variables: dict[str, str] | None = None) -> Iterator[Server]:
-    """A ready server, gone with its files at the end."""
+def serving(
+    *flags: str, variables: dict[str, str] | None = None, under: Callable[[Path], list[str]] = lambda folder: []
+) -> Iterator[Server]:
+    """A ready server, gone with its files at the end. under: the command that runs it, given the folder it needs."""
     folder = Path(tempfile.mkdtemp(prefix="fluxserve-soak-"))
-    server = running.start(list(flags), folder, variables=variables).wait_ready()
+    server = running.start(list(flags), folder, variables=variables, under=under(folder)).wait_ready()
     try:
         yield server
     finally:
