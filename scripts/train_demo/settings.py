@@ -12,7 +12,7 @@ CROP_STEPS, WHOLE_STEPS = 6000, 1500
 TEXT_STEPS = 4000
 COARSE_STEPS = 6000
 TRANSFORMER_STEPS = 24_000
-JUDGE_STEPS = 1000
+JUDGE_STEPS = 1200
 TRANSFORMER_COOLDOWN = 4000
 
 MODEL = Path(__file__).resolve().parent.parent.parent / "fluxserve" / "demo" / "model"
