@@ -58,6 +58,11 @@ def unanswered(server: Server) -> float:
     return accepted - sum(others)
 
 
+def lost(server: Server) -> list[str]:
+    """The same in words, if there are any."""
+    return [f"{count:g} not accounted for"] if (count := unanswered(server)) else []
+
+
 def rss_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 

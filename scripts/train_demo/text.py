@@ -3,7 +3,7 @@
 Each encoder must let a linear reader tell from its output the things of a caption, their layout, count, size, place
 and background; and, for dictionary texts too, the teacher's sentence vector and its opinion which concept is meant. And
 it must let a painter, no more than a linear map or one attention, make the scene's latents at half the size. So what
-things look like is learned from text alone, without noise, at a twentieth of the cost: what a thing is called, for its
+things look like is learned from text alone, without noise, at a third of the cost: what a thing is called, for its
 picture on white, makes up most of a batch. The transformer reads it from the text's states, and has to learn the fine
 detail and the way through the noise.
 """
@@ -262,7 +262,7 @@ class Training:
         errors = [
             F.mse_loss(painter(output), wanted) for painter, output in zip(self.painters, (pooled, states), strict=True)
         ]
-        self.seen = " ".join(f"paints {1 - float(error) / float(wanted.var(0).mean()):.2f}" for error in errors)
+        self.seen = " ".join(f"paints {1 - error.item() / wanted.var(0).mean().item():.2f}" for error in errors)
         return PICTURE_WEIGHT * (errors[0] + errors[1])
 
     def _lessons_loss(self) -> Tensor:
