@@ -196,6 +196,14 @@ class Names:
             return rng.choice(others)
         return rng.choice(tags) if tags and choice > 0.93 else self.concepts[concept].label
 
+    def description(self, concept: int, rng: Random) -> str:
+        """A phrase that says what it is without its name, half of the time with a word or two left out."""
+        words = rng.choice(self.described[concept] or self.everything(concept)).split()
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            if len(words) > 3:
+                words.pop(rng.randrange(len(words)))
+        return " ".join(words)
+
     def everything(self, concept: int) -> tuple[str, ...]:
         return (self.concepts[concept].label, *self.other[concept], *self.own_tags[concept])
 
@@ -207,8 +215,8 @@ def caption(scene: Scene, names: Names, rng: Random) -> str:
             return _foreign(scene, names, rng)
         if rng.random() < 0.08:
             return _by_tags(scene, names, rng)
-        if (described := names.described[scene.concepts[0]]) and rng.random() < 0.15:
-            return _finish(_with_background(rng.choice(described), scene, rng), rng)
+        if rng.random() < 0.3:
+            return _finish(_with_background(names.description(scene.concepts[0], rng), scene, rng), rng)
     words = _with_background(_things(scene, names, rng), scene, rng)
     return _finish(words, rng)
 

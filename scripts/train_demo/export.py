@@ -72,10 +72,10 @@ def export(state: Path, target: Path) -> int:
     made = target.with_name(target.name + ".part")
     shutil.rmtree(made, ignore_errors=True)
     encoders = TextEncoders.untrained(state)
-    encoders.load_state_dict(torch.load(state / "text.pt", weights_only=True)["encoders"])
-    transformer = torch.load(state / "transformer.pt", weights_only=True)["averaged"]
+    trained = torch.load(state / "transformer.pt", weights_only=True)
+    encoders.load_state_dict(trained["averaged_encoders"])
     autoencoder = torch.load(state / "autoencoder.pt", weights_only=True)["model"]
-    _write_pictures_half(made, transformer, autoencoder)
+    _write_pictures_half(made, trained["averaged"], autoencoder)
     _write_text_half(made, encoders, state)
     _write_json(made / "model_index.json", synthetic_configs.model_index("demo"))
     _write_json(made / "scheduler" / "scheduler_config.json", synthetic_configs.scheduler("demo"))

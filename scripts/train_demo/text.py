@@ -183,9 +183,11 @@ class Source:
 
     def _call(self, thing: int, rng: Random) -> str:
         choice = rng.random()
-        if choice < 0.45:
+        if choice < 0.3:
             return self.names.concepts[thing].label
-        if choice < 0.7 and (described := [*self.names.described[thing], *self.paraphrases.get(thing, [])]):
+        if choice < 0.75:
+            return self.names.description(thing, rng)
+        if choice < 0.85 and (described := self.paraphrases.get(thing)):
             return rng.choice(described)
         return captions.caption(scenes.Scene((thing,), "single"), self.names, rng)
 

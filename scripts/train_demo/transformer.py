@@ -1,4 +1,6 @@
-"""Trains the transformer of fluxserve/flux on painted scenes and their captions, on top of the trained text encoders.
+"""Trains the transformer of fluxserve/flux on painted scenes and their captions, and the text encoders along with it.
+
+The encoders come trained (text.py) and go on learning at a lower rate: their states come to hold what it needs.
 
 Rectified flow: x_t = (1 - t) image + t noise, and the network predicts noise - image. Latents come from the linear
 basis (latents.py), so pictures are painted, put into words and encoded while it trains and no two are the same.
@@ -30,17 +32,21 @@ from scripts.train_demo.encoders import TextEncoders
 from scripts.train_demo.latents import PatchBasis
 from scripts.train_demo.lessons import Lessons
 from scripts.train_demo.muon import Muon
+from scripts.train_demo.text import hidden_matrices
 from scripts.train_demo.workers import THREADS, Workers
 
 log = logging.getLogger(__name__)
 
-SQUARE_SHARE = 0.7
+SQUARE_SHARE = 0.8
 """Share of batches on the square canvas; the others take one of the wider or taller ones."""
 
 COARSE_CANVASES = ((64, 64), (80, 48), (48, 80))
 
 PARAPHRASE_SHARE = 0.12
 """Share of single things that a dictionary text describes in place of a caption."""
+
+ENCODERS_RATE = 0.2
+"""The text encoders' learning rates in units of the transformer's."""
 
 AVERAGING = 0.998
 """Decay of the averaged weights that are evaluated and exported."""
@@ -60,8 +66,8 @@ class Plan:
     batch: int = 16
     batches_a_step: int = 2
     share_single: float = 0.75
-    share_noise: float = 0.2
-    share_coarse: float = 0.3
+    share_noise: float = 0.3
+    share_coarse: float = 0.1
     lr: float = 0.02
     adam_lr: float = 1.5e-3
 
@@ -141,12 +147,21 @@ def flow_loss(
     return F.mse_loss(velocity.float(), sampling.pack(noise - latents))
 
 
-def make_optimizer(model: FluxTransformer, plan: Plan) -> Muon:
-    """Muon for the matrices of the blocks, AdamW for the rest."""
+def make_optimizers(model: FluxTransformer, encoders: TextEncoders, plan: Plan) -> tuple[Muon, Muon]:
+    """Muon for the matrices inside blocks and layers, AdamW for the rest; the encoders at lower rates."""
     matrices = [p for n, p in model.named_parameters() if "blocks" in n and p.ndim == 2 and "mod" not in n]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    return Muon(matrices, others, lr=plan.lr, adam_lr=plan.adam_lr, decay=0.01)
+    layers = hidden_matrices(encoders)
+    slow = plan.lr * ENCODERS_RATE, plan.adam_lr * ENCODERS_RATE
+    return (
+        Muon(matrices, remaining(model, matrices), plan.lr, plan.adam_lr, decay=0.01),
+        Muon(layers, remaining(encoders, layers), *slow, decay=0.0),
+    )
+
+
+def remaining(module: nn.Module, taken: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """The module's parameters without those `taken`."""
+    chosen = {id(p) for p in taken}
+    return [p for p in module.parameters() if id(p) not in chosen]
 
 
 @torch.no_grad()
@@ -186,54 +201,64 @@ def right_share(
 
 
 class Training:
-    """One run: the float32 weights that the optimizer moves, a bfloat16 copy that computes, and their average."""
+    """One run: the float32 weights that the optimizers move, a bfloat16 copy of the transformer's, and all averages."""
 
     def __init__(self, state: Path, plan: Plan) -> None:
         self.plan, self.step, self.path = plan, 0, state / "transformer.pt"
-        self.encoders = TextEncoders.untrained(state)
-        self.encoders.load_state_dict(torch.load(state / "text.pt", weights_only=True)["encoders"])
+        text = torch.load(state / "text.pt", weights_only=True)
+        self.encoders, self.text_step = TextEncoders.untrained(state), text["step"]
+        self.encoders.load_state_dict(text["encoders"])
         torch.manual_seed(3)
         self.model, self.working = untrained(), untrained().bfloat16()
+        self.optimizers = make_optimizers(self.model, self.encoders, plan)
+        kept = checkpoint.load(self.path)
+        if kept is not None:
+            self.model.load_state_dict(kept["model"])
+            self.step = kept["step"]
+            torch.manual_seed(self.step)
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = make_optimizer(self.model, plan)
-        self._take(checkpoint.load(self.path))
+        self.averaged_encoders = copy.deepcopy(self.encoders).requires_grad_(False)
+        if kept is not None:
+            self._take(kept)
+        self.parameters = [*self.model.parameters(), *self.encoders.parameters()]
         self._copy()
 
-    def _take(self, kept: dict[str, Any] | None) -> None:
-        """Goes on from what was saved; the learning rates are the plan's."""
-        if kept is None:
-            return
-        self.model.load_state_dict(kept["model"])
+    def _take(self, kept: dict[str, Any]) -> None:
+        """Goes on with the averages, and with the encoders and optimizers unless the encoders were trained anew."""
         self.averaged.load_state_dict(kept["averaged"])
-        if "optimizer" in kept:
-            self.optimizer.load_state_dict(kept["optimizer"])
-        for group, lr in zip(self.optimizer.param_groups, (self.plan.lr, self.plan.adam_lr), strict=True):
-            group["lr"] = lr
-        self.step = kept["step"]
-        torch.manual_seed(self.step)
+        if kept.get("text_step") != self.text_step:
+            return
+        self.encoders.load_state_dict(kept["encoders"])
+        self.averaged_encoders.load_state_dict(kept["averaged_encoders"])
+        for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
 
     def write(self) -> None:
-        content = {"model": self.model.state_dict(), "averaged": self.averaged.state_dict(), "step": self.step}
-        checkpoint.save(self.path, {**content, "optimizer": self.optimizer.state_dict()})
+        names = ("model", "averaged", "encoders", "averaged_encoders")
+        parts = {name: getattr(self, name).state_dict() for name in names}
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        checkpoint.save(self.path, {**parts, "optimizers": optimizers, "step": self.step, "text_step": self.text_step})
 
     def loss(self, source: Captioned) -> Tensor:
         """Of one small batch; run by several threads at once."""
         plan = self.plan
         coarse = float(torch.rand(())) < plan.share_coarse
         latents, texts = source.batch(plan.batch * (2 if coarse else 1), plan.share_single, coarse)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
             pooled, txt = self.encoders(texts)
         t = times(len(texts), plan.share_noise)
         return flow_loss(self.working, latents, t, pooled, txt, spacing=2.0 if coarse else 1.0)
 
     def advance(self, workers: Workers) -> float:
-        """One step of the optimizer; returns the loss."""
-        loss = workers.gradients(list(self.model.parameters()), self.plan.batches_a_step)
-        for group in self.optimizer.param_groups:
-            group["scale"] = self.plan.scale(self.step)
-        self.optimizer.step()
+        """One step of the optimizers; returns the loss."""
+        loss = workers.gradients(self.parameters, self.plan.batches_a_step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["scale"] = self.plan.scale(self.step)
+            optimizer.step()
         self._copy()
         average(self.averaged, self.model, self.step)
+        average(self.averaged_encoders, self.encoders, self.step)
         self.step += 1
         return loss
 
@@ -255,14 +280,14 @@ def train(
     coarse = plan.share_coarse > 0.5
     known, smooth = references.latents(pictures, basis, 64 if coarse else 128), 1.0
     keeper = checkpoint.Keeper(training.write)
-    parameters = list(training.working.parameters())
+    parameters = [*training.working.parameters(), *training.encoders.parameters()]
     with Workers(parameters, lambda thread: training.loss(sources[thread]), THREADS) as workers:
         while training.step < plan.steps:
             smooth = 0.95 * smooth + 0.05 * training.advance(workers)
             if training.step % 20 == 0:
                 log.info("transformer %d/%d loss %.4f", training.step, plan.steps, smooth)
             if training.step % 200 == 0:
-                share = right_share(training.averaged, training.encoders, names, known, 64, coarse)
+                share = right_share(training.averaged, training.averaged_encoders, names, known, 64, coarse)
                 log.info("step %d: %.3f of labels right", training.step, share)
             keeper.after_step()
     training.write()
