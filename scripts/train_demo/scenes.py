@@ -73,7 +73,7 @@ class Scene:
 
 def random_scene(rng: Random, n_concepts: int, share_single: float) -> Scene:
     """A scene of random things; `share_single` of them show one thing in the middle."""
-    colour = rng.choice(list(COLOURS)) if rng.random() < 0.5 else None
+    colour = rng.choice(list(COLOURS)) if rng.random() < 0.4 else None
     return replace(_random_arrangement(rng, n_concepts, share_single), colour=colour)
 
 
