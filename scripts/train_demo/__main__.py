@@ -20,6 +20,7 @@ import transformers
 from numpy.typing import NDArray
 
 from scripts.train_demo import (
+    align,
     autoencoder,
     captions,
     checkpoint,
@@ -96,6 +97,9 @@ class Run:
         for plan in (self.coarse, self.plan):
             transformer.train(self.state, self.pictures, self.names, self.lessons, basis, plan)
 
+    def align(self) -> None:
+        align.train(self.state, self.names, self.lessons, settings.ALIGN_STEPS)
+
     def export(self) -> None:
         size = export(self.state, self.target)
         log.info("wrote %s: %.1f MB", self.target, size / 1e6)
@@ -108,6 +112,7 @@ class Run:
             "autoencoder": self.autoencoder,
             "text": self.text,
             "transformer": self.transformer,
+            "align": self.align,
             "export": self.export,
         }
 

@@ -38,13 +38,13 @@ class TextEncoders(nn.Module):
         T is TEXT_TOKENS; with `full_length` off, the longest text's length. CLIP's pads come after the end token and
         change nothing, so it always runs at that.
         """
-        clip_ids = _padded(self.clip_tokenizer, texts, sizes.CLIP_TOKENS, False)
-        t5_ids = _padded(self.t5_tokenizer, texts, sizes.TEXT_TOKENS, full_length)
+        clip_ids = padded(self.clip_tokenizer, texts, sizes.CLIP_TOKENS, False)
+        t5_ids = padded(self.t5_tokenizer, texts, sizes.TEXT_TOKENS, full_length)
         pooled = self.clip(input_ids=clip_ids).pooler_output
         return pooled, self.t5(input_ids=t5_ids, attention_mask=torch.ones_like(t5_ids)).last_hidden_state
 
 
-def _padded(tokenizer: CLIPTokenizer | T5Tokenizer, texts: Sequence[str], length: int, full: bool) -> Tensor:
+def padded(tokenizer: CLIPTokenizer | T5Tokenizer, texts: Sequence[str], length: int, full: bool) -> Tensor:
     """(B, T) ids, cut at `length`. Few different T, since matrix kernels are made anew for each shape."""
     rows = [ids[:length] for ids in tokenizer(list(texts), truncation=True, max_length=length).input_ids]
     longest = length if full else min(length, -(-max(map(len, rows)) // ROUND) * ROUND)
