@@ -20,15 +20,17 @@ import transformers
 from numpy.typing import NDArray
 
 from scripts.train_demo import (
-    align,
     autoencoder,
     captions,
     checkpoint,
+    clip,
+    codes,
     lessons,
+    references,
     scenes,
     settings,
     sources,
-    text,
+    t5,
     transformer,
     vocabulary,
     warm_start,
@@ -49,7 +51,9 @@ class Run:
 
     state: Path
     target: Path
-    text_steps: int
+    names_steps: int
+    clip_steps: int
+    t5_steps: int
     coarse: transformer.Plan
     plan: transformer.Plan
     warm: Path | None
@@ -86,19 +90,41 @@ class Run:
     def autoencoder(self) -> None:
         autoencoder.train(self.state, self.pictures, settings.CROP_STEPS, settings.WHOLE_STEPS)
 
-    def text(self) -> None:
-        teacher = Teacher(sources.teacher_folder(self.fetched))
-        basis = autoencoder.fit_basis(self.pictures, self.state / "latents.safetensors")
-        source = text.Source(self.pictures, self.names, self.lessons, basis)
-        text.train(self.state, source, teacher, self.text_steps)
+    @property
+    def teacher(self) -> Teacher:
+        return Teacher(sources.teacher_folder(self.fetched))
+
+    @cached_property
+    def basis(self) -> PatchBasis:
+        return autoencoder.fit_basis(self.pictures, self.state / "latents.safetensors")
+
+    @cached_property
+    def codes(self) -> codes.Codes:
+        path = self.state / "codes.safetensors"
+        if not path.exists():
+            labels = [concept.label for concept in self.names.concepts]
+            alone = references.latents(self.pictures, self.basis, 128)
+            codes.fit(alone, warm_start.given(self.state, labels)).save(path)
+        return codes.Codes.load(path)
+
+    def names_stage(self) -> None:
+        if not (self.state / "clip.pt").exists():
+            self._clip("names.pt", self.names_steps)
+
+    def clip(self) -> None:
+        self._clip("clip.pt", self.clip_steps)
+
+    def _clip(self, file: str, steps: int) -> None:
+        source = clip.Source(self.codes, clip.Calls(self.names, self.lessons))
+        clip.train(self.state / file, source, self.teacher, steps)
+
+    def t5(self) -> None:
+        source = t5.Source(self.pictures, self.names, self.lessons, self.basis)
+        t5.train(self.state, source, self.teacher, self.t5_steps)
 
     def transformer(self) -> None:
-        basis = PatchBasis.load(self.state / "latents.safetensors")
         for plan in (self.coarse, self.plan):
-            transformer.train(self.state, self.pictures, self.names, self.lessons, basis, plan)
-
-    def align(self) -> None:
-        align.train(self.state, self.names, self.lessons, settings.ALIGN_STEPS)
+            transformer.train(self.state, self.pictures, self.names, self.lessons, self.basis, self.codes, plan)
 
     def export(self) -> None:
         size = export(self.state, self.target)
@@ -110,9 +136,10 @@ class Run:
             "fetch": self.fetch,
             "tokenizers": self.tokenizers,
             "autoencoder": self.autoencoder,
-            "text": self.text,
+            "names": self.names_stage,
+            "clip": self.clip,
+            "t5": self.t5,
             "transformer": self.transformer,
-            "align": self.align,
             "export": self.export,
         }
 
@@ -142,7 +169,9 @@ def main() -> None:
         "--coarse", type=int, default=settings.COARSE_STEPS, help="the first of them, mostly at half the size"
     )
     parser.add_argument("--cooldown", type=int, default=plan.cooldown, help="the last of them, with a falling rate")
-    parser.add_argument("--text-steps", type=int, default=settings.TEXT_STEPS, help="of the text encoders")
+    parser.add_argument("--names-steps", type=int, default=settings.NAMES_STEPS, help="of CLIP, without its memory")
+    parser.add_argument("--clip-steps", type=int, default=settings.CLIP_STEPS, help="of CLIP with it")
+    parser.add_argument("--t5-steps", type=int, default=settings.T5_STEPS, help="of T5, before the transformer")
     parser.add_argument("--single", type=float, default=plan.share_single, help="share of pictures of one thing")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -151,7 +180,16 @@ def main() -> None:
     options.state.mkdir(parents=True, exist_ok=True)
     coarse = transformer.Plan(min(options.coarse, options.steps), share_single=0.95, share_noise=0.6, share_coarse=0.7)
     plan = transformer.Plan(options.steps, cooldown=options.cooldown, share_single=options.single)
-    stages = Run(options.state, options.target, options.text_steps, coarse, plan, options.warm).stages
+    stages = Run(
+        options.state,
+        options.target,
+        options.names_steps,
+        options.clip_steps,
+        options.t5_steps,
+        coarse,
+        plan,
+        options.warm,
+    ).stages
     if options.stage is not None and options.stage not in stages:
         parser.error(f"--stage must be one of {', '.join(stages)}, got {options.stage}")
     try:

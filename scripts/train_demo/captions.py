@@ -198,14 +198,28 @@ class Names:
 
     def description(self, concept: int, rng: Random) -> str:
         """A phrase that says what it is without its name, half of the time with a word or two left out."""
-        words = rng.choice(self.described[concept] or self.everything(concept)).split()
-        for _ in range(rng.choice((0, 0, 1, 2))):
-            if len(words) > 3:
-                words.pop(rng.randrange(len(words)))
-        return " ".join(words)
+        return shortened(rng.choice(self.described[concept]), rng)
 
     def everything(self, concept: int) -> tuple[str, ...]:
         return (self.concepts[concept].label, *self.other[concept], *self.own_tags[concept])
+
+
+def shortened(phrase: str, rng: Random) -> str:
+    """Half of the time with a word or two left out."""
+    words = phrase.split()
+    for _ in range(rng.choice((0, 0, 1, 2))):
+        if len(words) > 3:
+            words.pop(rng.randrange(len(words)))
+    return " ".join(words)
+
+
+def loosely(phrase: str, rng: Random) -> str:
+    """A description as one may type it: shortened, now and then with an article or photographic filler."""
+    words = shortened(phrase, rng)
+    choice = rng.random()
+    if choice < 0.15:
+        return _finish(words, rng)
+    return with_article(words, rng) if choice < 0.3 else words
 
 
 def caption(scene: Scene, names: Names, rng: Random) -> str:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from scripts.train_demo import sizes
+from scripts.train_demo.teacher import Teacher
 
-ROUND = 16
+ROUND = 8
 """Padded lengths are multiples of this."""
 
 
@@ -32,16 +33,27 @@ class TextEncoders(nn.Module):
             CLIPTokenizer.from_pretrained(state / "tokenizer"), T5Tokenizer.from_pretrained(state / "tokenizer_2")
         )
 
-    def forward(self, texts: Sequence[str], full_length: bool = True) -> tuple[Tensor, Tensor]:
-        """Pooled CLIP (B, POOLED_WIDTH) and T5 states (B, T, TEXT_WIDTH).
+    @classmethod
+    def trained(cls, state: Path) -> TextEncoders:
+        """As clip.pt and t5.pt hold them."""
+        encoders = cls.untrained(state)
+        for name in ("clip", "t5"):
+            getattr(encoders, name).load_state_dict(torch.load(state / f"{name}.pt", weights_only=True)[name])
+        return encoders
 
-        T is TEXT_TOKENS; with `full_length` off, the longest text's length. CLIP's pads come after the end token and
-        change nothing, so it always runs at that.
-        """
-        clip_ids = padded(self.clip_tokenizer, texts, sizes.CLIP_TOKENS, False)
-        t5_ids = padded(self.t5_tokenizer, texts, sizes.TEXT_TOKENS, full_length)
-        pooled = self.clip(input_ids=clip_ids).pooler_output
-        return pooled, self.t5(input_ids=t5_ids, attention_mask=torch.ones_like(t5_ids)).last_hidden_state
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Pooled CLIP (B, POOLED_WIDTH) and T5 states (B, TEXT_TOKENS, TEXT_WIDTH)."""
+        return self.pooled(texts), self.states(texts)
+
+    def pooled(self, texts: Sequence[str]) -> Tensor:
+        """CLIP's vectors, (B, POOLED_WIDTH). Its pads come after the end token and change nothing: few are laid on."""
+        ids = padded(self.clip_tokenizer, texts, sizes.CLIP_TOKENS, False)
+        return self.clip(input_ids=ids).pooler_output  # type: ignore[no-any-return]
+
+    def states(self, texts: Sequence[str], full_length: bool = True) -> Tensor:
+        """T5's states, (B, T, TEXT_WIDTH). T is TEXT_TOKENS; with `full_length` off, the longest text's length."""
+        ids = padded(self.t5_tokenizer, texts, sizes.TEXT_TOKENS, full_length)
+        return self.t5(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state  # type: ignore[no-any-return]
 
 
 def padded(tokenizer: CLIPTokenizer | T5Tokenizer, texts: Sequence[str], length: int, full: bool) -> Tensor:
@@ -55,7 +67,7 @@ def clip_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes.POOLED_WIDTH,
-        intermediate_size=4 * sizes.POOLED_WIDTH,
+        intermediate_size=sizes.CLIP_INTERMEDIATE,
         projection_dim=sizes.POOLED_WIDTH,
         num_hidden_layers=sizes.CLIP_LAYERS,
         num_attention_heads=6,
@@ -81,3 +93,21 @@ def t5_config(tokenizer: T5Tokenizer) -> T5Config:
         is_encoder_decoder=False,
         use_cache=False,
     )
+
+
+def start_embeddings(
+    tokenizer: CLIPTokenizer | T5Tokenizer, table: nn.Embedding, size: float, teacher: Teacher
+) -> None:
+    """Every token begins as the principal components of the teacher's vector for it, `size` their deviation."""
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    vectors = teacher.embed([piece.replace("</w>", "").replace("▁", " ").strip() or "." for piece in pieces])
+    centred = vectors - vectors.mean(0)
+    _, _, components = torch.linalg.svd(centred, full_matrices=False)
+    reduced = centred @ components[: table.weight.shape[1]].T
+    table.weight.data.copy_(size * reduced / reduced.std())
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """What Muon takes: the weights inside the layers."""
+    tables = ("embed", "shared", "bias")
+    return [p for n, p in model.named_parameters() if p.ndim == 2 and not any(table in n for table in tables)]

@@ -71,9 +71,9 @@ def export(state: Path, target: Path) -> int:
     """Writes the folder anew from what `state` holds; returns its size in bytes."""
     made = target.with_name(target.name + ".part")
     shutil.rmtree(made, ignore_errors=True)
-    encoders = TextEncoders.untrained(state)
+    encoders = TextEncoders.trained(state)
     trained = torch.load(state / "transformer.pt", weights_only=True)
-    encoders.load_state_dict(trained["averaged_encoders"])
+    encoders.t5.load_state_dict(trained["averaged_t5"])
     autoencoder = torch.load(state / "autoencoder.pt", weights_only=True)["model"]
     _write_pictures_half(made, trained["averaged"], autoencoder)
     _write_text_half(made, encoders, state)

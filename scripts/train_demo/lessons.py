@@ -29,11 +29,15 @@ PLAIN, CLEAR = 0.55, 0.04
 
 @dataclass(frozen=True)
 class Lessons:
-    """texts with vectors (N, 384); prototypes (concepts, 384): the mean of all a concept is called. All unit length."""
+    """texts with vectors (N, 384); prototypes (concepts, 384): the mean of all a concept is called.
+
+    described: (M, 384), of all descriptions in the order of Names.described. All unit length.
+    """
 
     texts: list[str]
     vectors: Tensor
     prototypes: Tensor
+    described: Tensor
 
     def opinion(self, chosen: Tensor) -> Tensor:
         """The teacher's distribution over the concepts for some texts, (B, concepts)."""
@@ -57,19 +61,24 @@ def make(fetched: Path, path: Path, names: Names) -> Lessons:
         nouns = wordnet.nouns(sources.wordnet_folder(fetched))
         nouns = Random(3).sample(nouns, min(NOUNS, len(nouns)))
         texts = [", ".join(noun.words) for noun in nouns] + [noun.meaning for noun in nouns]
-        content = {"texts": texts, "vectors": teacher.embed(texts).half(), "prototypes": prototypes(teacher, names)}
+        described = teacher.embed([phrase for phrases in names.described for phrase in phrases])
+        content = {
+            "texts": texts,
+            "vectors": teacher.embed(texts).half(),
+            "prototypes": prototypes(teacher, names, described),
+            "described": described.half(),
+        }
         torch.save(content, path)
     return Lessons(**torch.load(path, weights_only=True))
 
 
-def prototypes(teacher: Teacher, names: Names) -> Tensor:
+def prototypes(teacher: Teacher, names: Names, described: Tensor) -> Tensor:
     """(concepts, 384): label three times, every other name and description once, all tags together once."""
     texts, owners = [], []
     for i, concept in enumerate(names.concepts):
-        called = (
-            [concept.label] * 3 + [*names.other[i], *names.described[i]] + [" ".join(concept.tags) or concept.label]
-        )
+        called = [concept.label] * 3 + [*names.other[i]] + [" ".join(concept.tags) or concept.label]
         texts += called
         owners += [i] * len(called)
+    owners += [i for i, phrases in enumerate(names.described) for _ in phrases]
     total = torch.zeros(len(names.concepts), 384)
-    return F.normalize(total.index_add_(0, torch.tensor(owners), teacher.embed(texts)), dim=-1)
+    return F.normalize(total.index_add_(0, torch.tensor(owners), torch.cat([teacher.embed(texts), described])), dim=-1)

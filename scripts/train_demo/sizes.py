@@ -32,5 +32,7 @@ TRANSFORMER = FluxParams(
 
 CLIP_VOCABULARY = 6000
 T5_VOCABULARY = 8000
-CLIP_LAYERS = 3
+CLIP_LAYERS = 5
+CLIP_INTERMEDIATE = 1856
+"""More than there are things: one of the layers has a unit for each (clip.py)."""
 T5_LAYERS = 3

@@ -1,9 +1,15 @@
-"""Trains the transformer of fluxserve/flux on painted scenes and their captions, and the text encoders along with it.
+"""Trains the transformer of fluxserve/flux on painted scenes and their captions, and T5 along with it.
 
-The encoders come trained (text.py) and go on learning at a lower rate: their states come to hold what it needs.
+The pooled vector is the scene's code (codes.py), in half of the batches what CLIP takes for it. CLIP (clip.py) comes
+trained and stays; T5 (t5.py) comes trained and learns along at a lower rate: its states come to hold what is needed.
 
 Rectified flow: x_t = (1 - t) image + t noise, and the network predicts noise - image. Latents come from the linear
 basis (latents.py), so pictures are painted, put into words and encoded while it trains and no two are the same.
+
+In a part of the pictures x_t holds the network's own first guess in place of the image, as in sampling, and it must
+predict the velocity that leads to the image (after Self Forcing, arXiv 2506.08009, which rolls out whole videos). A
+real x_t shows what the words leave open. What learns from these alone takes noise for knowledge when it samples: with
+more steps its pictures became worse, not better.
 """
 
 from __future__ import annotations
@@ -19,20 +25,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 from fluxserve.flux import sampling
 from fluxserve.flux.layers import rotary_table
 from fluxserve.flux.transformer import FluxTransformer
 from scripts.train_demo import captions, checkpoint, references, scenes, sizes
 from scripts.train_demo.autoencoder import to_pixels
-from scripts.train_demo.encoders import TextEncoders
+from scripts.train_demo.codes import Codes
+from scripts.train_demo.encoders import TextEncoders, hidden_matrices
 from scripts.train_demo.latents import PatchBasis
 from scripts.train_demo.lessons import Lessons
 from scripts.train_demo.muon import Muon
-from scripts.train_demo.text import hidden_matrices
 from scripts.train_demo.workers import THREADS, Workers
 
 log = logging.getLogger(__name__)
@@ -45,10 +51,16 @@ COARSE_CANVASES = ((64, 64), (80, 48), (48, 80))
 PARAPHRASE_SHARE = 0.12
 """Share of single things that a dictionary text describes in place of a caption."""
 
-ENCODERS_RATE = 0.2
-"""The text encoders' learning rates in units of the transformer's."""
+T5_RATE = 0.2
+"""T5's learning rates in units of the transformer's."""
 
-AVERAGING = 0.998
+GUESS_SHARE = 0.75
+"""Of the pictures at times below 1, those that show the network's own guess."""
+
+EARLIEST_GUESS = 0.2
+"""Lowest time of these: below, almost nothing of the guess's errors would be left to mend."""
+
+AVERAGING = 0.995
 """Decay of the averaged weights that are evaluated and exported."""
 
 
@@ -58,7 +70,8 @@ class Plan:
 
     steps: the run's total. cooldown: over how many of its last steps the rate falls to 0. batch: pictures a small
     batch, twice as many in coarse ones; share_coarse of them are at half the size: half the work a picture, and enough
-    to learn to read the text. share_noise: of the times, how many are 1.
+    to learn to read the text. share_noise: of the times, how many are 1. share_read: of the batches, how many take
+    CLIP's vectors and not the codes.
     """
 
     steps: int
@@ -67,7 +80,8 @@ class Plan:
     batches_a_step: int = 2
     share_single: float = 0.75
     share_noise: float = 0.3
-    share_coarse: float = 0.1
+    share_coarse: float = 0.0
+    share_read: float = 0.5
     lr: float = 0.02
     adam_lr: float = 1.5e-3
 
@@ -78,23 +92,30 @@ class Plan:
 
 
 class Captioned:
-    """Draws batches of pictures in latents with their captions."""
+    """Draws batches of scenes: their pictures in latents, their captions, their codes."""
 
     def __init__(
-        self, pictures: NDArray[np.uint8], names: captions.Names, lessons: Lessons, basis: PatchBasis, seed: int
+        self,
+        pictures: NDArray[np.uint8],
+        names: captions.Names,
+        lessons: Lessons,
+        basis: PatchBasis,
+        codes: Codes,
+        seed: int,
     ) -> None:
-        self._pictures, self._names, self._basis = pictures, names, basis
+        self._pictures, self._names, self._basis, self._codes = pictures, names, basis, codes
         self._paraphrases = lessons.paraphrases()
         self._rng = Random(seed)
 
-    def batch(self, size: int, share_single: float, coarse: bool) -> tuple[Tensor, list[str]]:
-        """Latents (B, 16, h, w), all on one canvas, and B captions."""
+    def batch(self, size: int, share_single: float, coarse: bool) -> tuple[Tensor, list[str], Tensor]:
+        """Latents (B, 16, h, w), all on one canvas, B captions and codes (B, POOLED_WIDTH)."""
         canvases = COARSE_CANVASES if coarse else scenes.CANVASES
         square = self._rng.random() < SQUARE_SHARE
         width, height = canvases[0] if square else self._rng.choice(canvases[1:])
         drawn = [scenes.random_scene(self._rng, len(self._pictures), share_single) for _ in range(size)]
         painted = [scenes.paint(scene, self._pictures, width, height, self._rng) for scene in drawn]
-        return self._basis.encode(to_pixels(painted)), [self._caption(scene) for scene in drawn]
+        texts = [self._caption(scene) for scene in drawn]
+        return self._basis.encode(to_pixels(painted)), texts, self._codes(drawn)
 
     def _caption(self, scene: scenes.Scene) -> str:
         plain = scene.layout == "single" and scene.size == "normal" and scene.colour is None
@@ -136,25 +157,40 @@ def rope(model: FluxTransformer, text_tokens: int, rows: int, columns: int, spac
 def flow_loss(
     model: FluxTransformer, latents: Tensor, t: Tensor, pooled: Tensor, txt: Tensor, spacing: float = 1.0
 ) -> Tensor:
-    """Mean squared error of the velocity at times t, in the model's dtype. latents: (B, 16, h, w) float32."""
+    """Mean squared error of the velocity at times t, in the model's dtype. latents: (B, 16, h, w) float32.
+
+    Where x_t shows a guess, the error counts as that of the image it leads to: times t.
+    """
     dtype = model.img_in.weight.dtype
-    noise = torch.randn_like(latents)
-    mixed = torch.lerp(latents, noise, t[:, None, None, None])
     rows, columns = (side // sampling.PATCH for side in latents.shape[2:])
-    modulation = model.modulation(t.to(dtype), None, pooled.to(dtype))
     table = rope(model, txt.shape[1], rows, columns, spacing)
-    velocity = model(sampling.pack(mixed).to(dtype), txt.to(dtype), modulation, table)
-    return F.mse_loss(velocity.float(), sampling.pack(noise - latents))
+    pooled, txt = pooled.to(dtype), txt.to(dtype)
+
+    def velocity(x: Tensor, t: Tensor, chosen: Tensor | slice = slice(None)) -> Tensor:
+        modulation = model.modulation(t.to(dtype), None, pooled[chosen])
+        return model(x.to(dtype), txt[chosen], modulation, table).float()  # type: ignore[no-any-return]
+
+    image, noise = sampling.pack(latents), sampling.pack(torch.randn_like(latents))
+    guessing = (t < 1) & (torch.rand(len(t)) < GUESS_SHARE)
+    t = torch.where(guessing, t.clamp(min=EARLIEST_GUESS), t)
+    shown, chosen = image.clone(), guessing.nonzero()[:, 0]
+    if len(chosen):
+        with torch.no_grad():
+            shown[chosen] = noise[chosen] - velocity(noise[chosen], torch.ones(len(chosen)), chosen)
+    mixed = torch.lerp(shown, noise, t[:, None, None])
+    wanted = (mixed - image) / t[:, None, None]
+    errors = (velocity(mixed, t) - wanted).square().mean((1, 2))
+    return (errors * torch.where(guessing, t.square(), 1.0)).mean()
 
 
-def make_optimizers(model: FluxTransformer, encoders: TextEncoders, plan: Plan) -> tuple[Muon, Muon]:
-    """Muon for the matrices inside blocks and layers, AdamW for the rest; the encoders at lower rates."""
+def make_optimizers(model: FluxTransformer, t5: T5EncoderModel, plan: Plan) -> tuple[Muon, Muon]:
+    """Muon for the matrices inside blocks and layers, AdamW for the rest; T5 at lower rates."""
     matrices = [p for n, p in model.named_parameters() if "blocks" in n and p.ndim == 2 and "mod" not in n]
-    layers = hidden_matrices(encoders)
-    slow = plan.lr * ENCODERS_RATE, plan.adam_lr * ENCODERS_RATE
+    layers = hidden_matrices(t5)
+    slow = plan.lr * T5_RATE, plan.adam_lr * T5_RATE
     return (
         Muon(matrices, remaining(model, matrices), plan.lr, plan.adam_lr, decay=0.01),
-        Muon(layers, remaining(encoders, layers), *slow, decay=0.0),
+        Muon(layers, remaining(t5, layers), *slow, decay=0.0),
     )
 
 
@@ -205,12 +241,11 @@ class Training:
 
     def __init__(self, state: Path, plan: Plan) -> None:
         self.plan, self.step, self.path = plan, 0, state / "transformer.pt"
-        text = torch.load(state / "text.pt", weights_only=True)
-        self.encoders, self.text_step = TextEncoders.untrained(state), text["step"]
-        self.encoders.load_state_dict(text["encoders"])
+        self.encoders = TextEncoders.trained(state)
+        self.t5 = self.encoders.t5
         torch.manual_seed(3)
         self.model, self.working = untrained(), untrained().bfloat16()
-        self.optimizers = make_optimizers(self.model, self.encoders, plan)
+        self.optimizers = make_optimizers(self.model, self.t5, plan)
         kept = checkpoint.load(self.path)
         if kept is not None:
             self.model.load_state_dict(kept["model"])
@@ -220,32 +255,43 @@ class Training:
         self.averaged_encoders = copy.deepcopy(self.encoders).requires_grad_(False)
         if kept is not None:
             self._take(kept)
-        self.parameters = [*self.model.parameters(), *self.encoders.parameters()]
         self._copy()
 
     def _take(self, kept: dict[str, Any]) -> None:
-        """Goes on with the averages, and with the encoders and optimizers unless the encoders were trained anew."""
         self.averaged.load_state_dict(kept["averaged"])
-        if kept.get("text_step") != self.text_step:
+        if "optimizers" not in kept:
             return
-        self.encoders.load_state_dict(kept["encoders"])
-        self.averaged_encoders.load_state_dict(kept["averaged_encoders"])
+        self.t5.load_state_dict(kept["t5"])
+        self.averaged_encoders.t5.load_state_dict(kept["averaged_t5"])
         for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
             optimizer.load_state_dict(state)
 
     def write(self) -> None:
-        names = ("model", "averaged", "encoders", "averaged_encoders")
-        parts = {name: getattr(self, name).state_dict() for name in names}
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "averaged", "t5")}
+        parts["averaged_t5"] = self.averaged_encoders.t5.state_dict()
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        checkpoint.save(self.path, {**parts, "optimizers": optimizers, "step": self.step, "text_step": self.text_step})
+        checkpoint.save(self.path, {**parts, "optimizers": optimizers, "step": self.step})
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizers move."""
+        return [*self.model.parameters(), *self.t5.parameters()]
+
+    @property
+    def computing(self) -> list[nn.Parameter]:
+        """What the gradients are of, in the same order."""
+        return [*self.working.parameters(), *self.t5.parameters()]
 
     def loss(self, source: Captioned) -> Tensor:
         """Of one small batch; run by several threads at once."""
         plan = self.plan
         coarse = float(torch.rand(())) < plan.share_coarse
-        latents, texts = source.batch(plan.batch * (2 if coarse else 1), plan.share_single, coarse)
+        latents, texts, pooled = source.batch(plan.batch * (2 if coarse else 1), plan.share_single, coarse)
         with torch.autocast("cpu", torch.bfloat16):
-            pooled, txt = self.encoders(texts)
+            txt = self.encoders.states(texts)
+            if float(torch.rand(())) < plan.share_read:
+                with torch.no_grad():
+                    pooled = self.encoders.pooled(texts)
         t = times(len(texts), plan.share_noise)
         return flow_loss(self.working, latents, t, pooled, txt, spacing=2.0 if coarse else 1.0)
 
@@ -258,7 +304,7 @@ class Training:
             optimizer.step()
         self._copy()
         average(self.averaged, self.model, self.step)
-        average(self.averaged_encoders, self.encoders, self.step)
+        average(self.averaged_encoders.t5, self.t5, self.step)
         self.step += 1
         return loss
 
@@ -269,19 +315,24 @@ class Training:
 
 
 def train(
-    state: Path, pictures: NDArray[np.uint8], names: captions.Names, lessons: Lessons, basis: PatchBasis, plan: Plan
+    state: Path,
+    pictures: NDArray[np.uint8],
+    names: captions.Names,
+    lessons: Lessons,
+    basis: PatchBasis,
+    codes: Codes,
+    plan: Plan,
 ) -> None:
     """Goes on from state/transformer.pt to plan.steps."""
     training = Training(state, plan)
     if training.step >= plan.steps:
         return
     seeds = [training.step * THREADS + i for i in range(THREADS)]
-    sources = [Captioned(pictures, names, lessons, basis, seed) for seed in seeds]
+    sources = [Captioned(pictures, names, lessons, basis, codes, seed) for seed in seeds]
     coarse = plan.share_coarse > 0.5
     known, smooth = references.latents(pictures, basis, 64 if coarse else 128), 1.0
     keeper = checkpoint.Keeper(training.write)
-    parameters = [*training.working.parameters(), *training.encoders.parameters()]
-    with Workers(parameters, lambda thread: training.loss(sources[thread]), THREADS) as workers:
+    with Workers(training.computing, lambda thread: training.loss(sources[thread]), THREADS) as workers:
         while training.step < plan.steps:
             smooth = 0.95 * smooth + 0.05 * training.advance(workers)
             if training.step % 20 == 0:

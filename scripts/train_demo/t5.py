@@ -1,11 +1,10 @@
-"""Trains the text encoders: what is asked for, in words the captions hold and in words they do not, and how it looks.
+"""Trains T5: what is asked for, in words the captions hold and in words they do not, and how it looks.
 
-Each encoder must let a linear reader tell from its output the things of a caption, their layout, count, size, place
-and background; and, for dictionary texts too, the teacher's sentence vector and its opinion which concept is meant. And
-it must let a painter, no more than a linear map or one attention, make the scene's latents at half the size. So what
-things look like is learned from text alone, without noise, at a third of the cost: what a thing is called, for its
-picture on white, makes up most of a batch. The transformer reads it from the text's states, and has to learn the fine
-detail and the way through the noise.
+A linear reader must tell from its states the things of a caption, their layout, count, size, place and background; and,
+for dictionary texts too, the teacher's sentence vector and its opinion which concept is meant. And a painter, no more
+than one attention, must make the scene's latents at half the size. So what things look like is learned from text alone,
+without noise, at a third of the cost. The transformer reads it from the text's states, and has to learn the fine detail
+and the way through the noise.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from fluxserve.flux import sampling
 from scripts.train_demo import autoencoder, captions, checkpoint, latents, references, scenes, sizes
-from scripts.train_demo.encoders import TextEncoders
+from scripts.train_demo.encoders import TextEncoders, hidden_matrices, start_embeddings
 from scripts.train_demo.latents import PatchBasis
 from scripts.train_demo.lessons import Lessons
 from scripts.train_demo.muon import Muon
@@ -60,7 +59,7 @@ ATTRIBUTES = (len(LAYOUTS), 7, len(SIZES), len(PLACES), len(COLOURS))
 
 
 class Reader(nn.Module):
-    """Linear readings of one encoder's output, for training alone. concepts: (N, 384), the teacher's prototypes."""
+    """Linear readings of the mean state, for training alone. concepts: (N, 384), the teacher's prototypes."""
 
     def __init__(self, width: int, concepts: Tensor) -> None:
         super().__init__()
@@ -94,18 +93,7 @@ class Reader(nn.Module):
         return 3.0 * (1 - (guess * vectors).sum(-1)).mean() + 20.0 * similarities
 
 
-class PooledPainter(nn.Module):
-    """(B, POOLED_WIDTH) to coarse latents in tokens, (B, TOKENS, CHANNELS), linearly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.out = nn.Linear(sizes.POOLED_WIDTH, TOKENS * CHANNELS)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        return self.out(pooled).unflatten(-1, (TOKENS, CHANNELS))  # type: ignore[no-any-return]
-
-
-class StatesPainter(nn.Module):
+class Painter(nn.Module):
     """(B, T, TEXT_WIDTH) to coarse latents in tokens: each place looks at the states with a query of its own."""
 
     def __init__(self) -> None:
@@ -129,26 +117,6 @@ def targets(batch: list[scenes.Scene]) -> tuple[Tensor, Tensor]:
         for s in batch
     ]
     return things, torch.tensor(attributes)
-
-
-def start_embeddings(encoders: TextEncoders, teacher: Teacher) -> None:
-    """Every token begins as the principal components of the teacher's vector for it."""
-    for tokenizer, table, size in (
-        (encoders.clip_tokenizer, encoders.clip.get_input_embeddings(), 0.04),
-        (encoders.t5_tokenizer, encoders.t5.get_input_embeddings(), 0.5),
-    ):
-        pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        vectors = teacher.embed([piece.replace("</w>", "").replace("▁", " ").strip() or "." for piece in pieces])
-        centred = vectors - vectors.mean(0)
-        _, _, components = torch.linalg.svd(centred, full_matrices=False)
-        reduced = centred @ components[: table.weight.shape[1]].T
-        table.weight.data.copy_(size * reduced / reduced.std())
-
-
-def hidden_matrices(encoders: TextEncoders) -> list[nn.Parameter]:
-    """What Muon takes: the weights inside the layers."""
-    tables = ("embed", "shared", "bias")
-    return [p for n, p in encoders.named_parameters() if p.ndim == 2 and not any(table in n for table in tables)]
 
 
 @dataclass(frozen=True)
@@ -193,37 +161,35 @@ class Source:
 
 
 class Training:
-    """The encoders, and what reads from them while they learn: readers and painters, pooled first, then states."""
+    """T5, and what reads from it while it learns."""
 
     def __init__(self, state: Path, source: Source, teacher: Teacher, steps: int) -> None:
         torch.manual_seed(2)
-        self.path, self.source, self.steps, self.step = state / "text.pt", source, steps, 0
+        self.path, self.source, self.steps, self.step = state / "t5.pt", source, steps, 0
         self.encoders = TextEncoders.untrained(state)
-        widths = (sizes.POOLED_WIDTH, sizes.TEXT_WIDTH)
-        self.readers = nn.ModuleList(Reader(width, source.lessons.prototypes) for width in widths)
-        self.painters = nn.ModuleList([PooledPainter(), StatesPainter()])
-        matrices = hidden_matrices(self.encoders)
+        self.t5 = self.encoders.t5
+        self.reader, self.painter = Reader(sizes.TEXT_WIDTH, source.lessons.prototypes), Painter()
+        matrices = hidden_matrices(self.t5)
         chosen = {id(p) for p in matrices}
-        modules = (self.encoders, self.readers, self.painters)
-        others = [p for module in modules for p in module.parameters() if id(p) not in chosen]
+        others = [p for m in (self.t5, self.reader, self.painter) for p in m.parameters() if id(p) not in chosen]
         self.parameters = [*matrices, *others]
         self.optimizer = Muon(matrices, others, lr=0.02, adam_lr=2e-3, decay=0.0)
         self.seen = "-"
         if (kept := checkpoint.load(self.path)) is None:
-            start_embeddings(self.encoders, teacher)
+            start_embeddings(self.encoders.t5_tokenizer, self.t5.get_input_embeddings(), 0.5, teacher)
         else:
             self._take(kept)
 
     def _take(self, kept: dict[str, Any]) -> None:
-        self.encoders.load_state_dict(kept["encoders"])
+        self.t5.load_state_dict(kept["t5"])
         if "optimizer" in kept:
-            self.readers.load_state_dict(kept["readers"])
-            self.painters.load_state_dict(kept["painters"])
+            self.reader.load_state_dict(kept["reader"])
+            self.painter.load_state_dict(kept["painter"])
             self.optimizer.load_state_dict(kept["optimizer"])
         self.step = kept["step"]
 
     def write(self) -> None:
-        parts = {name: getattr(self, name).state_dict() for name in ("encoders", "readers", "painters", "optimizer")}
+        parts = {name: getattr(self, name).state_dict() for name in ("t5", "reader", "painter", "optimizer")}
         checkpoint.save(self.path, {**parts, "step": self.step})
 
     def advance(self, workers: Workers) -> float:
@@ -237,50 +203,42 @@ class Training:
 
     def loss(self, rng: Random) -> Tensor:
         """Of one batch of captions, one of calls and one of dictionary texts; run by several threads at once."""
-        return self._captions_loss(rng) + self._calls_loss(rng) + self._lessons_loss()
+        return self._captions_loss(rng) + self._calls_loss(rng) + self._lessons_loss(rng)
+
+    def _states(self, texts: list[str], full_length: bool = True) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.encoders.states(texts, full_length).float()
 
     def _captions_loss(self, rng: Random) -> Tensor:
         batch, texts, wanted = self.source.scenes(rng)
         things, attributes = targets(batch)
+        states = self._states(texts)
         vectors = self.source.lessons.prototypes[things[:, 0]]
-        with torch.autocast("cpu", torch.bfloat16):
-            pooled, states = (output.float() for output in self.encoders(texts))
-        loss = torch.zeros(())
-        for reader, output in zip(self.readers, (pooled, states.mean(1)), strict=True):
-            loss = loss + reader.caption_loss(output, things, attributes, vectors)
-        return loss + self._picture_loss(pooled, states, wanted)
+        return self.reader.caption_loss(states.mean(1), things, attributes, vectors) + self._picture_loss(
+            states, wanted
+        )
 
     def _calls_loss(self, rng: Random) -> Tensor:
         things, texts = self.source.calls(rng)
-        with torch.autocast("cpu", torch.bfloat16):
-            pooled, states = (output.float() for output in self.encoders(texts))
-        loss = torch.zeros(())
-        for reader, output in zip(self.readers, (pooled, states.mean(1)), strict=True):
-            loss = loss + F.cross_entropy(reader.slot(output, 0), things)
-        return loss + self._picture_loss(pooled, states, self.source.looks[things])
+        states = self._states(texts)
+        named = F.cross_entropy(self.reader.slot(states.mean(1), 0), things)
+        return named + self._picture_loss(states, self.source.looks[things])
 
-    def _picture_loss(self, pooled: Tensor, states: Tensor, wanted: Tensor) -> Tensor:
-        """Of both painters. wanted: (B, TOKENS, CHANNELS)."""
-        errors = [
-            F.mse_loss(painter(output), wanted) for painter, output in zip(self.painters, (pooled, states), strict=True)
-        ]
-        self.seen = " ".join(f"paints {1 - error.item() / wanted.var(0).mean().item():.2f}" for error in errors)
-        return PICTURE_WEIGHT * (errors[0] + errors[1])
+    def _picture_loss(self, states: Tensor, wanted: Tensor) -> Tensor:
+        """wanted: (B, TOKENS, CHANNELS)."""
+        error = F.mse_loss(self.painter(states), wanted)
+        self.seen = f"paints {1 - error.item() / wanted.var(0).mean().item():.2f}"
+        return PICTURE_WEIGHT * error
 
-    def _lessons_loss(self) -> Tensor:
+    def _lessons_loss(self, rng: Random) -> Tensor:
         lessons = self.source.lessons
-        chosen = torch.randint(len(lessons.texts), (LESSONS,))
-        vectors, opinion = lessons.vectors[chosen].float(), lessons.opinion(chosen)
-        loss = torch.zeros(())
-        with torch.autocast("cpu", torch.bfloat16):
-            pooled, states = self.encoders([lessons.texts[int(i)] for i in chosen], full_length=False)
-        for reader, output in zip(self.readers, (pooled.float(), states.float().mean(1)), strict=True):
-            loss = loss + reader.lesson_loss(output, vectors, opinion)
-        return loss
+        chosen = torch.tensor([rng.randrange(len(lessons.texts)) for _ in range(LESSONS)])
+        states = self._states([lessons.texts[int(i)] for i in chosen], full_length=False)
+        return self.reader.lesson_loss(states.mean(1), lessons.vectors[chosen].float(), lessons.opinion(chosen))
 
 
 def train(state: Path, source: Source, teacher: Teacher, steps: int) -> None:
-    """Goes on from state/text.pt to `steps`: the encoders, what reads from them, the optimizer."""
+    """Goes on from state/t5.pt to `steps`: T5, what reads from it, the optimizer."""
     training = Training(state, source, teacher, steps)
     draws = [Random(7 * training.step + i) for i in range(THREADS)]
     keeper = checkpoint.Keeper(training.write)
@@ -288,6 +246,6 @@ def train(state: Path, source: Source, teacher: Teacher, steps: int) -> None:
         while training.step < steps:
             loss = training.advance(workers)
             if training.step % 20 == 0:
-                log.info("text %d/%d loss %.3f %s", training.step, steps, loss, training.seen)
+                log.info("t5 %d/%d loss %.3f %s", training.step, steps, loss, training.seen)
             keeper.after_step()
     training.write()
