@@ -51,7 +51,7 @@ class Run:
 
     state: Path
     target: Path
-    names_steps: int
+    meaning_steps: int
     clip_steps: int
     t5_steps: int
     coarse: transformer.Plan
@@ -90,7 +90,7 @@ class Run:
     def autoencoder(self) -> None:
         autoencoder.train(self.state, self.pictures, settings.CROP_STEPS, settings.WHOLE_STEPS)
 
-    @property
+    @cached_property
     def teacher(self) -> Teacher:
         return Teacher(sources.teacher_folder(self.fetched))
 
@@ -100,23 +100,20 @@ class Run:
 
     @cached_property
     def codes(self) -> codes.Codes:
-        path = self.state / "codes.safetensors"
+        path = self.state / codes.FILE
         if not path.exists():
-            labels = [concept.label for concept in self.names.concepts]
-            alone = references.latents(self.pictures, self.basis, 128)
-            codes.fit(alone, warm_start.given(self.state, labels)).save(path)
+            codes.fit(references.latents(self.pictures, self.basis, 128)).save(path)
         return codes.Codes.load(path)
 
-    def names_stage(self) -> None:
-        if not (self.state / "clip.pt").exists():
-            self._clip("names.pt", self.names_steps)
+    def meaning(self) -> None:
+        self._clip(self.meaning_steps, has_memory=False)
 
     def clip(self) -> None:
-        self._clip("clip.pt", self.clip_steps)
+        self._clip(self.clip_steps, has_memory=True)
 
-    def _clip(self, file: str, steps: int) -> None:
+    def _clip(self, steps: int, has_memory: bool) -> None:
         source = clip.Source(self.codes, clip.Calls(self.names, self.lessons))
-        clip.train(self.state / file, source, self.teacher, steps)
+        clip.train(self.state, source, self.teacher, steps, has_memory)
 
     def t5(self) -> None:
         source = t5.Source(self.pictures, self.names, self.lessons, self.basis)
@@ -131,12 +128,17 @@ class Run:
         log.info("wrote %s: %.1f MB", self.target, size / 1e6)
 
     @property
+    def whole(self) -> list[str]:
+        """The stages of a run. A warm start has trained text encoders: with new readers they would forget first."""
+        return [name for name in self.stages if self.warm is None or name not in ("meaning", "clip", "t5")]
+
+    @property
     def stages(self) -> dict[str, Callable[[], None]]:
         return {
             "fetch": self.fetch,
             "tokenizers": self.tokenizers,
             "autoencoder": self.autoencoder,
-            "names": self.names_stage,
+            "meaning": self.meaning,
             "clip": self.clip,
             "t5": self.t5,
             "transformer": self.transformer,
@@ -169,7 +171,7 @@ def main() -> None:
         "--coarse", type=int, default=settings.COARSE_STEPS, help="the first of them, mostly at half the size"
     )
     parser.add_argument("--cooldown", type=int, default=plan.cooldown, help="the last of them, with a falling rate")
-    parser.add_argument("--names-steps", type=int, default=settings.NAMES_STEPS, help="of CLIP, without its memory")
+    parser.add_argument("--meaning-steps", type=int, default=settings.MEANING_STEPS, help="of CLIP, without its memory")
     parser.add_argument("--clip-steps", type=int, default=settings.CLIP_STEPS, help="of CLIP with it")
     parser.add_argument("--t5-steps", type=int, default=settings.T5_STEPS, help="of T5, before the transformer")
     parser.add_argument("--single", type=float, default=plan.share_single, help="share of pictures of one thing")
@@ -180,22 +182,22 @@ def main() -> None:
     options.state.mkdir(parents=True, exist_ok=True)
     coarse = transformer.Plan(min(options.coarse, options.steps), share_single=0.95, share_noise=0.6, share_coarse=0.7)
     plan = transformer.Plan(options.steps, cooldown=options.cooldown, share_single=options.single)
-    stages = Run(
-        options.state,
-        options.target,
-        options.names_steps,
-        options.clip_steps,
-        options.t5_steps,
-        coarse,
-        plan,
-        options.warm,
-    ).stages
-    if options.stage is not None and options.stage not in stages:
-        parser.error(f"--stage must be one of {', '.join(stages)}, got {options.stage}")
+    run = Run(
+        state=options.state,
+        target=options.target,
+        meaning_steps=options.meaning_steps,
+        clip_steps=options.clip_steps,
+        t5_steps=options.t5_steps,
+        coarse=coarse,
+        plan=plan,
+        warm=options.warm,
+    )
+    if options.stage is not None and options.stage not in run.stages:
+        parser.error(f"--stage must be one of {', '.join(run.stages)}, got {options.stage}")
     try:
-        for stage in [options.stage] if options.stage else stages:
+        for stage in [options.stage] if options.stage else run.whole:
             log.info("stage %s", stage)
-            stages[stage]()
+            run.stages[stage]()
     except checkpoint.Stop:
         sys.exit("stopped; the same command goes on from here")
 

@@ -181,7 +181,7 @@ class Names:
         self.other: list[tuple[str, ...]] = []
         self.own_tags: list[tuple[str, ...]] = []
         written = read_descriptions()
-        self.described = [written.get(concept.label, ()) for concept in concepts]
+        self.described = [written[concept.label] for concept in concepts]
         for concept in concepts:
             own = [tag for tag in concept.tags if tags[tag] == 1 and len(tag) > 3]
             aliases = [name for name in concept.aliases if name.lower() not in extra and not CODE.search(name)]

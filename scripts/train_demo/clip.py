@@ -10,8 +10,6 @@ the scene, which the last layer can put together from what the memory added at e
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from random import Random
@@ -23,11 +21,11 @@ from torch import Tensor, nn
 
 from scripts.train_demo import captions, checkpoint, scenes, sizes
 from scripts.train_demo.autoencoder import schedule
-from scripts.train_demo.codes import Codes
+from scripts.train_demo.codes import COMPONENTS, Codes
 from scripts.train_demo.encoders import TextEncoders, hidden_matrices, padded, start_embeddings
 from scripts.train_demo.lessons import Lessons
 from scripts.train_demo.muon import Muon
-from scripts.train_demo.teacher import WIDTH, Teacher
+from scripts.train_demo.teacher import WIDTH, Teacher, meaning_loss
 from scripts.train_demo.workers import THREADS, Workers
 
 log = logging.getLogger(__name__)
@@ -36,22 +34,24 @@ CALLS, CAPTIONS, DICTIONARY = 120, 48, 24
 """Texts of each kind in a batch."""
 PART = 48
 """Texts read at once, of like length: most are short."""
-GAIN, THRESHOLD = 40.0, 0.425
-"""A unit of the memory gets GAIN * (cosine - THRESHOLD) of the name read and the thing's own."""
-STRENGTH = 0.6
+GAIN, THRESHOLD = 40.0, 0.475
+"""A unit of the memory gets about GAIN * (cosine - THRESHOLD) of the name read and the thing's own."""
+STRENGTH = 0.9
 """What the memory adds for an input of 1, in units of the deviation of what it is added to."""
+ARRANGEMENT_WEIGHT = 10.0
+"""How much more the few numbers of the arrangement count than those of the looks."""
 CODES_RATE = 0.25
 """The learning rates once there is a memory, in units of those before."""
 BATCHES_A_STEP = 2
 SINGLE_SHARE = 0.45
 MEANING_LAYER = 3
 """After which layer the teacher's vector must be found."""
-SHARPNESS = 0.1
-"""Temperature of the choice among all things, in units of the mean squared distance of their codes."""
+TEMPERATURE = 0.1
+"""Of the choice among all things, in units of the mean squared distance of their codes."""
 
 
 class Calls:
-    """Draws single things and ways to ask for each, with the teacher's vector of what is said."""
+    """Draws single things and ways to ask for each; with a description's own vector, else the prototype."""
 
     def __init__(self, names: captions.Names, lessons: Lessons) -> None:
         self.names, self.lessons = names, lessons
@@ -77,22 +77,16 @@ class Calls:
         return captions.caption(scenes.Scene((thing,), "single"), self.names, rng), about
 
 
-@dataclass(frozen=True)
 class Source:
-    """What the batches are drawn from."""
+    """What the batches are drawn from.
 
-    codes: Codes
-    calls: Calls
+    known: the codes of all things alone, (N, POOLED_WIDTH). spread: the mean squared distance of two of them.
+    """
 
-    @cached_property
-    def known(self) -> Tensor:
-        """The codes of all things alone, (N, POOLED_WIDTH)."""
-        return self.codes.alone()
-
-    @cached_property
-    def spread(self) -> Tensor:
-        """The mean squared distance of two of them."""
-        return 2 * self.known.var(0).sum()
+    def __init__(self, codes: Codes, calls: Calls) -> None:
+        self.codes, self.calls = codes, calls
+        self.known = codes.alone()
+        self.spread = 2 * self.known.var(0).sum()
 
     def distances(self, vectors: Tensor) -> Tensor:
         """Squared, of (B, POOLED_WIDTH) to all things, in units of the spread, (B, N)."""
@@ -116,67 +110,62 @@ class Meaning(nn.Module):
 
 
 class Training:
-    """CLIP, and what reads its middle; from names.pt, or once it has a memory from clip.pt."""
+    """CLIP, and what reads its middle: in meaning.pt without a memory, in clip.pt with one."""
 
-    def __init__(self, path: Path, source: Source, teacher: Teacher, steps: int) -> None:
+    def __init__(self, state: Path, source: Source, teacher: Teacher, steps: int, has_memory: bool) -> None:
         torch.manual_seed(2)
-        self.path, self.source, self.steps, self.step = path, source, steps, 0
-        encoders = TextEncoders.untrained(path.parent)
+        self.path = state / ("clip.pt" if has_memory else "meaning.pt")
+        self.source, self.steps, self.step, self.has_memory = source, steps, 0, has_memory
+        encoders = TextEncoders.untrained(state)
         self.tokenizer, self.clip = encoders.clip_tokenizer, encoders.clip
         self.meaning = Meaning(source.calls.lessons.prototypes)
-        self.remembers = path.name == "clip.pt"
-        self.optimizer = self._optimizer()
-        if (kept := checkpoint.load(path)) is not None:
+        self.parameters, self.optimizer = self._optimizer()
+        if (kept := checkpoint.load(self.path)) is not None:
             self._take(kept)
-        elif self.remembers:
-            self._take(torch.load(path.with_name("names.pt"), weights_only=True), weights_alone=True)
-            self.remember()
+        elif has_memory:
+            self._take(torch.load(state / "meaning.pt", weights_only=True) | {"optimizer": None, "step": 0})
+            self.build_memory()
         else:
             start_embeddings(self.tokenizer, self.clip.get_input_embeddings(), 0.04, teacher)
 
-    def _optimizer(self) -> Muon:
+    def _optimizer(self) -> tuple[list[nn.Parameter], Muon]:
+        """All parameters, and what moves them. Muon's steps are as large in all directions: too rough for a memory."""
         memory = self.memory.mlp.fc1.weight, self.memory.mlp.fc2.weight
         matrices = [p for p in hidden_matrices(self.clip) if not any(p is weight for weight in memory)]
         chosen = {id(p) for p in matrices}
         others = [p for module in (self.clip, self.meaning) for p in module.parameters() if id(p) not in chosen]
-        self.parameters = [*matrices, *others]
-        rate = CODES_RATE if self.remembers else 1.0
-        return Muon(matrices, others, lr=0.02 * rate, adam_lr=2e-3 * rate, decay=0.0)
+        rate = CODES_RATE if self.has_memory else 1.0
+        return [*matrices, *others], Muon(matrices, others, lr=0.02 * rate, adam_lr=2e-3 * rate, decay=0.0)
 
-    def _take(self, kept: dict[str, Any], weights_alone: bool = False) -> None:
+    def _take(self, kept: dict[str, Any]) -> None:
         self.clip.load_state_dict(kept["clip"])
         if "meaning" in kept:
             self.meaning.load_state_dict(kept["meaning"])
-        if weights_alone or "optimizer" not in kept:
-            return
-        self.optimizer.load_state_dict(kept["optimizer"])
+        if kept.get("optimizer") is not None:
+            self.optimizer.load_state_dict(kept["optimizer"])
         self.step = kept["step"]
 
     @property
-    def memory(self) -> nn.Module:
+    def memory(self) -> Any:
         """The layer above the middle."""
         return self.clip.encoder.layers[MEANING_LAYER]
 
     @torch.no_grad()
-    def remember(self) -> None:
-        """Makes a memory of the layer above the middle; what comes after it begins as the identity."""
+    def build_memory(self) -> None:
+        """Of the layer above the middle, in closed form; what comes after it begins as the identity."""
         labels = [concept.label for concept in self.source.calls.names.concepts]
-        middle = torch.cat([self._read_part(labels[i : i + PART])[1] for i in range(0, len(labels), PART)])
+        _, middle = self.read(labels)
         length = self.meaning.name(self.meaning.norm(middle)).norm(dim=-1).mean()
         own = F.normalize(self.meaning.concepts, dim=-1)
+        upper = self.clip.encoder.layers[MEANING_LAYER:]
+        silenced = [layer.self_attn.out_proj for layer in upper] + [layer.mlp.fc2 for layer in upper]
+        for tensor in (tensor for linear in silenced for tensor in (linear.weight, linear.bias)):
+            tensor.zero_()
         self.memory.layer_norm2.load_state_dict(self.meaning.norm.state_dict())
         keys, values, things = self.memory.mlp.fc1, self.memory.mlp.fc2, len(own)
         keys.weight[:things] = GAIN * own @ self.meaning.name.weight / length
         keys.bias[:things] = GAIN * (own @ self.meaning.name.bias / length - THRESHOLD)
-        for tensor in (values.weight, values.bias):
-            tensor.zero_()
         values.weight[:, :things] = STRENGTH * middle.std() * self.source.known.T
-        for layer in self.clip.encoder.layers[MEANING_LAYER:]:
-            layer.self_attn.out_proj.weight.zero_()
-            layer.self_attn.out_proj.bias.zero_()
-        for layer in self.clip.encoder.layers[MEANING_LAYER + 1 :]:
-            layer.mlp.fc2.weight.zero_()
-            layer.mlp.fc2.bias.zero_()
         self.clip.final_layer_norm.reset_parameters()
 
     def write(self) -> None:
@@ -197,27 +186,41 @@ class Training:
         source, lessons = self.source, self.source.calls.lessons
         things, said, about = source.calls.draw(CALLS, rng)
         chosen = torch.tensor([rng.randrange(len(lessons.texts)) for _ in range(DICTIONARY)])
+        opinion, vectors = lessons.opinion(chosen), torch.cat([about, lessons.vectors[chosen].float()])
+        texts = [*said, *(lessons.texts[int(i)] for i in chosen)]
+        if not self.has_memory:
+            return self._meaning_loss(self.read(texts)[1], things, opinion, vectors)
         drawn = [scenes.random_scene(rng, len(source.known), SINGLE_SHARE) for _ in range(CAPTIONS)]
-        asked = [captions.caption(scene, source.calls.names, rng) for scene in drawn] if self.remembers else []
-        pooled, middle = self.read([*said, *(lessons.texts[int(i)] for i in chosen), *asked])
-        meant, named = self.meaning(middle)
-        opinion, dictionary = lessons.opinion(chosen), slice(CALLS, CALLS + DICTIONARY)
-        loss = (
-            F.cross_entropy(named[:CALLS], things)
-            + 0.5 * F.cross_entropy(named[dictionary], opinion)
-            + meaning_loss(meant[:CALLS], about)
-            + meaning_loss(meant[dictionary], lessons.vectors[chosen].float())
+        pooled, middle = self.read([*texts, *(captions.caption(scene, source.calls.names, rng) for scene in drawn)])
+        return (
+            self._meaning_loss(middle[:-CAPTIONS], things, opinion, vectors)
+            + self._choice_loss(pooled[:-CAPTIONS], things, opinion)
+            + 3.0 * self._code_error(pooled[-CAPTIONS:], drawn)
         )
-        if not self.remembers:
-            return loss
-        near = -source.distances(pooled[dictionary]) / SHARPNESS
-        scattered = (pooled[-CAPTIONS:] - source.codes(drawn)).square().sum(-1).mean() / source.spread
-        return loss + self._calls_loss(pooled[:CALLS], things) + 0.15 * F.cross_entropy(near, opinion) + 3 * scattered
 
-    def _calls_loss(self, pooled: Tensor, things: Tensor) -> Tensor:
+    def _meaning_loss(self, middle: Tensor, things: Tensor, opinion: Tensor, vectors: Tensor) -> Tensor:
+        """middle: (CALLS + DICTIONARY, POOLED_WIDTH); of the former the things, of the latter the teacher's opinion."""
+        meant, named = self.meaning(middle)
+        return (
+            F.cross_entropy(named[:CALLS], things)
+            + 0.5 * F.cross_entropy(named[CALLS:], opinion)
+            + meaning_loss(meant[:CALLS], vectors[:CALLS])
+            + meaning_loss(meant[CALLS:], vectors[CALLS:])
+        )
+
+    def _choice_loss(self, pooled: Tensor, things: Tensor, opinion: Tensor) -> Tensor:
         """To be near the thing's code, and nearer than to any other."""
         distances = self.source.distances(pooled)
-        return distances.gather(1, things[:, None]).mean() + 0.3 * F.cross_entropy(-distances / SHARPNESS, things)
+        near, logits = distances[:CALLS].gather(1, things[:, None]).mean(), -distances / TEMPERATURE
+        named = F.cross_entropy(logits[:CALLS], things)
+        return near + 0.3 * named + 0.15 * F.cross_entropy(logits[CALLS:], opinion)
+
+    def _code_error(self, pooled: Tensor, drawn: list[scenes.Scene]) -> Tensor:
+        """Squared distance to the scenes' codes, in units of the spread."""
+        codes = self.source.codes
+        squares = ((pooled - codes(drawn)) @ codes.rotation.T).square()
+        weighted = squares[:, :COMPONENTS].sum(-1) + ARRANGEMENT_WEIGHT * squares[:, COMPONENTS:].sum(-1)
+        return weighted.mean() / self.source.spread
 
     def read(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Pooled vectors and the middle's at the end token, both (B, POOLED_WIDTH) float32."""
@@ -229,17 +232,11 @@ class Training:
 
     def _read_part(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         ids = padded(self.tokenizer, texts, sizes.CLIP_TOKENS, False)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=torch.is_grad_enabled()):  # the cache is all threads'
             read = self.clip(input_ids=ids, output_hidden_states=True)
         end = (ids == self.tokenizer.eos_token_id).int().argmax(-1)
         middle = read.hidden_states[MEANING_LAYER][torch.arange(len(ids)), end]
         return read.pooler_output.float(), middle.float()
-
-
-def meaning_loss(guessed: Tensor, wanted: Tensor) -> Tensor:
-    """Cosine distance, and the distance of all similarities within the batch; (B, 384) both, of unit length."""
-    similarities = (guessed @ guessed.T - wanted @ wanted.T).square().mean()
-    return 3.0 * (1 - (guessed * wanted).sum(-1)).mean() + 20.0 * similarities
 
 
 @torch.no_grad()
@@ -247,22 +244,23 @@ def right_share(training: Training) -> float:
     """Of all labels, how many are named rightly; with a memory, how many give a code nearest to their own thing's."""
     labels = [concept.label for concept in training.source.calls.names.concepts]
     pooled, middle = training.read(labels)
-    _, named = training.meaning(middle)
-    logits = -training.source.distances(pooled) if training.remembers else named
+    logits = -training.source.distances(pooled) if training.has_memory else training.meaning(middle)[1]
     return float((logits.argmax(-1) == torch.arange(len(labels))).float().mean())
 
 
-def train(path: Path, source: Source, teacher: Teacher, steps: int) -> None:
-    """Goes on from `path` to `steps`: names.pt, or clip.pt, which begins as names.pt with a memory."""
-    training = Training(path, source, teacher, steps)
-    draws = [Random(7 * training.step + i) for i in range(THREADS)]
+def train(state: Path, source: Source, teacher: Teacher, steps: int, has_memory: bool) -> None:
+    """Goes on from state/meaning.pt, or with a memory from state/clip.pt, which begins as meaning.pt, to `steps`."""
+    training = Training(state, source, teacher, steps, has_memory)
+    if training.step >= steps:
+        return
+    draws, what = [Random(7 * training.step + i) for i in range(THREADS)], training.path.stem
     keeper = checkpoint.Keeper(training.write)
     with Workers(training.parameters, lambda thread: training.loss(draws[thread]), THREADS) as workers:
         while training.step < steps:
             loss = training.advance(workers)
             if training.step % 20 == 0:
-                log.info("%s %d/%d loss %.3f", path.stem, training.step, steps, loss)
+                log.info("%s %d/%d loss %.3f", what, training.step, steps, loss)
             if training.step % 200 == 0:
-                log.info("%s: %.3f of labels right", path.stem, right_share(training))
+                log.info("%s: %.3f of labels right", what, right_share(training))
             keeper.after_step()
     training.write()

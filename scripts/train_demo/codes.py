@@ -1,7 +1,7 @@
 """A scene in POOLED_WIDTH numbers, in closed form: what CLIP's pooled vector shall say and the transformer read.
 
 The first numbers tell what the things look like: the principal components of the pictures of all things, alone on
-white, in latents; two or three things share them in reading order. The last tell their layout, count, size, place and
+white, in latents; two things give 90 each, in reading order, three 60. The last tell layout, count, size, place and
 background. A fixed rotation spreads both over all numbers, and the whole is normalised as CLIP's last layer does it.
 
 So CLIP and the transformer can be taught apart, each with a target known beforehand: what one shall give, the other
@@ -22,70 +22,65 @@ from torch import Tensor
 from scripts.train_demo import scenes, sizes
 from scripts.train_demo.scenes import Scene
 
+FILE = "codes.safetensors"
+"""In the state folder, and in the model folder, for the next training."""
 ARRANGEMENT = 12
 """How many numbers tell the arrangement."""
 COMPONENTS = sizes.POOLED_WIDTH - ARRANGEMENT
-LAYOUTS = ("single", "row", "column", "count")
-SIZES = {"tiny": -1.5, "small": -1.0, "normal": 0.0, "large": 0.7}
+SIZE_NUMBERS = {"tiny": -1.5, "small": -1.0, "normal": 0.0, "large": 0.7}
 EMPHASIS = 1.5
 """Of the arrangement's numbers, in units of the deviation of the others."""
 
 
 @dataclass(frozen=True)
 class Codes:
-    """things: (N, COMPONENTS). turn: (POOLED_WIDTH, POOLED_WIDTH), orthogonal."""
+    """things: (N, COMPONENTS). rotation: (POOLED_WIDTH, POOLED_WIDTH), orthogonal."""
 
     things: Tensor
-    turn: Tensor
+    rotation: Tensor
 
     def __call__(self, drawn: Sequence[Scene]) -> Tensor:
         """(B, POOLED_WIDTH), each of zero mean and unit variance."""
-        return normalised(torch.stack([torch.cat([self._looks(s), arrangement(s)]) for s in drawn]) @ self.turn)
+        return normalised(torch.stack([torch.cat([self._looks(s), arrangement(s)]) for s in drawn]) @ self.rotation)
 
     def alone(self) -> Tensor:
         """Of every thing alone, (N, POOLED_WIDTH)."""
         return self([Scene((i,), "single") for i in range(len(self.things))])
 
     def _looks(self, scene: Scene) -> Tensor:
+        """(COMPONENTS,). Of two things a little weaker: the first components, which they share, are the strongest."""
         share = COMPONENTS // len(scene.concepts)
         parts = torch.cat([self.things[concept, :share] for concept in scene.concepts])
         return parts / (1.2 if len(scene.concepts) == 2 else 1.0)
 
     def save(self, path: Path) -> None:
-        save_file({"things": self.things.contiguous(), "turn": self.turn.contiguous()}, path)
+        """In float16: small enough to go with the weights that were trained with these codes."""
+        part = path.with_suffix(".part")
+        save_file({"things": self.things.half().contiguous(), "rotation": self.rotation.half().contiguous()}, part)
+        part.rename(path)
 
     @classmethod
     def load(cls, path: Path) -> Codes:
-        return cls(**load_file(path))
+        return cls(**{name: tensor.float() for name, tensor in load_file(path).items()})
 
 
-def fit(pictures: Tensor, given: Tensor | None = None) -> Codes:
+def fit(pictures: Tensor) -> Codes:
     """From the things alone in latents, (N, 16, h, w).
 
-    Components are divided by the root of their deviation: then every number counts, the first ones most. given: (N,
-    POOLED_WIDTH), what a trained CLIP gives for the things alone; the rotation is the one that comes nearest to it.
+    Components are divided by the root of their deviation: then every number counts, the first ones most.
     """
     flat = pictures.flatten(1)
     u, s, _ = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
     scaled = u[:, :COMPONENTS] * s[:COMPONENTS].sqrt()
-    things = scaled / scaled.square().mean().sqrt()
-    width = sizes.POOLED_WIDTH
-    start = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(9)))[0]
-    codes = Codes(things, start)
-    return codes if given is None else Codes(things, start @ _nearest_turn(codes.alone(), given))
-
-
-def _nearest_turn(codes: Tensor, given: Tensor) -> Tensor:
-    """The orthogonal matrix that brings `codes` nearest to `given` (the Procrustes problem)."""
-    u, _, vh = torch.linalg.svd(codes.T @ normalised(given))
-    return u @ vh
+    random = torch.randn(sizes.POOLED_WIDTH, sizes.POOLED_WIDTH, generator=torch.Generator().manual_seed(9))
+    return Codes(scaled / scaled.square().mean().sqrt(), torch.linalg.qr(random)[0])
 
 
 def arrangement(scene: Scene) -> Tensor:
     """(ARRANGEMENT,): one of four layouts, size or count, whether of three, red, green, blue and whether told, x, y."""
     told = torch.zeros(ARRANGEMENT)
-    told[LAYOUTS.index(scene.layout)] = 1
-    told[4] = (scene.count - 3.5) / 2 if scene.layout == "count" else SIZES[scene.size]
+    told[scenes.LAYOUTS.index(scene.layout)] = 1
+    told[4] = (scene.count - 3.5) / 2 if scene.layout == "count" else SIZE_NUMBERS[scene.size]
     told[5] = len(scene.concepts) == 3
     if scene.colour is not None:
         told[6:9] = torch.tensor(scenes.COLOURS[scene.colour]) / 127.5 - 1

@@ -19,7 +19,7 @@ from fluxserve.weights import diffusers, synthetic_configs
 from fluxserve.weights.dimensions import ClipParams, T5Params
 from fluxserve.weights.reader import Recipe
 from fluxserve.weights.text_models import CLIP_PREFIX, T5_TIED_EMBEDDING
-from scripts.train_demo import sizes
+from scripts.train_demo import codes, sizes
 from scripts.train_demo.encoders import TextEncoders
 
 NOTICE = """\
@@ -80,6 +80,7 @@ def export(state: Path, target: Path) -> int:
     _write_json(made / "model_index.json", synthetic_configs.model_index("demo"))
     _write_json(made / "scheduler" / "scheduler_config.json", synthetic_configs.scheduler("demo"))
     (made / "NOTICE").write_text(NOTICE)
+    shutil.copy(state / codes.FILE, made / codes.FILE)
     shutil.rmtree(target, ignore_errors=True)
     made.rename(target)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())

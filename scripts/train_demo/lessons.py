@@ -1,4 +1,4 @@
-"""What the text encoders learn from beside captions: names and dictionary texts with the teacher's vectors.
+"""What the text encoders learn from beside captions: descriptions and dictionary texts with the teacher's vectors.
 
 Also finds, among the dictionary texts, those that plainly describe one of the concepts ("paraphrases").
 """
@@ -8,16 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.train_demo import sources, wordnet
+from scripts.train_demo import checkpoint, sources, wordnet
 from scripts.train_demo.captions import Names
 from scripts.train_demo.teacher import Teacher
 
-SHARPNESS = 0.06
+TEMPERATURE = 0.06
 """Temperature of the teacher's opinion which concept a text means."""
 
 NOUNS = 20_000
@@ -41,7 +42,7 @@ class Lessons:
 
     def opinion(self, chosen: Tensor) -> Tensor:
         """The teacher's distribution over the concepts for some texts, (B, concepts)."""
-        return torch.softmax(self.vectors[chosen].float() @ self.prototypes.T / SHARPNESS, dim=-1)
+        return torch.softmax(self.vectors[chosen].float() @ self.prototypes.T / TEMPERATURE, dim=-1)
 
     def paraphrases(self) -> dict[int, list[str]]:
         """Texts by the concept they describe."""
@@ -55,21 +56,26 @@ class Lessons:
 
 
 def make(fetched: Path, path: Path, names: Names) -> Lessons:
-    """Asks the teacher once; kept in `path`."""
-    if not path.exists():
-        teacher = Teacher(sources.teacher_folder(fetched))
-        nouns = wordnet.nouns(sources.wordnet_folder(fetched))
-        nouns = Random(3).sample(nouns, min(NOUNS, len(nouns)))
-        texts = [", ".join(noun.words) for noun in nouns] + [noun.meaning for noun in nouns]
-        described = teacher.embed([phrase for phrases in names.described for phrase in phrases])
-        content = {
-            "texts": texts,
-            "vectors": teacher.embed(texts).half(),
-            "prototypes": prototypes(teacher, names, described),
-            "described": described.half(),
-        }
-        torch.save(content, path)
-    return Lessons(**torch.load(path, weights_only=True))
+    """Asks the teacher once, and again when there are more descriptions; kept in `path`."""
+    phrases = [phrase for described in names.described for phrase in described]
+    kept = checkpoint.load(path)
+    if kept is None or len(kept["described"]) != len(phrases):
+        teacher, nouns = Teacher(sources.teacher_folder(fetched)), wordnet.nouns(sources.wordnet_folder(fetched))
+        kept = _ask(teacher, nouns, names, phrases)
+        checkpoint.save(path, kept)
+    return Lessons(**kept)
+
+
+def _ask(teacher: Teacher, nouns: list[wordnet.Noun], names: Names, phrases: list[str]) -> dict[str, Any]:
+    nouns = Random(3).sample(nouns, min(NOUNS, len(nouns)))
+    texts = [", ".join(noun.words) for noun in nouns] + [noun.meaning for noun in nouns]
+    described = teacher.embed(phrases)
+    return {
+        "texts": texts,
+        "vectors": teacher.embed(texts).half(),
+        "prototypes": prototypes(teacher, names, described),
+        "described": described.half(),
+    }
 
 
 def prototypes(teacher: Teacher, names: Names, described: Tensor) -> Tensor:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 Layout = Literal["single", "row", "column", "count"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 Colour = tuple[int, int, int]
 
 COLOURS: dict[str, Colour] = {

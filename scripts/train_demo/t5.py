@@ -28,7 +28,7 @@ from scripts.train_demo.encoders import TextEncoders, hidden_matrices, start_emb
 from scripts.train_demo.latents import PatchBasis
 from scripts.train_demo.lessons import Lessons
 from scripts.train_demo.muon import Muon
-from scripts.train_demo.teacher import WIDTH, Teacher
+from scripts.train_demo.teacher import WIDTH, Teacher, meaning_loss
 from scripts.train_demo.workers import THREADS, Workers
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ BATCHES_A_STEP = 2
 SINGLE_SHARE = 0.8
 SLOTS = 3
 COARSE = 64
-"""Side in pixels of the painters' pictures."""
+"""Side in pixels of the painter's pictures."""
 CHANNELS = 16 * sampling.PATCH**2
 TOKENS = (COARSE // latents.PATCH // sampling.PATCH) ** 2
 HEADS = 6
@@ -50,19 +50,19 @@ PICTURE_WEIGHT = 20.0
 NOTHING = -100
 """What cross_entropy ignores."""
 
-LAYOUTS = ("single", "row", "column", "count")
 SIZES = tuple(scenes.SIZES)
 PLACES = (None, *scenes.PLACES)
 COLOURS = (None, *scenes.COLOURS)
-ATTRIBUTES = (len(LAYOUTS), 7, len(SIZES), len(PLACES), len(COLOURS))
+ATTRIBUTES = (len(scenes.LAYOUTS), 7, len(SIZES), len(PLACES), len(COLOURS))
 """Choices of layout, count, size, place and background."""
 
 
 class Reader(nn.Module):
     """Linear readings of the mean state, for training alone. concepts: (N, 384), the teacher's prototypes."""
 
-    def __init__(self, width: int, concepts: Tensor) -> None:
+    def __init__(self, concepts: Tensor) -> None:
         super().__init__()
+        width = sizes.TEXT_WIDTH
         self.meaning = nn.Linear(width, WIDTH)
         self.slots = nn.ModuleList(nn.Linear(width, WIDTH) for _ in range(SLOTS))
         self.attributes = nn.ModuleList(nn.Linear(width, choices) for choices in ATTRIBUTES)
@@ -87,10 +87,7 @@ class Reader(nn.Module):
         return 2.0 * self._meaning_loss(output, vectors) + 0.5 * F.cross_entropy(self.slot(output, 0), opinion)
 
     def _meaning_loss(self, output: Tensor, vectors: Tensor) -> Tensor:
-        """Cosine distance, and the distance of all similarities within the batch."""
-        guess = F.normalize(self.meaning(output), dim=-1)
-        similarities = (guess @ guess.T - vectors @ vectors.T).square().mean()
-        return 3.0 * (1 - (guess * vectors).sum(-1)).mean() + 20.0 * similarities
+        return meaning_loss(F.normalize(self.meaning(output), dim=-1), vectors)
 
 
 class Painter(nn.Module):
@@ -113,7 +110,7 @@ def targets(batch: list[scenes.Scene]) -> tuple[Tensor, Tensor]:
     for row, scene in enumerate(batch):
         things[row, : len(scene.concepts)] = torch.tensor(scene.concepts)
     attributes = [
-        (LAYOUTS.index(s.layout), s.count, SIZES.index(s.size), PLACES.index(s.place), COLOURS.index(s.colour))
+        (scenes.LAYOUTS.index(s.layout), s.count, SIZES.index(s.size), PLACES.index(s.place), COLOURS.index(s.colour))
         for s in batch
     ]
     return things, torch.tensor(attributes)
@@ -168,7 +165,7 @@ class Training:
         self.path, self.source, self.steps, self.step = state / "t5.pt", source, steps, 0
         self.encoders = TextEncoders.untrained(state)
         self.t5 = self.encoders.t5
-        self.reader, self.painter = Reader(sizes.TEXT_WIDTH, source.lessons.prototypes), Painter()
+        self.reader, self.painter = Reader(source.lessons.prototypes), Painter()
         matrices = hidden_matrices(self.t5)
         chosen = {id(p) for p in matrices}
         others = [p for m in (self.t5, self.reader, self.painter) for p in m.parameters() if id(p) not in chosen]
@@ -240,6 +237,8 @@ class Training:
 def train(state: Path, source: Source, teacher: Teacher, steps: int) -> None:
     """Goes on from state/t5.pt to `steps`: T5, what reads from it, the optimizer."""
     training = Training(state, source, teacher, steps)
+    if training.step >= steps:
+        return
     draws = [Random(7 * training.step + i) for i in range(THREADS)]
     keeper = checkpoint.Keeper(training.write)
     with Workers(training.parameters, lambda thread: training.loss(draws[thread]), THREADS) as workers:

@@ -35,3 +35,12 @@ class Teacher:
             states = self._model(**tokens).last_hidden_state.float()  # (B, T, 384)
         mask = tokens["attention_mask"].unsqueeze(-1)
         return F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def meaning_loss(guessed: Tensor, vectors: Tensor) -> Tensor:
+    """Of a student's guesses at the teacher's vectors, (B, 384) both, of unit length.
+
+    Their cosine distance, and the distance of all similarities within the batch.
+    """
+    similarities = (guessed @ guessed.T - vectors @ vectors.T).square().mean()
+    return 3.0 * (1 - (guessed * vectors).sum(-1)).mean() + 20.0 * similarities

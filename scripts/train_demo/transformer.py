@@ -6,10 +6,10 @@ trained and stays; T5 (t5.py) comes trained and learns along at a lower rate: it
 Rectified flow: x_t = (1 - t) image + t noise, and the network predicts noise - image. Latents come from the linear
 basis (latents.py), so pictures are painted, put into words and encoded while it trains and no two are the same.
 
-In a part of the pictures x_t holds the network's own first guess in place of the image, as in sampling, and it must
-predict the velocity that leads to the image (after Self Forcing, arXiv 2506.08009, which rolls out whole videos). A
-real x_t shows what the words leave open. What learns from these alone takes noise for knowledge when it samples: with
-more steps its pictures became worse, not better.
+In a part of the pictures x_t holds the network's own first guess (its x_0 prediction at t = 1) in place of the image,
+as in sampling, and it must predict the velocity that leads to the image (after Self Forcing, arXiv 2506.08009, which
+rolls out whole videos). A real x_t shows what the words leave open. What learns from these alone takes noise for
+knowledge when it samples: with more steps its pictures became worse, not better.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ PARAPHRASE_SHARE = 0.12
 T5_RATE = 0.2
 """T5's learning rates in units of the transformer's."""
 
+READ_SHARE = 0.5
+"""Of the batches, those that take CLIP's vectors and not the codes."""
+
 GUESS_SHARE = 0.75
 """Of the pictures at times below 1, those that show the network's own guess."""
 
@@ -70,8 +73,7 @@ class Plan:
 
     steps: the run's total. cooldown: over how many of its last steps the rate falls to 0. batch: pictures a small
     batch, twice as many in coarse ones; share_coarse of them are at half the size: half the work a picture, and enough
-    to learn to read the text. share_noise: of the times, how many are 1. share_read: of the batches, how many take
-    CLIP's vectors and not the codes.
+    to learn to read the text. share_noise: of the times, how many are 1.
     """
 
     steps: int
@@ -81,7 +83,6 @@ class Plan:
     share_single: float = 0.75
     share_noise: float = 0.3
     share_coarse: float = 0.0
-    share_read: float = 0.5
     lr: float = 0.02
     adam_lr: float = 1.5e-3
 
@@ -242,7 +243,7 @@ class Training:
     def __init__(self, state: Path, plan: Plan) -> None:
         self.plan, self.step, self.path = plan, 0, state / "transformer.pt"
         self.encoders = TextEncoders.trained(state)
-        self.t5 = self.encoders.t5
+        self.t5, self.t5_step = self.encoders.t5, torch.load(state / "t5.pt", weights_only=True)["step"]
         torch.manual_seed(3)
         self.model, self.working = untrained(), untrained().bfloat16()
         self.optimizers = make_optimizers(self.model, self.t5, plan)
@@ -258,19 +259,20 @@ class Training:
         self._copy()
 
     def _take(self, kept: dict[str, Any]) -> None:
+        """Goes on with the averages, and with T5 and the optimizers unless T5 was trained anew."""
         self.averaged.load_state_dict(kept["averaged"])
-        if "optimizers" not in kept:
+        if kept["t5_step"] != self.t5_step:
             return
         self.t5.load_state_dict(kept["t5"])
         self.averaged_encoders.t5.load_state_dict(kept["averaged_t5"])
-        for optimizer, state in zip(self.optimizers, kept["optimizers"], strict=True):
+        for optimizer, state in zip(self.optimizers, kept.get("optimizers", ()), strict=False):
             optimizer.load_state_dict(state)
 
     def write(self) -> None:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "averaged", "t5")}
         parts["averaged_t5"] = self.averaged_encoders.t5.state_dict()
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        checkpoint.save(self.path, {**parts, "optimizers": optimizers, "step": self.step})
+        checkpoint.save(self.path, {**parts, "optimizers": optimizers, "step": self.step, "t5_step": self.t5_step})
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -278,7 +280,7 @@ class Training:
         return [*self.model.parameters(), *self.t5.parameters()]
 
     @property
-    def computing(self) -> list[nn.Parameter]:
+    def working_parameters(self) -> list[nn.Parameter]:
         """What the gradients are of, in the same order."""
         return [*self.working.parameters(), *self.t5.parameters()]
 
@@ -289,7 +291,7 @@ class Training:
         latents, texts, pooled = source.batch(plan.batch * (2 if coarse else 1), plan.share_single, coarse)
         with torch.autocast("cpu", torch.bfloat16):
             txt = self.encoders.states(texts)
-            if float(torch.rand(())) < plan.share_read:
+            if float(torch.rand(())) < READ_SHARE:
                 with torch.no_grad():
                     pooled = self.encoders.pooled(texts)
         t = times(len(texts), plan.share_noise)
@@ -332,7 +334,7 @@ def train(
     coarse = plan.share_coarse > 0.5
     known, smooth = references.latents(pictures, basis, 64 if coarse else 128), 1.0
     keeper = checkpoint.Keeper(training.write)
-    with Workers(training.computing, lambda thread: training.loss(sources[thread]), THREADS) as workers:
+    with Workers(training.working_parameters, lambda thread: training.loss(sources[thread]), THREADS) as workers:
         while training.step < plan.steps:
             smooth = 0.95 * smooth + 0.05 * training.advance(workers)
             if training.step % 20 == 0:

@@ -6,7 +6,6 @@ The optimizers start anew, and so does what reads from the text encoders.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,8 @@ from fluxserve.flux.autoencoder import Autoencoder
 from fluxserve.weights import diffusers
 from fluxserve.weights.reader import Recipe
 from fluxserve.weights.text_models import CLIP_PREFIX, T5_EMBEDDING, T5_TIED_EMBEDDING
-from scripts.train_demo import checkpoint, sizes
+from scripts.train_demo import checkpoint, codes, sizes
 from scripts.train_demo.autoencoder import painted
-from scripts.train_demo.encoders import TextEncoders
 from scripts.train_demo.latents import fit_to
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -39,10 +37,13 @@ def take(model: Path, state: Path, pictures: NDArray[np.uint8]) -> None:
     ae_recipes = diffusers.autoencoder_recipes(len(ae.ch_mult), ae.num_res_blocks)
     autoencoder = _joined(load_file(model / "vae" / WEIGHTS), ae_recipes)
     checkpoint.save(state / "autoencoder.pt", {"model": autoencoder, "step": 0})
-    for name, weights in _encoders(model).items():
+    encoders = _encoders(model)
+    for name, weights in encoders.items():
         checkpoint.save(state / f"{name}.pt", {name: weights, "step": 0})
+    shutil.copy(model / codes.FILE, state / codes.FILE)
     _fit_to(autoencoder, state, pictures)
-    checkpoint.save(state / "transformer.pt", {"model": transformer, "averaged": transformer, "step": 0})
+    t5 = {"t5": encoders["t5"], "averaged_t5": encoders["t5"], "t5_step": 0}
+    checkpoint.save(state / "transformer.pt", {"model": transformer, "averaged": transformer, "step": 0, **t5})
 
 
 def _joined(stored: dict[str, Tensor], recipes: dict[str, Recipe]) -> dict[str, Tensor]:
@@ -66,14 +67,6 @@ def _encoders(model: Path) -> dict[str, dict[str, Tensor]]:
         "clip": {key.removeprefix(CLIP_PREFIX): value.float() for key, value in clip.items()},
         "t5": {key: value.float() for key, value in t5.items()} | {T5_TIED_EMBEDDING: t5[T5_EMBEDDING].float()},
     }
-
-
-@torch.no_grad()
-def given(state: Path, labels: Sequence[str]) -> Tensor | None:
-    """What CLIP gives for every thing's label, (N, POOLED_WIDTH); None where there is no CLIP yet."""
-    if not (state / "clip.pt").exists():
-        return None
-    return TextEncoders.trained(state).pooled(labels)
 
 
 @torch.no_grad()
