@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ class Run:
     def export(self) -> None:
         size = export(self.state, self.target)
         log.info("wrote %s: %.1f MB", self.target, size / 1e6)
+        if self.target == settings.MODEL:
+            shutil.copy(self.state / codes.FILE, codes.SHIPPED)
 
     @property
     def whole(self) -> list[str]:

@@ -1,10 +1,9 @@
 """Teaches CLIP to give the code of what a text asks for (codes.py), however it is said, before any picture is drawn.
 
-First what words mean: after MEANING_LAYER layers linear maps must name what single things are called and described as,
-and give the teacher's sentence vector. Then the next layer becomes a memory, in closed form: a unit for every thing
-that fires where the thing is named and adds its code (the key-value view of feed-forward layers is that of arXiv
-2012.14913). All layers then learn together: of single things the code must be the nearest of all, of captions that of
-the scene, which the last layer can put together from what the memory added at every word.
+First what words mean: after MEANING_LAYER layers linear maps must name what is asked for, of two things both, tell the
+arrangement, and give the teacher's sentence vector. Then the layers above become memories, in closed form (memory.py),
+that turn the names into codes; and all layers learn together: of single things the code must be the nearest of all, of
+captions that of the scene.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ import logging
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.train_demo import captions, checkpoint, scenes, sizes
+from scripts.train_demo import captions, checkpoint, memory, scenes, sizes
 from scripts.train_demo.autoencoder import schedule
-from scripts.train_demo.codes import COMPONENTS, Codes
+from scripts.train_demo.codes import ARRANGEMENT, COMPONENTS, Codes, arrangement, normalised
 from scripts.train_demo.encoders import TextEncoders, hidden_matrices, padded, start_embeddings
 from scripts.train_demo.lessons import Lessons
 from scripts.train_demo.muon import Muon
@@ -34,18 +33,16 @@ CALLS, CAPTIONS, DICTIONARY = 120, 48, 24
 """Texts of each kind in a batch."""
 PART = 48
 """Texts read at once, of like length: most are short."""
-GAIN, THRESHOLD = 40.0, 0.475
-"""A unit of the memory gets about GAIN * (cosine - THRESHOLD) of the name read and the thing's own."""
-STRENGTH = 0.9
-"""What the memory adds for an input of 1, in units of the deviation of what it is added to."""
-ARRANGEMENT_WEIGHT = 10.0
+ARRANGEMENT_WEIGHT = 4.0
 """How much more the few numbers of the arrangement count than those of the looks."""
-CODES_RATE = 0.25
+CODES_RATE = 0.1
 """The learning rates once there is a memory, in units of those before."""
 BATCHES_A_STEP = 2
 SINGLE_SHARE = 0.45
 MEANING_LAYER = 3
 """After which layer the teacher's vector must be found."""
+IGNORED = -100
+"""What cross_entropy ignores."""
 TEMPERATURE = 0.1
 """Of the choice among all things, in units of the mean squared distance of their codes."""
 
@@ -93,20 +90,49 @@ class Source:
         return torch.cdist(vectors, self.known).square() / self.spread
 
 
-class Meaning(nn.Module):
-    """Linear readings of CLIP's middle, for training alone. concepts: (N, 384), the teacher's prototypes."""
+class Reading(NamedTuple):
+    """vector: guesses at the teacher's, (B, 384). first: logits over the things, (B, N).
 
-    def __init__(self, concepts: Tensor) -> None:
+    second: the same of the other one of two things, (B, N + 1), the last for none. arrangement: (B, ARRANGEMENT).
+    """
+
+    vector: Tensor
+    first: Tensor
+    second: Tensor
+    arrangement: Tensor
+
+
+class Meaning(nn.Module):
+    """Linear readings of CLIP's middle. concepts: (N, 384), the teacher's prototypes.
+
+    directions: (COMPONENTS / 2, POOLED_WIDTH), in which the code tells the second thing; its name is read there alone.
+    """
+
+    directions: Tensor
+
+    def __init__(self, concepts: Tensor, directions: Tensor) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(sizes.POOLED_WIDTH)
         self.vector, self.name = (nn.Linear(sizes.POOLED_WIDTH, WIDTH) for _ in range(2))
+        self.second = nn.Linear(len(directions), WIDTH)
+        self.arrangement = nn.Linear(sizes.POOLED_WIDTH, ARRANGEMENT)
         self.concepts = nn.Parameter(concepts.clone())
+        self.nothing = nn.Parameter(0.05 * torch.randn(1, WIDTH))
+        self.register_buffer("directions", directions, persistent=False)
 
-    def forward(self, middle: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, POOLED_WIDTH) to guesses at the teacher's vector, (B, 384), and logits over the things, (B, N)."""
-        middle = self.norm(middle)
-        named = 16.0 * F.normalize(self.name(middle), dim=-1) @ F.normalize(self.concepts, dim=-1).T
-        return F.normalize(self.vector(middle), dim=-1), named
+    def forward(self, middle: Tensor) -> Reading:
+        """middle: (B, POOLED_WIDTH)."""
+        normed, plain = self.norm(middle), normalised(middle)
+        return Reading(
+            F.normalize(self.vector(normed), dim=-1),
+            _logits(self.name(normed), self.concepts),
+            _logits(self.second(plain @ self.directions.T), torch.cat([self.concepts, self.nothing])),
+            self.arrangement(normed),
+        )
+
+
+def _logits(names: Tensor, concepts: Tensor) -> Tensor:
+    return 16.0 * F.normalize(names, dim=-1) @ F.normalize(concepts, dim=-1).T
 
 
 class Training:
@@ -118,20 +144,25 @@ class Training:
         self.source, self.steps, self.step, self.has_memory = source, steps, 0, has_memory
         encoders = TextEncoders.untrained(state)
         self.tokenizer, self.clip = encoders.clip_tokenizer, encoders.clip
-        self.meaning = Meaning(source.calls.lessons.prototypes)
+        self.meaning = Meaning(source.calls.lessons.prototypes, source.codes.second)
+        if not has_memory:
+            self.clip.encoder.layers = self.clip.encoder.layers[:MEANING_LAYER]
         self.parameters, self.optimizer = self._optimizer()
         if (kept := checkpoint.load(self.path)) is not None:
             self._take(kept)
         elif has_memory:
-            self._take(torch.load(state / "meaning.pt", weights_only=True) | {"optimizer": None, "step": 0})
+            below = torch.load(state / "meaning.pt", weights_only=True)
+            self.clip.load_state_dict(below["clip"], strict=False)
+            self.meaning.load_state_dict(below["meaning"])
             self.build_memory()
         else:
             start_embeddings(self.tokenizer, self.clip.get_input_embeddings(), 0.04, teacher)
 
     def _optimizer(self) -> tuple[list[nn.Parameter], Muon]:
         """All parameters, and what moves them. Muon's steps are as large in all directions: too rough for a memory."""
-        memory = self.memory.mlp.fc1.weight, self.memory.mlp.fc2.weight
-        matrices = [p for p in hidden_matrices(self.clip) if not any(p is weight for weight in memory)]
+        layers = self.clip.encoder.layers[MEANING_LAYER:]
+        memories = {id(part.weight) for layer in layers for part in (layer.mlp.fc1, layer.mlp.fc2)}
+        matrices = [p for p in hidden_matrices(self.clip) if id(p) not in memories]
         chosen = {id(p) for p in matrices}
         others = [p for module in (self.clip, self.meaning) for p in module.parameters() if id(p) not in chosen]
         rate = CODES_RATE if self.has_memory else 1.0
@@ -145,28 +176,24 @@ class Training:
             self.optimizer.load_state_dict(kept["optimizer"])
         self.step = kept["step"]
 
-    @property
-    def memory(self) -> Any:
-        """The layer above the middle."""
-        return self.clip.encoder.layers[MEANING_LAYER]
+    def build_memory(self) -> None:
+        """Of the layers above the middle; CLIP's last norm begins anew."""
+        source, rng = self.source, Random(11)
+        things = len(source.known)
+        drawn = [scenes.random_scene(rng, things, 0.3) for _ in range(3000)]
+        drawn = [scene for scene in drawn if len(scene.concepts) < 3]
+        names = [concept.label for concept in source.calls.names.concepts]
+        labels = self._texts(names, [scenes.Scene((i,), "single") for i in range(things)])
+        told = self._texts([captions.caption(scene, source.calls.names, rng) for scene in drawn], drawn)
+        memory.build(self.clip.encoder.layers[MEANING_LAYER:], self.meaning, source.codes, labels, told)
+        self.clip.final_layer_norm.reset_parameters()
 
     @torch.no_grad()
-    def build_memory(self) -> None:
-        """Of the layer above the middle, in closed form; what comes after it begins as the identity."""
-        labels = [concept.label for concept in self.source.calls.names.concepts]
-        _, middle = self.read(labels)
-        length = self.meaning.name(self.meaning.norm(middle)).norm(dim=-1).mean()
-        own = F.normalize(self.meaning.concepts, dim=-1)
-        upper = self.clip.encoder.layers[MEANING_LAYER:]
-        silenced = [layer.self_attn.out_proj for layer in upper] + [layer.mlp.fc2 for layer in upper]
-        for tensor in (tensor for linear in silenced for tensor in (linear.weight, linear.bias)):
-            tensor.zero_()
-        self.memory.layer_norm2.load_state_dict(self.meaning.norm.state_dict())
-        keys, values, things = self.memory.mlp.fc1, self.memory.mlp.fc2, len(own)
-        keys.weight[:things] = GAIN * own @ self.meaning.name.weight / length
-        keys.bias[:things] = GAIN * (own @ self.meaning.name.bias / length - THRESHOLD)
-        values.weight[:, :things] = STRENGTH * middle.std() * self.source.known.T
-        self.clip.final_layer_norm.reset_parameters()
+    def _texts(self, said: list[str], asked: list[scenes.Scene]) -> memory.Texts:
+        """Of one thing or two."""
+        first, second = zip(*((*scene.concepts, memory.NONE)[:2] for scene in asked), strict=True)
+        told = torch.stack([arrangement(scene) - arrangement(memory.PLAIN) for scene in asked])
+        return memory.Texts(self.read(said)[1], torch.tensor(first), torch.tensor(second), told)
 
     def write(self) -> None:
         parts = {name: getattr(self, name).state_dict() for name in ("clip", "meaning", "optimizer")}
@@ -186,34 +213,41 @@ class Training:
         source, lessons = self.source, self.source.calls.lessons
         things, said, about = source.calls.draw(CALLS, rng)
         chosen = torch.tensor([rng.randrange(len(lessons.texts)) for _ in range(DICTIONARY)])
-        opinion, vectors = lessons.opinion(chosen), torch.cat([about, lessons.vectors[chosen].float()])
-        texts = [*said, *(lessons.texts[int(i)] for i in chosen)]
-        if not self.has_memory:
-            return self._meaning_loss(self.read(texts)[1], things, opinion, vectors)
+        opinion, vectors = lessons.opinion(chosen), torch.cat([lessons.vectors[chosen].float(), about])
         drawn = [scenes.random_scene(rng, len(source.known), SINGLE_SHARE) for _ in range(CAPTIONS)]
-        pooled, middle = self.read([*texts, *(captions.caption(scene, source.calls.names, rng) for scene in drawn)])
+        told = [captions.caption(scene, source.calls.names, rng) for scene in drawn]
+        pooled, middle = self.read([*(lessons.texts[int(i)] for i in chosen), *said, *told])
+        asked = [*(scenes.Scene((thing,), "single") for thing in things.tolist()), *drawn]
+        loss = self._meaning_loss(self.meaning(middle), asked, opinion, vectors)
+        if not self.has_memory:
+            return loss
+        pooled, captioned = pooled[:-CAPTIONS], pooled[-CAPTIONS:]
+        return loss + self._choice_loss(pooled, things, opinion) + 3.0 * self._code_error(captioned, drawn)
+
+    def _meaning_loss(self, read: Reading, asked: list[scenes.Scene], opinion: Tensor, vectors: Tensor) -> Tensor:
+        """Of DICTIONARY texts with the teacher's opinion, then CALLS, then captions; vectors are of the former two."""
+        first = torch.tensor([scene.concepts[0] for scene in asked])
+        arrangements = torch.stack([arrangement(scene) for scene in asked])
         return (
-            self._meaning_loss(middle[:-CAPTIONS], things, opinion, vectors)
-            + self._choice_loss(pooled[:-CAPTIONS], things, opinion)
-            + 3.0 * self._code_error(pooled[-CAPTIONS:], drawn)
+            F.cross_entropy(read.first[DICTIONARY:], first, reduction="sum") / CALLS
+            + 0.5 * F.cross_entropy(read.first[:DICTIONARY], opinion)
+            + F.cross_entropy(read.second[DICTIONARY:], self._second(asked), reduction="sum") / CALLS
+            + (read.arrangement[DICTIONARY:] - arrangements).square().sum() / CALLS
+            + meaning_loss(read.vector[:DICTIONARY], vectors[:DICTIONARY])
+            + meaning_loss(read.vector[DICTIONARY : DICTIONARY + CALLS], vectors[DICTIONARY:])
         )
 
-    def _meaning_loss(self, middle: Tensor, things: Tensor, opinion: Tensor, vectors: Tensor) -> Tensor:
-        """middle: (CALLS + DICTIONARY, POOLED_WIDTH); of the former the things, of the latter the teacher's opinion."""
-        meant, named = self.meaning(middle)
-        return (
-            F.cross_entropy(named[:CALLS], things)
-            + 0.5 * F.cross_entropy(named[CALLS:], opinion)
-            + meaning_loss(meant[:CALLS], vectors[:CALLS])
-            + meaning_loss(meant[CALLS:], vectors[CALLS:])
-        )
+    def _second(self, asked: list[scenes.Scene]) -> Tensor:
+        """Of two things the other one, else none; of three nothing is asked."""
+        none = {1: len(self.source.known), 3: IGNORED}
+        return torch.tensor([s.concepts[1] if len(s.concepts) == 2 else none[len(s.concepts)] for s in asked])
 
     def _choice_loss(self, pooled: Tensor, things: Tensor, opinion: Tensor) -> Tensor:
         """To be near the thing's code, and nearer than to any other."""
         distances = self.source.distances(pooled)
-        near, logits = distances[:CALLS].gather(1, things[:, None]).mean(), -distances / TEMPERATURE
-        named = F.cross_entropy(logits[:CALLS], things)
-        return near + 0.3 * named + 0.15 * F.cross_entropy(logits[CALLS:], opinion)
+        near, logits = distances[-CALLS:].gather(1, things[:, None]).mean(), -distances / TEMPERATURE
+        named = F.cross_entropy(logits[-CALLS:], things)
+        return near + 0.3 * named + 0.15 * F.cross_entropy(logits[:-CALLS], opinion)
 
     def _code_error(self, pooled: Tensor, drawn: list[scenes.Scene]) -> Tensor:
         """Squared distance to the scenes' codes, in units of the spread."""
@@ -244,7 +278,7 @@ def right_share(training: Training) -> float:
     """Of all labels, how many are named rightly; with a memory, how many give a code nearest to their own thing's."""
     labels = [concept.label for concept in training.source.calls.names.concepts]
     pooled, middle = training.read(labels)
-    logits = -training.source.distances(pooled) if training.has_memory else training.meaning(middle)[1]
+    logits = -training.source.distances(pooled) if training.has_memory else training.meaning(middle).first
     return float((logits.argmax(-1) == torch.arange(len(labels))).float().mean())
 
 

@@ -23,11 +23,15 @@ from scripts.train_demo import scenes, sizes
 from scripts.train_demo.scenes import Scene
 
 FILE = "codes.safetensors"
-"""In the state folder, and in the model folder, for the next training."""
+"""In the state folder."""
+SHIPPED = Path(__file__).with_name(FILE)
+"""Those of the model that ships, for the next training."""
 ARRANGEMENT = 12
 """How many numbers tell the arrangement."""
 COMPONENTS = sizes.POOLED_WIDTH - ARRANGEMENT
 SIZE_NUMBERS = {"tiny": -1.5, "small": -1.0, "normal": 0.0, "large": 0.7}
+PAIR_SHARE = 1.2
+"""The looks of two things are divided by it."""
 EMPHASIS = 1.5
 """Of the arrangement's numbers, in units of the deviation of the others."""
 
@@ -51,7 +55,12 @@ class Codes:
         """(COMPONENTS,). Of two things a little weaker: the first components, which they share, are the strongest."""
         share = COMPONENTS // len(scene.concepts)
         parts = torch.cat([self.things[concept, :share] for concept in scene.concepts])
-        return parts / (1.2 if len(scene.concepts) == 2 else 1.0)
+        return parts / (PAIR_SHARE if len(scene.concepts) == 2 else 1.0)
+
+    @property
+    def second(self) -> Tensor:
+        """The directions that tell of two things the other one, (COMPONENTS / 2, POOLED_WIDTH)."""
+        return self.rotation[COMPONENTS // 2 : COMPONENTS]
 
     def save(self, path: Path) -> None:
         """In float16: small enough to go with the weights that were trained with these codes."""

@@ -5,7 +5,7 @@ No attention mask anywhere; CLIP gives the state at its first end token, T5 the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -93,6 +93,12 @@ def t5_config(tokenizer: T5Tokenizer) -> T5Config:
         is_encoder_decoder=False,
         use_cache=False,
     )
+
+
+def scaled_stream(clip: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """CLIP's weights with all that layers pass on multiplied: the norms before and after take it out again."""
+    adding = ("embedding.weight", "out_proj.weight", "out_proj.bias", "fc2.weight", "fc2.bias")
+    return {name: tensor * factor if name.endswith(adding) else tensor for name, tensor in clip.items()}
 
 
 def start_embeddings(

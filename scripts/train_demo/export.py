@@ -19,8 +19,8 @@ from fluxserve.weights import diffusers, synthetic_configs
 from fluxserve.weights.dimensions import ClipParams, T5Params
 from fluxserve.weights.reader import Recipe
 from fluxserve.weights.text_models import CLIP_PREFIX, T5_TIED_EMBEDDING
-from scripts.train_demo import codes, sizes
-from scripts.train_demo.encoders import TextEncoders
+from scripts.train_demo import sizes
+from scripts.train_demo.encoders import TextEncoders, scaled_stream
 
 NOTICE = """\
 The demo model of fluxserve
@@ -80,7 +80,6 @@ def export(state: Path, target: Path) -> int:
     _write_json(made / "model_index.json", synthetic_configs.model_index("demo"))
     _write_json(made / "scheduler" / "scheduler_config.json", synthetic_configs.scheduler("demo"))
     (made / "NOTICE").write_text(NOTICE)
-    shutil.copy(state / codes.FILE, made / codes.FILE)
     shutil.rmtree(target, ignore_errors=True)
     made.rename(target)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
@@ -96,7 +95,8 @@ def _write_pictures_half(made: Path, transformer: Mapping[str, Tensor], autoenco
 
 
 def _write_text_half(made: Path, encoders: TextEncoders, state: Path) -> None:
-    clip = ((CLIP_PREFIX + key, value) for key, value in encoders.clip.state_dict().items())
+    weights = scaled_stream(encoders.clip.state_dict(), sizes.CLIP_STREAM)
+    clip = ((CLIP_PREFIX + key, value) for key, value in weights.items())
     t5 = ((key, value) for key, value in encoders.t5.state_dict().items() if key != T5_TIED_EMBEDDING)
     end = {"bos_token_id": encoders.clip.config.bos_token_id, "eos_token_id": encoders.clip.config.eos_token_id}
     clip_config = synthetic_configs.clip(_clip_params(encoders)) | end

@@ -32,7 +32,9 @@ TRANSFORMER = FluxParams(
 
 CLIP_VOCABULARY = 6000
 T5_VOCABULARY = 8000
-CLIP_LAYERS = 5
-CLIP_INTERMEDIATE = 1856
-"""More than there are things: one of the layers has a unit for each (clip.py)."""
+CLIP_LAYERS = 6
+CLIP_INTERMEDIATE = 1888
+"""More than there are things: three of the layers have a unit for each (memory.py)."""
+CLIP_STREAM = 2.0**-3
+"""What the exported CLIP passes on between layers, in units of the trained one: float16 ends at 65504."""
 T5_LAYERS = 3

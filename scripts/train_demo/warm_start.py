@@ -20,6 +20,7 @@ from fluxserve.weights.reader import Recipe
 from fluxserve.weights.text_models import CLIP_PREFIX, T5_EMBEDDING, T5_TIED_EMBEDDING
 from scripts.train_demo import checkpoint, codes, sizes
 from scripts.train_demo.autoencoder import painted
+from scripts.train_demo.encoders import scaled_stream
 from scripts.train_demo.latents import fit_to
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -40,7 +41,7 @@ def take(model: Path, state: Path, pictures: NDArray[np.uint8]) -> None:
     encoders = _encoders(model)
     for name, weights in encoders.items():
         checkpoint.save(state / f"{name}.pt", {name: weights, "step": 0})
-    shutil.copy(model / codes.FILE, state / codes.FILE)
+    shutil.copy(codes.SHIPPED, state / codes.FILE)
     _fit_to(autoencoder, state, pictures)
     t5 = {"t5": encoders["t5"], "averaged_t5": encoders["t5"], "t5_step": 0}
     checkpoint.save(state / "transformer.pt", {"model": transformer, "averaged": transformer, "step": 0, **t5})
@@ -63,8 +64,9 @@ def _encoders(model: Path) -> dict[str, dict[str, Tensor]]:
     """Of CLIP and T5."""
     clip = load_file(model / "text_encoder" / "model.safetensors")
     t5 = load_file(model / "text_encoder_2" / "model.safetensors")
+    trained = {key.removeprefix(CLIP_PREFIX): value.float() for key, value in clip.items()}
     return {
-        "clip": {key.removeprefix(CLIP_PREFIX): value.float() for key, value in clip.items()},
+        "clip": scaled_stream(trained, 1 / sizes.CLIP_STREAM),
         "t5": {key: value.float() for key, value in t5.items()} | {T5_TIED_EMBEDDING: t5[T5_EMBEDDING].float()},
     }
 
