@@ -127,7 +127,7 @@ class Run:
     def export(self) -> None:
         size = export(self.state, self.target)
         log.info("wrote %s: %.1f MB", self.target, size / 1e6)
-        if self.target == settings.MODEL:
+        if self.target.resolve() == settings.MODEL:
             shutil.copy(self.state / codes.FILE, codes.SHIPPED)
 
     @property

@@ -30,7 +30,7 @@ ARRANGEMENT = 12
 """How many numbers tell the arrangement."""
 COMPONENTS = sizes.POOLED_WIDTH - ARRANGEMENT
 SIZE_NUMBERS = {"tiny": -1.5, "small": -1.0, "normal": 0.0, "large": 0.7}
-PAIR_SHARE = 1.2
+PAIR_DIVISOR = 1.2
 """The looks of two things are divided by it."""
 EMPHASIS = 1.5
 """Of the arrangement's numbers, in units of the deviation of the others."""
@@ -55,7 +55,7 @@ class Codes:
         """(COMPONENTS,). Of two things a little weaker: the first components, which they share, are the strongest."""
         share = COMPONENTS // len(scene.concepts)
         parts = torch.cat([self.things[concept, :share] for concept in scene.concepts])
-        return parts / (PAIR_SHARE if len(scene.concepts) == 2 else 1.0)
+        return parts / (PAIR_DIVISOR if len(scene.concepts) == 2 else 1.0)
 
     @property
     def second(self) -> Tensor:

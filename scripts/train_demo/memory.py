@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scripts.train_demo import sizes
-from scripts.train_demo.codes import COMPONENTS, PAIR_SHARE, Codes, arrangement, normalised
+from scripts.train_demo.codes import COMPONENTS, PAIR_DIVISOR, Codes, arrangement, normalised
 from scripts.train_demo.scenes import Scene
 
 NONE = -1
@@ -147,7 +147,7 @@ def _second(layer: Any, meaning: Any, codes: Codes, before: Texts, captions: Tex
     was, now = normalised(before.middle[two]) @ reading.T, normalised(captions.middle[two]) @ reading.T
     shrunk = (was * now).sum() / was.square().sum()
     scale = GAIN / (was + name.bias).norm(dim=-1).mean()
-    values = codes.things[:, : COMPONENTS // 2] @ meaning.directions / PAIR_SHARE
+    values = codes.things[:, : COMPONENTS // 2] @ meaning.directions / PAIR_DIVISOR
     units = slice(len(own))
     _write(layer, units, scale * own @ reading / shrunk, scale * own @ name.bias - GAIN * SECOND, 0 * values)
     fired = _strength(layer, captions.middle[two], captions.second[two])

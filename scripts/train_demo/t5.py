@@ -47,7 +47,7 @@ CHANNELS = 16 * sampling.PATCH**2
 TOKENS = (COARSE // latents.PATCH // sampling.PATCH) ** 2
 HEADS = 6
 PICTURE_WEIGHT = 20.0
-NOTHING = -100
+IGNORED = -100
 """What cross_entropy ignores."""
 
 SIZES = tuple(scenes.SIZES)
@@ -73,10 +73,10 @@ class Reader(nn.Module):
         return 16.0 * F.normalize(self.slots[i](output), dim=-1) @ F.normalize(self.concepts, dim=-1).T
 
     def caption_loss(self, output: Tensor, things: Tensor, attributes: Tensor, vectors: Tensor) -> Tensor:
-        """things: (B, 3) concept numbers or NOTHING; attributes: (B, 5); vectors: (B, 384) of what was named first."""
+        """things: (B, 3) concept numbers or IGNORED; attributes: (B, 5); vectors: (B, 384) of what was named first."""
         loss = torch.zeros(())
         for i in range(SLOTS):
-            wrong = F.cross_entropy(self.slot(output, i), things[:, i], ignore_index=NOTHING, reduction="sum")
+            wrong = F.cross_entropy(self.slot(output, i), things[:, i], ignore_index=IGNORED, reduction="sum")
             loss = loss + wrong / len(output)
         for i, head in enumerate(self.attributes):
             loss = loss + 0.5 * F.cross_entropy(head(output), attributes[:, i])
@@ -106,7 +106,7 @@ class Painter(nn.Module):
 
 def targets(batch: list[scenes.Scene]) -> tuple[Tensor, Tensor]:
     """(B, 3) things and (B, 5) attributes."""
-    things = torch.full((len(batch), SLOTS), NOTHING)
+    things = torch.full((len(batch), SLOTS), IGNORED)
     for row, scene in enumerate(batch):
         things[row, : len(scene.concepts)] = torch.tensor(scene.concepts)
     attributes = [

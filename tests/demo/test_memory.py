@@ -56,6 +56,10 @@ class World:
         middle = self.middle(self.names[first], self.names[second], told)
         return memory.Texts(middle, first, second, told - codes.arrangement(memory.PLAIN))
 
+    def told(self, drawn: list[Scene]) -> Tensor:
+        """What comes out for scenes of one thing or two, (B, 192)."""
+        return self.said(self._texts(drawn).middle)
+
     @torch.no_grad()
     def said(self, middle: Tensor) -> Tensor:
         """What comes out, (B, 192)."""
@@ -72,38 +76,33 @@ def world() -> World:
     return World()
 
 
-def plain(count: int) -> Tensor:
-    return codes.arrangement(memory.PLAIN).expand(count, -1)
+ALONE = [Scene((i,), "single") for i in range(THINGS)]
 
 
 def test_a_name_gives_its_code(world: World) -> None:
-    said = world.said(world.middle(world.names[:THINGS], world.names[THINGS:].expand(THINGS, -1), plain(THINGS)))
-    assert world.nearest(said) == list(range(THINGS))
-    assert F.mse_loss(said, world.codes.alone()) < 0.1
+    told = world.told(ALONE)
+    assert world.nearest(told) == list(range(THINGS))
+    assert F.mse_loss(told, world.codes.alone()) < 0.1
 
 
 def test_between_two_names_the_nearer_one_wins(world: World) -> None:
     """And gives its own code, not a blend."""
     blended = F.normalize(0.62 * world.names[:THINGS] + 0.38 * world.names[:THINGS].roll(1, 0), dim=-1)
-    said = world.said(world.middle(blended, world.names[THINGS:].expand(THINGS, -1), plain(THINGS)))
+    plain = codes.arrangement(memory.PLAIN).expand(THINGS, -1)
+    said = world.said(world.middle(blended, world.names[THINGS:].expand(THINGS, -1), plain))
     assert world.nearest(said) == list(range(THINGS))
     assert F.mse_loss(said, world.codes.alone()) < 0.2
 
 
 def test_of_two_things_both_are_told(world: World) -> None:
-    first, second = torch.arange(50), torch.arange(100, 150)
-    drawn = [Scene((i, j), "row") for i, j in zip(first.tolist(), second.tolist(), strict=True)]
-    told = torch.stack([codes.arrangement(scene) for scene in drawn])
-    said = world.said(world.middle(world.names[first], world.names[second], told)) @ world.codes.rotation.T
-    wanted = world.codes(drawn) @ world.codes.rotation.T
+    drawn = [Scene((i, 100 + i), "row") for i in range(50)]
+    told, wanted = (vectors @ world.codes.rotation.T for vectors in (world.told(drawn), world.codes(drawn)))
     for part in (slice(0, 90), slice(90, 180), slice(180, 192)):
-        assert F.cosine_similarity(said[:, part], wanted[:, part]).mean() > 0.5
+        assert F.cosine_similarity(told[:, part], wanted[:, part]).mean() > 0.5
 
 
 def test_a_background_is_told_beside_the_thing(world: World) -> None:
     drawn = [Scene((i,), "single", colour="teal") for i in range(THINGS)]
-    told = torch.stack([codes.arrangement(scene) for scene in drawn])
-    said = world.said(world.middle(world.names[:THINGS], world.names[THINGS:].expand(THINGS, -1), told))
-    assert F.mse_loss(said, world.codes(drawn)) < 0.15
-    heard = (said @ world.codes.rotation.T)[:, codes.COMPONENTS :]
-    assert F.mse_loss(heard, (world.codes(drawn) @ world.codes.rotation.T)[:, codes.COMPONENTS :]) < 0.1
+    told, wanted = (vectors @ world.codes.rotation.T for vectors in (world.told(drawn), world.codes(drawn)))
+    assert F.mse_loss(told, wanted) < 0.15
+    assert F.mse_loss(told[:, codes.COMPONENTS :], wanted[:, codes.COMPONENTS :]) < 0.1
