@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import torch
 import transformers
 from numpy.typing import NDArray
 
@@ -37,6 +38,7 @@ from scripts.train_demo import (
     warm_start,
     wordnet,
 )
+from scripts.train_demo.batches import Material
 from scripts.train_demo.export import export
 from scripts.train_demo.latents import PatchBasis
 from scripts.train_demo.teacher import Teacher
@@ -58,6 +60,7 @@ class Run:
     coarse: transformer.Plan
     plan: transformer.Plan
     warm: Path | None
+    device: torch.device
 
     @property
     def fetched(self) -> Path:
@@ -121,8 +124,9 @@ class Run:
         t5.train(self.state, source, self.teacher, self.t5_steps)
 
     def transformer(self) -> None:
+        material = Material(self.pictures, self.names, self.lessons, self.basis, self.codes)
         for plan in (self.coarse, self.plan):
-            transformer.train(self.state, self.pictures, self.names, self.lessons, self.basis, self.codes, plan)
+            transformer.train(self.state, material, plan, self.device)
 
     def export(self) -> None:
         size = export(self.state, self.target)
@@ -178,13 +182,21 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=settings.CLIP_STEPS, help="of CLIP with it")
     parser.add_argument("--t5-steps", type=int, default=settings.T5_STEPS, help="of T5, before the transformer")
     parser.add_argument("--single", type=float, default=plan.share_single, help="share of pictures of one thing")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the transformer's training")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.logging.set_verbosity_error()
     options.state.mkdir(parents=True, exist_ok=True)
-    coarse = transformer.Plan(min(options.coarse, options.steps), share_single=0.95, share_noise=0.6, share_coarse=0.7)
-    plan = transformer.Plan(options.steps, cooldown=options.cooldown, share_single=options.single)
+    batches = {"batch": 1024, "batches_a_step": 1} if options.device == "cuda" else {}
+    coarse = transformer.Plan(
+        min(options.coarse, options.steps),
+        **batches,
+        share_single=0.95,
+        share_noise=0.6,
+        share_coarse=0.7,
+    )
+    plan = transformer.Plan(options.steps, cooldown=options.cooldown, **batches, share_single=options.single)
     run = Run(
         state=options.state,
         target=options.target,
@@ -194,6 +206,7 @@ def main() -> None:
         coarse=coarse,
         plan=plan,
         warm=options.warm,
+        device=torch.device(options.device),
     )
     if options.stage is not None and options.stage not in run.stages:
         parser.error(f"--stage must be one of {', '.join(run.stages)}, got {options.stage}")

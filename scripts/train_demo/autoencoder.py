@@ -33,8 +33,12 @@ LATENT_NOISE = 0.15
 
 def to_pixels(pictures: list[NDArray[np.uint8]]) -> Tensor:
     """Equal-sized (height, width, 3) to (B, 3, height, width) in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return stacked.float() / 127.5 - 1.0
+    return scaled(torch.from_numpy(np.stack(pictures)))
+
+
+def scaled(pictures: Tensor) -> Tensor:
+    """(B, height, width, 3) bytes to (B, 3, height, width) in [-1, 1]."""
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def fit_basis(pictures: NDArray[np.uint8], path: Path) -> PatchBasis:

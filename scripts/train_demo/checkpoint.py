@@ -25,7 +25,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def load(path: Path) -> dict[str, Any] | None:
     """What `save` wrote, or None. Holds tensors and plain numbers only."""
-    return torch.load(path, weights_only=True) if path.exists() else None
+    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 
 class Stop(Exception):

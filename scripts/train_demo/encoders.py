@@ -43,16 +43,23 @@ class TextEncoders(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Pooled CLIP (B, POOLED_WIDTH) and T5 states (B, TEXT_TOKENS, TEXT_WIDTH)."""
-        return self.pooled(texts), self.states(texts)
+        device = self.clip.device
+        return self.pooled(self.clip_ids(texts).to(device)), self.states(self.t5_ids(texts).to(device))
 
-    def pooled(self, texts: Sequence[str]) -> Tensor:
-        """CLIP's vectors, (B, POOLED_WIDTH). Its pads come after the end token and change nothing: few are laid on."""
-        ids = padded(self.clip_tokenizer, texts, sizes.CLIP_TOKENS, False)
+    def clip_ids(self, texts: Sequence[str]) -> Tensor:
+        """(B, T). Pads come after the end token and change nothing: few are laid on."""
+        return padded(self.clip_tokenizer, texts, sizes.CLIP_TOKENS, False)
+
+    def t5_ids(self, texts: Sequence[str], full_length: bool = True) -> Tensor:
+        """(B, T). T is TEXT_TOKENS; with `full_length` off, the longest text's length."""
+        return padded(self.t5_tokenizer, texts, sizes.TEXT_TOKENS, full_length)
+
+    def pooled(self, ids: Tensor) -> Tensor:
+        """CLIP's vectors, (B, POOLED_WIDTH)."""
         return self.clip(input_ids=ids).pooler_output  # type: ignore[no-any-return]
 
-    def states(self, texts: Sequence[str], full_length: bool = True) -> Tensor:
-        """T5's states, (B, T, TEXT_WIDTH). T is TEXT_TOKENS; with `full_length` off, the longest text's length."""
-        ids = padded(self.t5_tokenizer, texts, sizes.TEXT_TOKENS, full_length)
+    def states(self, ids: Tensor) -> Tensor:
+        """T5's states, (B, T, TEXT_WIDTH)."""
         return self.t5(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state  # type: ignore[no-any-return]
 
 

@@ -38,6 +38,9 @@ class PatchBasis:
         grid = flat.unflatten(-1, (3, PATCH, PATCH))  # (B, h, w, 3, dy, dx)
         return grid.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
+    def to(self, device: torch.device) -> PatchBasis:
+        return PatchBasis(*(tensor.to(device) for tensor in (self.mean, self.analysis, self.synthesis)))
+
     def save(self, path: Path) -> None:
         save_file({"mean": self.mean, "analysis": self.analysis, "synthesis": self.synthesis}, path)
 

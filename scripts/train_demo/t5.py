@@ -204,7 +204,7 @@ class Training:
 
     def _states(self, texts: list[str], full_length: bool = True) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return self.encoders.states(texts, full_length).float()
+            return self.encoders.states(self.encoders.t5_ids(texts, full_length)).float()
 
     def _captions_loss(self, rng: Random) -> Tensor:
         batch, texts, wanted = self.source.scenes(rng)

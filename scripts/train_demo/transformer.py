@@ -1,15 +1,7 @@
 """Trains the transformer of fluxserve/flux on painted scenes and their captions, and T5 along with it.
 
-The pooled vector is the scene's code (codes.py), in half of the batches what CLIP takes for it. CLIP (clip.py) comes
+The pooled vector is the scene's code (codes.py), for most of the pictures what CLIP takes for it. CLIP (clip.py) comes
 trained and stays; T5 (t5.py) comes trained and learns along at a lower rate: its states come to hold what is needed.
-
-Rectified flow: x_t = (1 - t) image + t noise, and the network predicts noise - image. Latents come from the linear
-basis (latents.py), so pictures are painted, put into words and encoded while it trains and no two are the same.
-
-In a part of the pictures x_t holds the network's own first guess (its x_0 prediction at t = 1) in place of the image,
-as in sampling, and it must predict the velocity that leads to the image (after Self Forcing, arXiv 2506.08009, which
-rolls out whole videos). A real x_t shows what the words leave open. What learns from these alone takes noise for
-knowledge when it samples: with more steps its pictures became worse, not better.
 """
 
 from __future__ import annotations
@@ -18,50 +10,31 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from random import Random
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from fluxserve.flux import sampling
-from fluxserve.flux.layers import rotary_table
 from fluxserve.flux.transformer import FluxTransformer
-from scripts.train_demo import captions, checkpoint, references, scenes, sizes
-from scripts.train_demo.autoencoder import to_pixels
-from scripts.train_demo.codes import Codes
+from scripts.train_demo import checkpoint
+from scripts.train_demo.autoencoder import scaled
+from scripts.train_demo.batches import Batch, Captioned, Material, Mix, from_processes
 from scripts.train_demo.encoders import TextEncoders, hidden_matrices
+from scripts.train_demo.flow import flow_loss, untrained
 from scripts.train_demo.latents import PatchBasis
-from scripts.train_demo.lessons import Lessons
 from scripts.train_demo.muon import Muon
-from scripts.train_demo.workers import THREADS, Workers
+from scripts.train_demo.progress import Examiner
+from scripts.train_demo.workers import THREADS, Inline, Workers
 
 log = logging.getLogger(__name__)
 
-SQUARE_SHARE = 0.8
-"""Share of batches on the square canvas; the others take one of the wider or taller ones."""
-
-COARSE_CANVASES = ((64, 64), (80, 48), (48, 80))
-
-PARAPHRASE_SHARE = 0.12
-"""Share of single things that a dictionary text describes in place of a caption."""
-
-T5_RATE = 0.2
+T5_RATE = 0.5
 """T5's learning rates in units of the transformer's."""
 
-READ_SHARE = 0.5
-"""Of the batches, those that take CLIP's vectors and not the codes."""
-
-GUESS_SHARE = 0.75
-"""Of the pictures at times below 1, those that show the network's own guess."""
-
-EARLIEST_GUESS = 0.2
-"""Lowest time of these: below, almost nothing of the guess's errors would be left to mend."""
+READ_SHARE = 0.9
+"""Of the pictures, those that take CLIP's vectors and not the codes."""
 
 AVERAGING = 0.995
 """Decay of the averaged weights that are evaluated and exported."""
@@ -92,98 +65,6 @@ class Plan:
         return min(1.0, (step + 1) / 100, falling)
 
 
-class Captioned:
-    """Draws batches of scenes: their pictures in latents, their captions, their codes."""
-
-    def __init__(
-        self,
-        pictures: NDArray[np.uint8],
-        names: captions.Names,
-        lessons: Lessons,
-        basis: PatchBasis,
-        codes: Codes,
-        seed: int,
-    ) -> None:
-        self._pictures, self._names, self._basis, self._codes = pictures, names, basis, codes
-        self._paraphrases = lessons.paraphrases()
-        self._rng = Random(seed)
-
-    def batch(self, size: int, share_single: float, coarse: bool) -> tuple[Tensor, list[str], Tensor]:
-        """Latents (B, 16, h, w), all on one canvas, B captions and codes (B, POOLED_WIDTH)."""
-        canvases = COARSE_CANVASES if coarse else scenes.CANVASES
-        square = self._rng.random() < SQUARE_SHARE
-        width, height = canvases[0] if square else self._rng.choice(canvases[1:])
-        drawn = [scenes.random_scene(self._rng, len(self._pictures), share_single) for _ in range(size)]
-        painted = [scenes.paint(scene, self._pictures, width, height, self._rng) for scene in drawn]
-        texts = [self._caption(scene) for scene in drawn]
-        return self._basis.encode(to_pixels(painted)), texts, self._codes(drawn)
-
-    def _caption(self, scene: scenes.Scene) -> str:
-        plain = scene.layout == "single" and scene.size == "normal" and scene.colour is None
-        described = self._paraphrases.get(scene.concepts[0], []) if plain else []
-        if described and self._rng.random() < 2 * PARAPHRASE_SHARE:
-            return self._rng.choice(described)
-        return captions.caption(scene, self._names, self._rng)
-
-
-def untrained() -> FluxTransformer:
-    """Gates and output begin at zero, so that every block begins as the identity (arXiv 2212.09748)."""
-    model = FluxTransformer(sizes.TRANSFORMER)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
-            if name.endswith(("mod.lin", "modulation.lin", "adaLN_modulation.1", "final_layer.linear")):
-                nn.init.zeros_(module.weight)
-    return model
-
-
-def times(count: int, share_noise: float) -> Tensor:
-    """Training times; `share_noise` of them 1. There sampling begins and the words alone decide the picture.
-
-    The strong low components of these latents show through until far above t = 0.5: lower times teach no words.
-    """
-    t = torch.sigmoid(0.8 + 1.2 * torch.randn(count))
-    return torch.where(torch.rand(count) < share_noise, torch.ones(count), t)
-
-
-def rope(model: FluxTransformer, text_tokens: int, rows: int, columns: int, spacing: float) -> Tensor:
-    """As model.rope, with image tokens `spacing` apart: a coarse token lies in the middle of those it stands for."""
-    ids = torch.zeros(text_tokens + rows * columns, 3)
-    grid = ids[text_tokens:].view(rows, columns, 3)
-    grid[..., 1] = (torch.arange(rows) * spacing + (spacing - 1) / 2)[:, None]
-    grid[..., 2] = torch.arange(columns) * spacing + (spacing - 1) / 2
-    return rotary_table(ids, model.params.axes_dim, model.params.theta)
-
-
-def flow_loss(
-    model: FluxTransformer, latents: Tensor, t: Tensor, pooled: Tensor, txt: Tensor, spacing: float = 1.0
-) -> Tensor:
-    """Mean squared error of the velocity at times t, in the model's dtype. latents: (B, 16, h, w) float32.
-
-    Where x_t shows a guess, the error counts as that of the image it leads to: times t.
-    """
-    dtype = model.img_in.weight.dtype
-    rows, columns = (side // sampling.PATCH for side in latents.shape[2:])
-    table = rope(model, txt.shape[1], rows, columns, spacing)
-    pooled, txt = pooled.to(dtype), txt.to(dtype)
-
-    def velocity(x: Tensor, t: Tensor, chosen: Tensor | slice = slice(None)) -> Tensor:
-        modulation = model.modulation(t.to(dtype), None, pooled[chosen])
-        return model(x.to(dtype), txt[chosen], modulation, table).float()  # type: ignore[no-any-return]
-
-    image, noise = sampling.pack(latents), sampling.pack(torch.randn_like(latents))
-    guessing = (t < 1) & (torch.rand(len(t)) < GUESS_SHARE)
-    t = torch.where(guessing, t.clamp(min=EARLIEST_GUESS), t)
-    shown, chosen = image.clone(), guessing.nonzero()[:, 0]
-    if len(chosen):
-        with torch.no_grad():
-            shown[chosen] = noise[chosen] - velocity(noise[chosen], torch.ones(len(chosen)), chosen)
-    mixed = torch.lerp(shown, noise, t[:, None, None])
-    wanted = (mixed - image) / t[:, None, None]
-    errors = (velocity(mixed, t) - wanted).square().mean((1, 2))
-    return (errors * torch.where(guessing, t.square(), 1.0)).mean()
-
-
 def make_optimizers(model: FluxTransformer, t5: T5EncoderModel, plan: Plan) -> tuple[Muon, Muon]:
     """Muon for the matrices inside blocks and layers, AdamW for the rest; T5 at lower rates."""
     matrices = [p for n, p in model.named_parameters() if "blocks" in n and p.ndim == 2 and "mod" not in n]
@@ -204,48 +85,22 @@ def remaining(module: nn.Module, taken: Sequence[nn.Parameter]) -> list[nn.Param
 @torch.no_grad()
 def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
     decay = min(AVERAGING, (1 + step) / (10 + step))
-    for kept, current in zip(averaged.parameters(), model.parameters(), strict=True):
-        kept.lerp_(current, 1 - decay)
-
-
-@torch.no_grad()
-def sample(
-    model: FluxTransformer, encoders: TextEncoders, prompts: Sequence[str], steps: int, coarse: bool = False
-) -> Tensor:
-    """Latents (B, 16, h, w) of the pictures for some prompts, square, the i-th from seed i."""
-    width, height = (8, 8) if coarse else (16, 16)
-    x = sampling.pack(torch.stack([sampling.noise(i, 16, height, width) for i in range(len(prompts))]))
-    schedule = sampling.schedule(steps, x.shape[1], shifted=False)
-    with torch.autocast("cpu", torch.bfloat16):
-        pooled, txt = encoders(prompts)
-        table = rope(model, txt.shape[1], height // sampling.PATCH, width // sampling.PATCH, 2.0 if coarse else 1.0)
-        for t, t_next in pairwise(schedule):
-            now, then = (torch.full((len(prompts),), value) for value in (t, t_next))
-            velocity = model(x, txt, model.modulation(now, None, pooled), table)
-            x = sampling.euler_step(x, velocity, now, then)
-    return sampling.unpack(x, height, width)
-
-
-@torch.no_grad()
-def right_share(
-    model: FluxTransformer, encoders: TextEncoders, names: captions.Names, known: Tensor, count: int, coarse: bool
-) -> float:
-    """A quick look, not the evaluation: of `count` labels, how many pictures lie nearest to their own reference."""
-    chosen = Random(5).sample(range(len(names.concepts)), count)
-    drawn = sample(model, encoders, [names.concepts[i].label for i in chosen], 4, coarse)
-    nearest = torch.cdist(drawn.flatten(1), known.flatten(1)).argmin(-1)
-    return float((nearest == torch.tensor(chosen)).float().mean())
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
 
 
 class Training:
     """One run: the float32 weights that the optimizers move, a bfloat16 copy of the transformer's, and all averages."""
 
-    def __init__(self, state: Path, plan: Plan) -> None:
-        self.plan, self.step, self.path = plan, 0, state / "transformer.pt"
-        self.encoders = TextEncoders.trained(state)
+    def __init__(self, state: Path, basis: PatchBasis, plan: Plan, device: torch.device) -> None:
+        self.basis = basis.to(device)
+        self.plan, self.step, self.path, self.device = plan, 0, state / "transformer.pt", device
+        self.encoders = TextEncoders.trained(state).to(device)
         self.t5, self.t5_step = self.encoders.t5, torch.load(state / "t5.pt", weights_only=True)["step"]
         torch.manual_seed(3)
-        self.model, self.working = untrained(), untrained().bfloat16()
+        self.model, self.working = untrained().to(device), untrained().bfloat16().to(device)
+        if device.type == "cuda":
+            for block in (*self.working.double_blocks, *self.working.single_blocks):
+                block.compile(dynamic=False)
         self.optimizers = make_optimizers(self.model, self.t5, plan)
         kept = checkpoint.load(self.path)
         if kept is not None:
@@ -284,20 +139,19 @@ class Training:
         """What the gradients are of, in the same order."""
         return [*self.working.parameters(), *self.t5.parameters()]
 
-    def loss(self, source: Captioned) -> Tensor:
-        """Of one small batch; run by several threads at once."""
-        plan = self.plan
-        coarse = float(torch.rand(())) < plan.share_coarse
-        latents, texts, pooled = source.batch(plan.batch * (2 if coarse else 1), plan.share_single, coarse)
-        with torch.autocast("cpu", torch.bfloat16):
-            txt = self.encoders.states(texts)
-            if float(torch.rand(())) < READ_SHARE:
-                with torch.no_grad():
-                    pooled = self.encoders.pooled(texts)
-        t = times(len(texts), plan.share_noise)
-        return flow_loss(self.working, latents, t, pooled, txt, spacing=2.0 if coarse else 1.0)
+    def loss(self, batch: Batch) -> Tensor:
+        """Of one batch; on CPUs run by several threads at once."""
+        read = (torch.rand(len(batch.codes)) < READ_SHARE).nonzero()[:, 0].to(self.device)
+        pooled = batch.codes.clone()
+        with torch.autocast(self.device.type, torch.bfloat16):
+            txt = self.encoders.states(batch.t5_ids)
+            with torch.no_grad():
+                pooled[read] = self.encoders.pooled(batch.clip_ids[read]).float()
+        latents = self.basis.encode(scaled(batch.pictures))
+        with torch.compiler.set_stance("default" if batch.square else "force_eager"):  # else compiled for each shape
+            return flow_loss(self.working, latents, pooled, txt, self.plan.share_noise, batch.spacing)
 
-    def advance(self, workers: Workers) -> float:
+    def advance(self, workers: Workers | Inline) -> float | Tensor:
         """One step of the optimizers; returns the loss."""
         loss = workers.gradients(self.parameters, self.plan.batches_a_step)
         for optimizer in self.optimizers:
@@ -312,35 +166,38 @@ class Training:
 
     def _copy(self) -> None:
         """Into tensors that other threads may be computing with, hence past autograd."""
-        for master, half in zip(self.model.parameters(), self.working.parameters(), strict=True):
-            half.data.copy_(master.data)
+        halves = [p.data for p in self.working.parameters()]
+        torch._foreach_copy_(halves, [p.data for p in self.model.parameters()])
 
 
-def train(
-    state: Path,
-    pictures: NDArray[np.uint8],
-    names: captions.Names,
-    lessons: Lessons,
-    basis: PatchBasis,
-    codes: Codes,
-    plan: Plan,
-) -> None:
+def train(state: Path, material: Material, plan: Plan, device: torch.device) -> None:
     """Goes on from state/transformer.pt to plan.steps."""
-    training = Training(state, plan)
+    training = Training(state, material.basis, plan, device)
     if training.step >= plan.steps:
         return
-    seeds = [training.step * THREADS + i for i in range(THREADS)]
-    sources = [Captioned(pictures, names, lessons, basis, codes, seed) for seed in seeds]
-    coarse = plan.share_coarse > 0.5
-    known, smooth = references.latents(pictures, basis, 64 if coarse else 128), 1.0
-    keeper = checkpoint.Keeper(training.write)
-    with Workers(training.working_parameters, lambda thread: training.loss(sources[thread]), THREADS) as workers:
+    examiner = Examiner(material, coarse=plan.share_coarse > 0.5)
+    keeper, smooth = checkpoint.Keeper(training.write), 1.0
+    with gradients_from(training, material) as workers:
         while training.step < plan.steps:
             smooth = 0.95 * smooth + 0.05 * training.advance(workers)
             if training.step % 20 == 0:
                 log.info("transformer %d/%d loss %.4f", training.step, plan.steps, smooth)
             if training.step % 200 == 0:
-                share = right_share(training.averaged, training.averaged_encoders, names, known, 64, coarse)
-                log.info("step %d: %.3f of labels right", training.step, share)
+                log.info("step %d: %s", training.step, examiner.look(training.averaged, training.averaged_encoders))
             keeper.after_step()
     training.write()
+
+
+def gradients_from(training: Training, material: Material) -> Workers | Inline:
+    """A GPU gets its batches from processes; on CPUs every thread draws its own."""
+    plan, first = training.plan, training.step * THREADS
+    mix = Mix(plan.batch, plan.share_single, plan.share_coarse)
+
+    def source(number: int) -> Captioned:
+        return Captioned(material, training.encoders, mix, first + number)
+
+    if training.device.type == "cuda":
+        batches = from_processes(source)
+        return Inline(training.working_parameters, lambda _: training.loss(next(batches).to(training.device)))
+    sources = [source(number) for number in range(THREADS)]
+    return Workers(training.working_parameters, lambda number: training.loss(sources[number].draw()), THREADS)

@@ -69,6 +69,33 @@ class Workers:
         return total
 
 
+class Inline:
+    """As Workers, but all in the calling thread: for a GPU, which does one thing after another."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], job: Job) -> None:
+        self._parameters, self._job = list(parameters), job
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def gradients(self, targets: Sequence[nn.Parameter], count: int) -> Tensor:
+        """As Workers.gradients; the loss stays on the device, so that nothing waits for it."""
+        total = torch.zeros(())
+        for target in targets:
+            target.grad = None
+        for _ in range(count):
+            loss = self._job(0)
+            total = total.to(loss.device) + loss.detach() / count
+            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            for target, gradient in zip(targets, found, strict=True):
+                if gradient is not None:
+                    _add(target, gradient, 1.0 / count)
+        return total
+
+
 def _add(target: nn.Parameter, gradient: Tensor, weight: float) -> None:
     if target.grad is None:
         target.grad = gradient.to(target.dtype) * weight
