@@ -21,6 +21,7 @@ from fluxserve.flux.autoencoder import Autoencoder
 from scripts.train_demo import checkpoint, scenes, sizes
 from scripts.train_demo.latents import PatchBasis, fit
 from scripts.train_demo.muon import Muon
+from scripts.train_demo.precision import mixed
 from scripts.train_demo.workers import THREADS, Workers
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def losses(model: Autoencoder, basis: PatchBasis, pixels: Tensor) -> tuple[Tenso
     latents = basis.encode(pixels)
     level = torch.rand(len(latents), 1, 1, 1) * LATENT_NOISE * (torch.arange(len(latents)) % 2)[:, None, None, None]
     noisy = latents + level * torch.randn_like(latents)
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed(torch.device("cpu")):
         encoded = model.encode(pixels.contiguous(memory_format=torch.channels_last))
         output = model.decode(noisy.contiguous(memory_format=torch.channels_last))
     return F.mse_loss(encoded.float(), latents), decoder_loss(output.float(), pixels)

@@ -24,6 +24,7 @@ from scripts.train_demo.codes import ARRANGEMENT, COMPONENTS, Codes, arrangement
 from scripts.train_demo.encoders import TextEncoders, hidden_matrices, padded, start_embeddings
 from scripts.train_demo.lessons import Lessons
 from scripts.train_demo.muon import Muon
+from scripts.train_demo.precision import mixed
 from scripts.train_demo.teacher import WIDTH, Teacher, meaning_loss
 from scripts.train_demo.workers import THREADS, Workers
 
@@ -266,7 +267,7 @@ class Training:
 
     def _read_part(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         ids = padded(self.tokenizer, texts, sizes.CLIP_TOKENS, False)
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=torch.is_grad_enabled()):  # the cache is all threads'
+        with mixed(torch.device("cpu"), cached=torch.is_grad_enabled()):  # the cache is all threads'
             read = self.clip(input_ids=ids, output_hidden_states=True)
         end = (ids == self.tokenizer.eos_token_id).int().argmax(-1)
         middle = read.hidden_states[MEANING_LAYER][torch.arange(len(ids)), end]

@@ -22,6 +22,7 @@ from fluxserve.flux.layers import rotary_table
 from fluxserve.flux.transformer import FluxTransformer
 from scripts.train_demo import sizes
 from scripts.train_demo.encoders import TextEncoders
+from scripts.train_demo.precision import mixed
 
 GUESS_SHARE = 0.75
 """Of the pictures at times below 1, those that show the network's own guess."""
@@ -110,7 +111,7 @@ def sample(
     device = model.img_in.weight.device
     x = sampling.pack(torch.stack([sampling.noise(i, 16, height, width) for i in range(len(prompts))])).to(device)
     schedule = sampling.schedule(steps, x.shape[1], shifted=False)
-    with torch.autocast(device.type, torch.bfloat16):
+    with mixed(device):
         pooled, txt = encoders(prompts)
         table = rope(model, txt.shape[1], height // sampling.PATCH, width // sampling.PATCH, 2.0 if coarse else 1.0)
         for t, t_next in pairwise(schedule):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from scripts.train_demo import checkpoint, scenes
 from scripts.train_demo.autoencoder import schedule, to_pixels
 from scripts.train_demo.muon import Muon
+from scripts.train_demo.precision import mixed
 from scripts.train_demo.workers import THREADS, Workers
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def train(state: Path, pictures: NDArray[np.uint8], steps: int) -> Judge:
     def job(thread: int) -> Tensor:
         wanted = [draws[thread].randrange(len(pictures)) for _ in range(BATCH)]
         pixels = augmented(pictures, wanted, draws[thread])
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed(torch.device("cpu")):
             logits = judge(pixels.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), torch.tensor(wanted), label_smoothing=0.02)
 

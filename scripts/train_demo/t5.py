@@ -28,6 +28,7 @@ from scripts.train_demo.encoders import TextEncoders, hidden_matrices, start_emb
 from scripts.train_demo.latents import PatchBasis
 from scripts.train_demo.lessons import Lessons
 from scripts.train_demo.muon import Muon
+from scripts.train_demo.precision import mixed
 from scripts.train_demo.teacher import WIDTH, Teacher, meaning_loss
 from scripts.train_demo.workers import THREADS, Workers
 
@@ -203,7 +204,7 @@ class Training:
         return self._captions_loss(rng) + self._calls_loss(rng) + self._lessons_loss(rng)
 
     def _states(self, texts: list[str], full_length: bool = True) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed(torch.device("cpu")):
             return self.encoders.states(self.encoders.t5_ids(texts, full_length)).float()
 
     def _captions_loss(self, rng: Random) -> Tensor:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from scripts.train_demo.precision import mixed
+
 WIDTH = 384
 BATCH = 128
 
@@ -31,7 +33,7 @@ class Teacher:
 
     def _batch(self, texts: list[str]) -> Tensor:
         tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=48, return_tensors="pt")
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed(torch.device("cpu")):
             states = self._model(**tokens).last_hidden_state.float()  # (B, T, 384)
         mask = tokens["attention_mask"].unsqueeze(-1)
         return F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)

@@ -25,6 +25,7 @@ from scripts.train_demo.encoders import TextEncoders, hidden_matrices
 from scripts.train_demo.flow import flow_loss, untrained
 from scripts.train_demo.latents import PatchBasis
 from scripts.train_demo.muon import Muon
+from scripts.train_demo.precision import mixed, working_dtype
 from scripts.train_demo.progress import Examiner
 from scripts.train_demo.workers import THREADS, Inline, Workers
 
@@ -89,7 +90,7 @@ def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
 
 
 class Training:
-    """One run: the float32 weights that the optimizers move, a bfloat16 copy of the transformer's, and all averages."""
+    """One run: the float32 weights that the optimizers move, a copy of the transformer's to work with, all averages."""
 
     def __init__(self, state: Path, basis: PatchBasis, plan: Plan, device: torch.device) -> None:
         self.basis = basis.to(device)
@@ -97,7 +98,7 @@ class Training:
         self.encoders = TextEncoders.trained(state).to(device)
         self.t5, self.t5_step = self.encoders.t5, torch.load(state / "t5.pt", weights_only=True)["step"]
         torch.manual_seed(3)
-        self.model, self.working = untrained().to(device), untrained().bfloat16().to(device)
+        self.model, self.working = untrained().to(device), untrained().to(device, working_dtype(device))
         if device.type == "cuda":
             for block in (*self.working.double_blocks, *self.working.single_blocks):
                 block.compile(dynamic=False)
@@ -143,7 +144,7 @@ class Training:
         """Of one batch; on CPUs run by several threads at once."""
         read = (torch.rand(len(batch.codes)) < READ_SHARE).nonzero()[:, 0].to(self.device)
         pooled = batch.codes.clone()
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed(self.device):
             txt = self.encoders.states(batch.t5_ids)
             with torch.no_grad():
                 pooled[read] = self.encoders.pooled(batch.clip_ids[read]).float()
