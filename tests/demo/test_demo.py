@@ -17,6 +17,7 @@ from PIL import Image
 
 import fluxserve
 from fluxserve import FluxPipeline
+from fluxserve.config import Dtype
 from fluxserve.flux import autoencoder, layers, sampling
 from tests.demo.references import PROMPTS, named
 from tests.server import running
@@ -112,14 +113,10 @@ def test_diffusers_draws_the_same_picture(exact: FluxPipeline) -> None:
     assert np.abs(ours - np.rint(expected * 255).astype(int)).max() <= 2
 
 
-def test_bfloat16_is_near_float32(pipeline: FluxPipeline, exact: FluxPipeline) -> None:
-    for prompt in ("a lion", "a red apple"):
-        assert psnr(drawn(pipeline, prompt), drawn(exact, prompt)) >= 30
-
-
-def test_float16_is_near_float32(exact: FluxPipeline) -> None:
-    """CLIP's memories write large numbers, and float16 ends at 65504."""
-    half = FluxPipeline.from_pretrained("demo", device="cpu", dtype="float16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_float32(exact: FluxPipeline, dtype: Dtype) -> None:
+    """float16 ends at 65504, and CLIP's memories write large numbers."""
+    half = FluxPipeline.from_pretrained("demo", device="cpu", dtype=dtype)
     for prompt in ("a lion", "a red apple"):
         assert psnr(drawn(half, prompt), drawn(exact, prompt)) >= 30
 
