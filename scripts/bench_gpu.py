@@ -24,18 +24,18 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fluxserve.flux.params import VARIANTS
+from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
+from fluxserve.models.flux1.sizes import SIZES, ModelSizes
+from fluxserve.models.flux1.text_names import clip_shapes, t5_shapes
+from fluxserve.models.flux1.toy_tokenizers import write_clip_tokenizer, write_t5_tokenizer
+from fluxserve.models.flux1.variants import VARIANTS
 from fluxserve.pipeline.cards import model_card
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
-from fluxserve.pipeline.loading import Blueprint, compile_blocks
+from fluxserve.pipeline.networks import Blueprint, compile_blocks
 from fluxserve.placement.plan import GIB
 from fluxserve.request import GenerationRequest, complete_request
+from fluxserve.tensors.packed import PackedWeight
 from fluxserve.weights.checkpoint import Checkpoint
-from fluxserve.weights.packed import PackedWeight
-from fluxserve.weights.shapes import autoencoder_shapes, transformer_shapes
-from fluxserve.weights.synthetic_sizes import SIZES, ModelSizes
-from fluxserve.weights.text_models import clip_shapes, t5_shapes
-from fluxserve.weights.toy_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 
 TIME_BOX_S = 480
 REPEATS = 5

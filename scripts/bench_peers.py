@@ -20,7 +20,7 @@ import torch
 from diffusers import FluxPipeline as DiffusersPipeline
 
 from fluxserve import FluxPipeline
-from fluxserve.flux import sampling
+from fluxserve.models.parts import latents as sampling
 from fluxserve.request import GenerationRequest, complete_request
 
 TOLERANCES = {

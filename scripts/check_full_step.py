@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from fluxserve import FluxPipeline
-from fluxserve.flux.params import FluxParams
+from fluxserve.models.flux1.variants import FluxParams
 
 DTYPE = torch.bfloat16
 TOLERANCE = 2e-2

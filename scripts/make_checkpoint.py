@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from fluxserve.errors import FluxserveError
-from fluxserve.weights.synthetic import write_model
-from fluxserve.weights.synthetic_sizes import SIZES
+from fluxserve.models.flux1.sizes import SIZES
+from fluxserve.weights.synthetic.write import write_model
 
 EXIT_CONFIG = 78
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fluxserve.weights.synthetic import Layout, write_model
-from fluxserve.weights.synthetic_sizes import TINY
+from fluxserve.models.flux1.sizes import TINY
+from fluxserve.weights.synthetic.write import Layout, write_model
 
 MakeCheckpoint = Callable[..., Path]
 

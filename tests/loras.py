@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fluxserve.weights.lora_names import lora_targets
-from fluxserve.weights.synthetic_sizes import TINY
+from fluxserve.models.flux1.lora_names import lora_targets
+from fluxserve.models.flux1.sizes import TINY
 
 RANK = 2
 PREFIXES = {"style": ("lora_unet_double", "lora_unet_single"), "words": ("lora_te1_",), "light": ("lora_unet_time_in",)}

@@ -91,7 +91,7 @@ def _description(path: Path) -> tuple[list[tuple[str, str]], bool]:
 
 def _choice(config: PipelineConfig) -> list[tuple[str, str]]:
     from fluxserve.pipeline.cards import placement_of
-    from fluxserve.pipeline.loading import draw_blueprint
+    from fluxserve.pipeline.networks import draw_blueprint
     from fluxserve.placement.device import available_bytes
 
     blueprint = draw_blueprint(config, lambda *_: None)

@@ -39,7 +39,7 @@ def load_with_progress(config: PipelineConfig) -> FluxPipeline:
         FluxserveError: as `load_pipeline`.
     """
     with console.status(f"loading {config.model}"):
-        from fluxserve.pipeline.loading import load_pipeline
+        from fluxserve.pipeline.networks import load_pipeline
 
     with byte_bar(config.model) as progress:
         pipeline = load_pipeline(config, progress)

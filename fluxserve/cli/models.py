@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from fluxserve.flux.params import VARIANTS, Variant
+from fluxserve.models.flux1.variants import VARIANTS, Variant
 
 
 def models() -> None:
@@ -37,7 +37,7 @@ def _cached_repositories() -> set[str]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    from fluxserve.weights.ungated import UNGATED, composed_folder
+    from fluxserve.weights.hub.ungated import UNGATED, composed_folder
 
     pulled = {repo_id for repo_id in UNGATED if composed_folder(repo_id) is not None}
     try:

@@ -12,7 +12,7 @@ from fluxserve.cli.failures import failures_to_exit_codes
 from fluxserve.cli.loading import byte_bar, console
 
 if TYPE_CHECKING:
-    from fluxserve.weights.pull import Haul
+    from fluxserve.weights.hub.pull import Haul
 
 
 def pull(
@@ -21,7 +21,7 @@ def pull(
 ) -> None:
     """Fetch a model, check it, and leave it ready for serve. What is there already is not fetched again."""
     with failures_to_exit_codes():
-        from fluxserve.weights.pull import bring_in, plan_haul
+        from fluxserve.weights.hub.pull import bring_in, plan_haul
 
         haul = plan_haul(model)
         if haul.composed:

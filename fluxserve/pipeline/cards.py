@@ -9,7 +9,7 @@ import torch
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
 from fluxserve.placement.rates import measure_rates, packed_sample, step_seconds
-from fluxserve.placement.storage import Form
+from fluxserve.placement.weight_format import Form
 from fluxserve.request import ModelCard, Placement
 from fluxserve.weights.checkpoint import Checkpoint
 

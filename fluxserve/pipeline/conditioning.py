@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fluxserve.flux.transformer import FluxTransformer
+from fluxserve.models.flux1.text import PromptStates, TextEncoders
+from fluxserve.models.flux1.transformer import FluxTransformer
 from fluxserve.pipeline.cache import ByteBoundedCache
 from fluxserve.pipeline.loras import LoraSet
-from fluxserve.pipeline.text_encoders import PromptStates, TextEncoders
 
 PROMPT_CACHE_BYTES = 256 * 2**20
 MODULATION_CACHE_BYTES = 256 * 2**20

@@ -18,13 +18,14 @@ from torch import Tensor
 from fluxserve import request as words
 from fluxserve.config import Dtype, Offload, PipelineConfig, Storage
 from fluxserve.errors import NonFiniteOutput
-from fluxserve.flux import sampling
-from fluxserve.flux.autoencoder import Autoencoder
-from fluxserve.flux.params import Variant
-from fluxserve.flux.transformer import FluxTransformer
+from fluxserve.models.cancellation import no_checkpoint
+from fluxserve.models.flux1.text import TextEncoders
+from fluxserve.models.flux1.transformer import FluxTransformer
+from fluxserve.models.flux1.variants import Variant
+from fluxserve.models.parts import latents as sampling
+from fluxserve.models.parts.autoencoder import Autoencoder
 from fluxserve.pipeline import images
 from fluxserve.pipeline.cache import ByteBoundedCache
-from fluxserve.pipeline.checkpoint import no_checkpoint
 from fluxserve.pipeline.conditioning import Conditioner
 from fluxserve.pipeline.generation import Generation, Stopwatch
 from fluxserve.pipeline.images import InputPicture, Pixels
@@ -32,7 +33,6 @@ from fluxserve.pipeline.loras import LoraShelf
 from fluxserve.pipeline.metadata import about
 from fluxserve.pipeline.pictures import Pictures
 from fluxserve.pipeline.samples import Inpaint, Sample, latent_weights
-from fluxserve.pipeline.text_encoders import TextEncoders
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
 from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Progress
@@ -120,7 +120,7 @@ class FluxPipeline:
             ConfigError: the model or a LoRA's file is not there, or a scale is no number.
             DeviceError: the device is not there, or too small for the model.
         """
-        from fluxserve.pipeline.loading import load_pipeline
+        from fluxserve.pipeline.networks import load_pipeline
 
         options = (device, dtype, offload, text_encoders, memory_budget, storage, compile)
         return load_pipeline(PipelineConfig(model, *options, lora=tuple(loras)), log_progress)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fluxserve.errors import InvalidRequest
+from fluxserve.models.flux1.lora_names import NetworkName
 from fluxserve.pipeline.cache import ByteBoundedCache
 from fluxserve.request import LoraChoice
-from fluxserve.weights.lora import Lora
-from fluxserve.weights.lora_apply import Home, Weighted, placed, side_branches, weigh
-from fluxserve.weights.lora_names import NetworkName
+from fluxserve.weights.lora.apply import Home, Weighted, placed, side_branches, weigh
+from fluxserve.weights.lora.file import Lora
 
 TEXT_NETWORKS: tuple[NetworkName, ...] = ("clip", "t5")
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fluxserve.errors import NonFiniteOutput
-from fluxserve.flux import sampling
-from fluxserve.flux.autoencoder import Autoencoder, ResnetBlock
+from fluxserve.models.cancellation import Checkpoint
+from fluxserve.models.parts import latents as sampling
+from fluxserve.models.parts.autoencoder import Autoencoder, ResnetBlock
 from fluxserve.pipeline import images
-from fluxserve.pipeline.checkpoint import Checkpoint
 from fluxserve.pipeline.images import InputPicture, Pixels
 from fluxserve.pipeline.samples import Sample
 from fluxserve.pipeline.tiles import decode_tiled

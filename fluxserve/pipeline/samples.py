@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fluxserve.flux import sampling
+from fluxserve.models.parts import latents as sampling
 from fluxserve.pipeline.conditioning import Conditioning
 from fluxserve.pipeline.images import InputPicture
 from fluxserve.pipeline.loras import NO_LORAS, LoraSet

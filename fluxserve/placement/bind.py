@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxserve.placement.flat import Weight
-from fluxserve.weights.packed import PackedWeight
+from fluxserve.tensors.packed import PackedWeight
 
 
 class PackedLinear(nn.Module):

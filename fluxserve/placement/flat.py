@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fluxserve.weights.packed import PackedWeight, Scheme
+from fluxserve.tensors.packed import PackedWeight, Scheme
 
 ALIGNMENT = 64
 """Bytes: a cache line, and what vectorised kernels like best."""

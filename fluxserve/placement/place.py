@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from transformers import T5EncoderModel
 
-from fluxserve.flux.transformer import FluxTransformer
+from fluxserve.models.flux1.transformer import FluxTransformer
 from fluxserve.placement.bind import bind
 from fluxserve.placement.copiers import CudaCopier, ThreadCopier
 from fluxserve.placement.flat import Weight
 from fluxserve.placement.plan import Plan
 from fluxserve.placement.sources import FileSource, PinnedArena, PinnedSource
-from fluxserve.placement.storage import Form
 from fluxserve.placement.stream import BlockSource, Copier, Slots, StreamedPass
-from fluxserve.weights.reader import TensorReader
+from fluxserve.placement.weight_format import Form
+from fluxserve.tensors.reader import TensorReader
 
 HOST_PREFIXES = ("time_in.", "vector_in.", "guidance_in.", "final_layer.adaLN_modulation.")
 HOST_PARTS = (".img_mod.", ".txt_mod.", ".modulation.")

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from fluxserve.flux.params import FluxParams
+from fluxserve.models.flux1.variants import FluxParams
 from fluxserve.placement.bind import unpack_to_scratch
 from fluxserve.placement.place import streamed_form
 from fluxserve.placement.plan import Plan, Work
-from fluxserve.placement.storage import Form
-from fluxserve.weights.packed import PackedWeight
-from fluxserve.weights.reader import TensorReader
+from fluxserve.placement.weight_format import Form
+from fluxserve.tensors.packed import PackedWeight
+from fluxserve.tensors.reader import TensorReader
 
 REPEATS = 3
 SAMPLE_TOKENS = 512

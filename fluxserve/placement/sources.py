@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fluxserve.errors import DeviceError
 from fluxserve.placement.flat import FlatLayout, Weight
-from fluxserve.placement.storage import Form
-from fluxserve.weights.reader import TensorReader
+from fluxserve.placement.weight_format import Form
+from fluxserve.tensors.reader import TensorReader
 
 
 class FileSource:

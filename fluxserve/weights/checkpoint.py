@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxserve.errors import CheckpointError
-from fluxserve.flux.params import VARIANTS, AutoencoderParams, FluxParams, Variant
-from fluxserve.weights import hub
-from fluxserve.weights.dimensions import (
+from fluxserve.models.flux1.dimensions import (
     ClipParams,
     T5Params,
     autoencoder_params,
@@ -16,12 +14,14 @@ from fluxserve.weights.dimensions import (
     t5_params,
     transformer_params,
 )
-from fluxserve.weights.folder import TOKENIZERS, Component, Holdings, look
-from fluxserve.weights.identify import Part
-from fluxserve.weights.reader import TensorReader, name_some, require_exact
-from fluxserve.weights.shapes import autoencoder_shapes, transformer_shapes
+from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
+from fluxserve.models.flux1.text_names import clip_shapes, t5_shapes
+from fluxserve.models.flux1.variants import VARIANTS, AutoencoderParams, FluxParams, Variant
+from fluxserve.tensors.reader import TensorReader, name_some, require_exact
+from fluxserve.weights.files.folder import TOKENIZERS, Component, Holdings, look
+from fluxserve.weights.files.identify import Part
+from fluxserve.weights.hub import fetch as hub
 from fluxserve.weights.source import locate
-from fluxserve.weights.text_models import clip_shapes, t5_shapes
 
 ProgressCallback = hub.ByteProgress
 """(what is being fetched, bytes done, bytes in all)."""

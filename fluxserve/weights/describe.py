@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxserve.errors import CheckpointError
+from fluxserve.models.flux1.dimensions import transformer_params
+from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.checkpoint import ALL_PARTS, variant_of
-from fluxserve.weights.dimensions import transformer_params
-from fluxserve.weights.folder import TOKENIZERS, Component, Holdings, look
-from fluxserve.weights.identify import Part
-from fluxserve.weights.reader import TensorReader
+from fluxserve.weights.files.folder import TOKENIZERS, Component, Holdings, look
+from fluxserve.weights.files.identify import Part
 
 TITLES: dict[Part, str] = {
     "transformer": "FLUX.1 transformer",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxserve.errors import ConfigError
-from fluxserve.weights import hub
-from fluxserve.weights.synthetic import untrained_demo
-from fluxserve.weights.ungated import composed_folder
+from fluxserve.weights.hub import fetch as hub
+from fluxserve.weights.hub.ungated import composed_folder
+from fluxserve.weights.synthetic.write import untrained_demo
 
 DEMO = "demo"
 DEMO_UNTRAINED = "demo-untrained"

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from fluxserve.config import Verify
 from fluxserve.errors import CheckpointError
-from fluxserve.weights.hub import ByteProgress, manifest_path
-from fluxserve.weights.json_file import read_json
+from fluxserve.weights.files.json_file import read_json
+from fluxserve.weights.hub.fetch import ByteProgress, manifest_path
 
 log = logging.getLogger(__name__)
 

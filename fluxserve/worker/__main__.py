@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def load(config: PipelineConfig, progress: ProgressCallback) -> FluxPipeline:
     """Imports torch only now: it takes seconds, in which the front already sees a worker."""
-    from fluxserve.pipeline.loading import load_pipeline
+    from fluxserve.pipeline.networks import load_pipeline
 
     return load_pipeline(config, progress)
 

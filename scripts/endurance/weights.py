@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from fluxserve.weights.synthetic import write_model
-from fluxserve.weights.synthetic_sizes import TINY
+from fluxserve.models.flux1.sizes import TINY
+from fluxserve.weights.synthetic.write import write_model
 from scripts.endurance.goals import Goal, Scale, at_most, none_of
-from tests.weights.files import flip_a_bit, rewrite, write_sums
+from tests.weights.stored_files import flip_a_bit, rewrite, write_sums
 
 REFUSED = 65
 

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fluxserve.weights import diffusers, synthetic_configs
-from fluxserve.weights.dimensions import ClipParams, T5Params
-from fluxserve.weights.reader import Recipe
-from fluxserve.weights.text_models import CLIP_PREFIX, T5_TIED_EMBEDDING
+from fluxserve.models.flux1 import configs as synthetic_configs
+from fluxserve.models.flux1 import names as diffusers
+from fluxserve.models.flux1.dimensions import ClipParams, T5Params
+from fluxserve.models.flux1.text_names import CLIP_PREFIX, T5_TIED_EMBEDDING
+from fluxserve.tensors.reader import Recipe
 from scripts.train_demo import sizes
 from scripts.train_demo.encoders import TextEncoders, scaled_stream
 

@@ -17,9 +17,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fluxserve.flux import sampling
-from fluxserve.flux.layers import rotary_table
-from fluxserve.flux.transformer import FluxTransformer
+from fluxserve.models.flux1.blocks import rotary_table
+from fluxserve.models.flux1.transformer import FluxTransformer
+from fluxserve.models.parts import latents as sampling
 from scripts.train_demo import sizes
 from scripts.train_demo.encoders import TextEncoders
 from scripts.train_demo.precision import mixed

@@ -7,7 +7,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from fluxserve.flux.transformer import FluxTransformer
+from fluxserve.models.flux1.transformer import FluxTransformer
 from scripts.train_demo import references, scenes
 from scripts.train_demo.autoencoder import to_pixels
 from scripts.train_demo.batches import Material

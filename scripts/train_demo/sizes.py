@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fluxserve.flux.params import AutoencoderParams, FluxParams
+from fluxserve.models.flux1.variants import AutoencoderParams, FluxParams
 
 TEXT_TOKENS = 32
 """T5's length, as the demo's row of VARIANTS says."""

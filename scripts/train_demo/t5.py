@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fluxserve.flux import sampling
+from fluxserve.models.parts import latents as sampling
 from scripts.train_demo import autoencoder, captions, checkpoint, latents, references, scenes, sizes
 from scripts.train_demo.encoders import TextEncoders, hidden_matrices, start_embeddings
 from scripts.train_demo.latents import PatchBasis

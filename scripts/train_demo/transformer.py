@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from fluxserve.flux.transformer import FluxTransformer
+from fluxserve.models.flux1.transformer import FluxTransformer
 from scripts.train_demo import checkpoint
 from scripts.train_demo.autoencoder import scaled
 from scripts.train_demo.batches import Batch, Captioned, Material, Mix, from_processes

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fluxserve.flux.autoencoder import Autoencoder
-from fluxserve.weights import diffusers
-from fluxserve.weights.reader import Recipe
-from fluxserve.weights.text_models import CLIP_PREFIX, T5_EMBEDDING, T5_TIED_EMBEDDING
+from fluxserve.models.flux1 import names as diffusers
+from fluxserve.models.flux1.text_names import CLIP_PREFIX, T5_EMBEDDING, T5_TIED_EMBEDDING
+from fluxserve.models.parts.autoencoder import Autoencoder
+from fluxserve.tensors.reader import Recipe
 from scripts.train_demo import checkpoint, codes, sizes
 from scripts.train_demo.autoencoder import painted
 from scripts.train_demo.encoders import scaled_stream

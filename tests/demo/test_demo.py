@@ -18,7 +18,9 @@ from PIL import Image
 import fluxserve
 from fluxserve import FluxPipeline
 from fluxserve.config import Dtype
-from fluxserve.flux import autoencoder, layers, sampling
+from fluxserve.models.flux1 import blocks as layers
+from fluxserve.models.parts import autoencoder
+from fluxserve.models.parts import latents as sampling
 from tests.demo.references import PROMPTS, named
 from tests.server import running
 from tests.server.running import Server

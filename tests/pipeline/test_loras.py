@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import CheckpointError, ConfigError, InvalidRequest
+from fluxserve.models.flux1.sizes import TINY
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
-from fluxserve.pipeline.loading import draw_blueprint, load_pipeline
+from fluxserve.pipeline.networks import draw_blueprint, load_pipeline
 from fluxserve.request import GenerationRequest, LoraChoice, complete_request
-from fluxserve.weights.synthetic import write_model
-from fluxserve.weights.synthetic_sizes import TINY
+from fluxserve.weights.synthetic.write import write_model
 from tests.conftest import MakeCheckpoint
 from tests.loras import PREFIXES, low_rank, write_loras
 

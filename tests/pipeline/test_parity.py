@@ -14,7 +14,7 @@ from diffusers import FluxPipeline as DiffusersPipeline
 from PIL import Image
 
 from fluxserve.errors import NonFiniteOutput
-from fluxserve.flux import sampling
+from fluxserve.models.parts import latents as sampling
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
 from fluxserve.request import GenerationRequest, complete_request
 from tests.conftest import MakeCheckpoint

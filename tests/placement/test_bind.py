@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxserve.placement.bind import PackedLinear, unpack_to_scratch
-from fluxserve.weights.quantize import quantize
+from fluxserve.tensors.quantize import quantize
 
 
 def packed_linear(rows: int, columns: int, seed: int) -> tuple[PackedLinear, Tensor]:

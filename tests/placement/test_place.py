@@ -9,9 +9,9 @@ import pytest
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import DeviceError
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
-from fluxserve.pipeline.loading import load_pipeline
+from fluxserve.pipeline.networks import load_pipeline
 from fluxserve.request import complete_request
-from fluxserve.weights.safetensors_file import SafetensorsFile
+from fluxserve.weights.files.safetensors_file import SafetensorsFile
 from tests.conftest import MakeCheckpoint
 
 

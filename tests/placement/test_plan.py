@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from fluxserve.errors import DeviceError
-from fluxserve.flux.params import FLUX1, FLUX1_AE
+from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
+from fluxserve.models.flux1.sizes import CLIP_L, T5_XXL
+from fluxserve.models.flux1.text_names import clip_shapes, t5_shapes
+from fluxserve.models.flux1.variants import FLUX1, FLUX1_AE
 from fluxserve.placement.place import is_modulation
 from fluxserve.placement.plan import GIB, ModelBytes, Work, make_plan, resident_plan, spread
-from fluxserve.weights.shapes import autoencoder_shapes, transformer_shapes
-from fluxserve.weights.synthetic_sizes import CLIP_L, T5_XXL
-from fluxserve.weights.text_models import clip_shapes, t5_shapes
 
 BUDGETS_GIB = (3, 4, 6, 8, 12, 16, 24, 40)
 

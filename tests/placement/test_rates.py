@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from fluxserve.flux.params import FLUX1
+from fluxserve.models.flux1.sizes import TINY
+from fluxserve.models.flux1.variants import FLUX1
 from fluxserve.placement.plan import GIB, Work, resident_plan, streaming_plan
 from fluxserve.placement.rates import (
     Rates,
@@ -18,11 +19,10 @@ from fluxserve.placement.rates import (
     packed_sample,
     step_seconds,
 )
-from fluxserve.placement.storage import Form
-from fluxserve.weights.synthetic_sizes import TINY
+from fluxserve.placement.weight_format import Form
 from tests.conftest import MakeCheckpoint
 from tests.placement.test_plan import WORK, full_size
-from tests.weights.files import open_quietly
+from tests.weights.stored_files import open_quietly
 
 
 @pytest.mark.parametrize(

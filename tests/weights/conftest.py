@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fluxserve.flux.params import FLUX1, FLUX1_AE
-from fluxserve.weights.synthetic import Layout, write_model
-from fluxserve.weights.synthetic_sizes import CLIP_L, T5_XXL, ModelSizes
-from fluxserve.weights.synthetic_weights import Packing
+from fluxserve.models.flux1.sizes import CLIP_L, T5_XXL, ModelSizes
+from fluxserve.models.flux1.variants import FLUX1, FLUX1_AE
+from fluxserve.weights.synthetic.tensors import Packing
+from fluxserve.weights.synthetic.write import Layout, write_model
 
 PUBLISHED_WIDTHS = ModelSizes(
     transformer=replace(

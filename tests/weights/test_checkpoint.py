@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fluxserve.errors import CheckpointError, ConfigError
+from fluxserve.models.flux1.sizes import TINY
+from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.checkpoint import Checkpoint
-from fluxserve.weights.identify import components
-from fluxserve.weights.reader import TensorReader
-from fluxserve.weights.safetensors_file import SafetensorsFile
-from fluxserve.weights.synthetic_sizes import TINY
+from fluxserve.weights.files.identify import components
+from fluxserve.weights.files.safetensors_file import SafetensorsFile
 from tests.conftest import MakeCheckpoint
-from tests.weights.files import open_quietly, rewrite
+from tests.weights.stored_files import open_quietly, rewrite
 
 PARTS = ("transformer", "autoencoder", "t5", "clip")
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -18,7 +18,7 @@ from tests.conftest import MakeCheckpoint
 from tests.faults import FAULTS
 from tests.server import running
 from tests.server.conftest import StartServer, start_server
-from tests.weights.files import flip_a_bit, open_quietly, write_sums
+from tests.weights.stored_files import flip_a_bit, open_quietly, write_sums
 
 __all__ = ["start_server"]
 

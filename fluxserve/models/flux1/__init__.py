@@ -1,0 +1,1 @@
+"""FLUX.1: its networks, text encoders, names, sizes, variants."""

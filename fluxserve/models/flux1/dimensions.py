@@ -1,0 +1,182 @@
+"""The sizes of the four networks, from tensor shapes and the whitelisted integers of config.json. Builds nothing.
+
+What both tell must agree. What neither tells is that of the published FLUX.1 (head width 128, RoPE axes (16, 56, 56)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fluxserve.errors import CheckpointError
+from fluxserve.models.flux1.names import count
+from fluxserve.models.flux1.variants import FLUX1, FLUX1_AE, AutoencoderParams, FluxParams
+from fluxserve.tensors.reader import TensorReader
+
+Config = Mapping[str, int | tuple[int, ...]]
+"""The integers and lists of integers of a config.json; nothing else of it is read."""
+
+CLIP_HEAD_DIM = 64
+T5_MAX_DISTANCE = 128
+
+
+@dataclass(frozen=True)
+class T5Params:
+    """Sizes of a T5 v1.1 encoder (gated GELU, RMS norm eps 1e-6, bias table in block 0 alone)."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    relative_attention_num_buckets: int
+    relative_attention_max_distance: int
+
+
+@dataclass(frozen=True)
+class ClipParams:
+    """Sizes of a CLIP text encoder (quick GELU, causal). The end token's id is the tokenizer's to tell."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+
+
+def integers(config: Mapping[str, Any]) -> Config:
+    """What may be read of a config.json: its integers and its lists of integers."""
+    kept: dict[str, int | tuple[int, ...]] = {}
+    for key, value in config.items():
+        if type(value) is int:
+            kept[key] = value
+        elif isinstance(value, list) and value and all(type(item) is int for item in value):
+            kept[key] = tuple(value)
+    return kept
+
+
+def transformer_params(reader: TensorReader, config: Config) -> FluxParams:
+    """Raises: CheckpointError where a tensor is missing, or shapes and config disagree."""
+    sizes = _Sizes(reader, config)
+    head_dim = sizes.agreed("attention_head_dim", sizes.shape("double_blocks.0.img_attn.norm.query_norm.scale", 1)[0])
+    hidden, in_channels = sizes.shape("img_in.weight", 2)
+    heads = sizes.agreed("num_attention_heads", sizes.divided("the hidden width", hidden, head_dim))
+    axes = sizes.told("axes_dims_rope", FLUX1.axes_dim if head_dim == FLUX1.head_dim else None)
+    if not isinstance(axes, tuple) or len(axes) != 3 or sum(axes) != head_dim or any(a < 2 or a % 2 for a in axes):
+        raise sizes.error(f"axes_dims_rope {axes} are not three even widths that add up to the head width {head_dim}")
+    return FluxParams(
+        in_channels=sizes.agreed("in_channels", in_channels),
+        out_channels=sizes.shape("final_layer.linear.weight", 2)[0],
+        vec_in_dim=sizes.agreed("pooled_projection_dim", sizes.shape("vector_in.in_layer.weight", 2)[1]),
+        context_in_dim=sizes.agreed("joint_attention_dim", sizes.shape("txt_in.weight", 2)[1]),
+        hidden_size=hidden,
+        mlp_hidden=sizes.shape("double_blocks.0.img_mlp.0.weight", 2)[0],
+        num_heads=heads,
+        depth=sizes.agreed("num_layers", count(reader.keys(), "double_blocks.")),
+        depth_single_blocks=sizes.agreed("num_single_layers", count(reader.keys(), "single_blocks.")),
+        axes_dim=axes,
+        theta=FLUX1.theta,
+        guidance_embed="guidance_in.in_layer.weight" in reader.keys(),
+    )
+
+
+def autoencoder_params(reader: TensorReader, config: Config) -> AutoencoderParams:
+    """Raises: as `transformer_params`."""
+    sizes = _Sizes(reader, config)
+    ch, in_channels, _, _ = sizes.shape("encoder.conv_in.weight", 4)
+    levels = count(reader.keys(), "encoder.down.")
+    widths = tuple(sizes.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels))
+    groups = sizes.told("norm_num_groups", FLUX1_AE.num_groups)
+    if not isinstance(groups, int) or groups < 1 or any(width % groups for width in (ch, *widths)):
+        raise sizes.error(f"norm_num_groups {groups} does not divide the widths {(ch, *widths)}")
+    params = AutoencoderParams(
+        in_channels=sizes.agreed("in_channels", in_channels),
+        ch=ch,
+        ch_mult=tuple(sizes.divided("a level's width", width, ch) for width in widths),
+        num_res_blocks=sizes.agreed("layers_per_block", count(reader.keys(), "encoder.down.0.block.")),
+        z_channels=sizes.agreed("latent_channels", sizes.shape("decoder.conv_in.weight", 4)[1]),
+        num_groups=groups,
+    )
+    if sizes.told("block_out_channels", widths) != widths:
+        raise sizes.error(f"block_out_channels {config['block_out_channels']} are not its tensors' widths {widths}")
+    return params
+
+
+def t5_params(reader: TensorReader, config: Config) -> T5Params:
+    """Raises: as `transformer_params`."""
+    sizes = _Sizes(reader, config)
+    vocab, d_model = sizes.shape("shared.weight", 2)
+    table = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    buckets, heads = sizes.shape(table, 2)
+    inner, _ = sizes.shape("encoder.block.0.layer.0.SelfAttention.q.weight", 2)
+    distance = sizes.told("relative_attention_max_distance", T5_MAX_DISTANCE)
+    if not isinstance(distance, int) or distance < 2:
+        raise sizes.error(f"relative_attention_max_distance {distance} is no distance")
+    return T5Params(
+        vocab_size=sizes.agreed("vocab_size", vocab),
+        d_model=sizes.agreed("d_model", d_model),
+        d_kv=sizes.agreed("d_kv", sizes.divided("the width of q", inner, heads)),
+        d_ff=sizes.agreed("d_ff", sizes.shape("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 2)[0]),
+        num_layers=sizes.agreed("num_layers", count(reader.keys(), "encoder.block.")),
+        num_heads=sizes.agreed("num_heads", heads),
+        relative_attention_num_buckets=sizes.agreed("relative_attention_num_buckets", buckets),
+        relative_attention_max_distance=distance,
+    )
+
+
+def clip_params(reader: TensorReader, config: Config) -> ClipParams:
+    """Raises: as `transformer_params`."""
+    sizes = _Sizes(reader, config)
+    vocab, hidden = sizes.shape("embeddings.token_embedding.weight", 2)
+    heads = sizes.told("num_attention_heads", max(hidden // CLIP_HEAD_DIM, 1))
+    if not isinstance(heads, int) or heads < 1 or hidden % heads:
+        raise sizes.error(f"num_attention_heads {heads} does not divide the hidden width {hidden}")
+    return ClipParams(
+        vocab_size=sizes.agreed("vocab_size", vocab),
+        hidden_size=sizes.agreed("hidden_size", hidden),
+        intermediate_size=sizes.agreed("intermediate_size", sizes.shape("encoder.layers.0.mlp.fc1.weight", 2)[0]),
+        num_hidden_layers=sizes.agreed("num_hidden_layers", count(reader.keys(), "encoder.layers.")),
+        num_attention_heads=heads,
+        max_position_embeddings=sizes.agreed(
+            "max_position_embeddings", sizes.shape("embeddings.position_embedding.weight", 2)[0]
+        ),
+    )
+
+
+class _Sizes:
+    """Sizes of one network, asked of its tensors and its config."""
+
+    def __init__(self, reader: TensorReader, config: Config) -> None:
+        self._reader = reader
+        self._config = config
+
+    def error(self, message: str) -> CheckpointError:
+        return CheckpointError(f"{self._reader.source}: {message}")
+
+    def shape(self, key: str, rank: int) -> tuple[int, ...]:
+        """The shape of a tensor that must be there, with `rank` positive sizes."""
+        if key not in self._reader.keys():
+            raise self.error(f"missing {key}")
+        shape = self._reader.shape(key)
+        if len(shape) != rank or min(shape) < 1:
+            raise self.error(f"{key} is {shape}, expected {rank} sizes")
+        return shape
+
+    def agreed(self, name: str, by_tensors: int) -> int:
+        """A size that the tensors tell, and the config must not contradict."""
+        by_config = self._config.get(name, by_tensors)
+        if by_config != by_tensors:
+            raise self.error(f"{name} is {by_config} in its config, {by_tensors} by its tensors")
+        return by_tensors
+
+    def told(self, name: str, otherwise: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        """A size that only the config tells."""
+        return self._config.get(name, otherwise)
+
+    def divided(self, what: str, width: int, by: int) -> int:
+        if width % by:
+            raise self.error(f"{what} {width} is no multiple of {by}")
+        return width // by

@@ -1,0 +1,22 @@
+"""Names and shapes of the transformer's and the autoencoder's tensors, in BFL's names. Reads nothing.
+
+The networks themselves tell them, built on the meta device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fluxserve.models.flux1.transformer import FluxTransformer
+from fluxserve.models.flux1.variants import AutoencoderParams, FluxParams
+from fluxserve.models.parts.autoencoder import Autoencoder
+
+
+def transformer_shapes(params: FluxParams) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {key: tuple(tensor.shape) for key, tensor in FluxTransformer(params).state_dict().items()}
+
+
+def autoencoder_shapes(params: AutoencoderParams) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {key: tuple(tensor.shape) for key, tensor in Autoencoder(params).state_dict().items()}

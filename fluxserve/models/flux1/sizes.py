@@ -1,0 +1,89 @@
+"""The sizes that random-weight models are made in, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fluxserve.models.flux1.dimensions import ClipParams, T5Params
+from fluxserve.models.flux1.variants import FLUX1, FLUX1_AE, AutoencoderParams, FluxParams
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of the four networks of one model; they fit together."""
+
+    transformer: FluxParams
+    autoencoder: AutoencoderParams
+    t5: T5Params
+    clip: ClipParams
+
+
+T5_XXL = T5Params(
+    vocab_size=32128,
+    d_model=4096,
+    d_kv=64,
+    d_ff=10240,
+    num_layers=24,
+    num_heads=64,
+    relative_attention_num_buckets=32,
+    relative_attention_max_distance=128,
+)
+CLIP_L = ClipParams(
+    vocab_size=49408,
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    max_position_embeddings=77,
+)
+
+FULL = ModelSizes(FLUX1, FLUX1_AE, T5_XXL, CLIP_L)
+"""FLUX.1 as published."""
+
+SLIM = ModelSizes(
+    transformer=replace(FLUX1, depth=1, depth_single_blocks=2),
+    autoencoder=FLUX1_AE,
+    t5=replace(T5_XXL, num_layers=4),
+    clip=CLIP_L,
+)
+"""Full width and a nineteenth of the depth: steps cost what they should, in a memory that everybody has (3.6 GB)."""
+
+SMALL = ModelSizes(
+    transformer=replace(
+        FLUX1,
+        vec_in_dim=256,
+        context_in_dim=512,
+        hidden_size=512,
+        mlp_hidden=2048,
+        num_heads=8,
+        depth=3,
+        depth_single_blocks=6,
+        axes_dim=(8, 28, 28),
+    ),
+    autoencoder=replace(FLUX1_AE, ch=64),
+    t5=replace(T5_XXL, d_model=512, d_ff=1024, num_layers=4, num_heads=8),
+    clip=replace(CLIP_L, hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4),
+)
+"""Some 120 million parameters: for benches on a CPU."""
+
+TINY = ModelSizes(
+    transformer=replace(
+        FLUX1,
+        vec_in_dim=24,
+        context_in_dim=40,
+        hidden_size=64,
+        mlp_hidden=256,
+        num_heads=4,
+        depth=2,
+        depth_single_blocks=3,
+        axes_dim=(4, 6, 6),
+    ),
+    autoencoder=AutoencoderParams(
+        in_channels=3, ch=16, ch_mult=(1, 2, 2, 2), num_res_blocks=1, z_channels=16, num_groups=8
+    ),
+    t5=replace(T5_XXL, d_model=40, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
+    clip=replace(CLIP_L, hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4),
+)
+"""Every size odd in its own way, to tell them apart: for tests."""
+
+SIZES = {"tiny": TINY, "small": SMALL, "slim": SLIM, "full": FULL}

@@ -1,0 +1,1 @@
+"""What files hold: formats, and which network is in which file."""

@@ -1,0 +1,1 @@
+"""LoRA files, and putting them to work."""

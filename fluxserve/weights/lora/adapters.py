@@ -1,0 +1,103 @@
+"""The LoRAs of a model: those that change it from the start, and those that requests may name. Knows no devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fluxserve.errors import ConfigError
+from fluxserve.models.flux1.lora_names import NetworkName, lora_targets
+from fluxserve.tensors.reader import TensorReader
+from fluxserve.weights.checkpoint import Checkpoint
+from fluxserve.weights.lora.apply import MergedReader, Weighted, weigh
+from fluxserve.weights.lora.file import Branch, Lora, read_lora
+
+LORA_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """beside: what could not be merged, by network. shelf: the LoRAs that requests may name. files: of all LoRAs."""
+
+    beside: Mapping[NetworkName, Weighted]
+    shelf: Mapping[str, Lora]
+    files: tuple[Path, ...] = ()
+
+    @property
+    def shelf_values(self) -> int:
+        """How many numbers the largest LoRA of the shelf has: so much room is kept for requests' LoRAs."""
+        return max((sum(map(_values, lora.all_branches)) for lora in self.shelf.values()), default=0)
+
+    @property
+    def values(self) -> int:
+        """How many numbers lie beside the weights, at most as planned."""
+        linears = (own for weighted in self.beside.values() for own in weighted.values())
+        return self.shelf_values + sum(_values(branch) for own in linears for branch, _ in own)
+
+
+NO_ADAPTERS = Adapters({}, {})
+
+
+def adapt(checkpoint: Checkpoint, loras: Sequence[str], folder: str | None) -> tuple[Checkpoint, Adapters]:
+    """The model with LoRAs merged into it where its weights are not packed, and the LoRAs that are left.
+
+    loras: `PATH` or `PATH:SCALE`, each. folder: of the LoRAs that requests may name, by their files' stems.
+
+    Raises:
+        ConfigError: a path, a scale or the folder is wrong.
+        CheckpointError: a file does not fit the model, or is of a kind that is not supported; names the keys.
+    """
+    if not loras and folder is None:
+        return checkpoint, NO_ADAPTERS
+    targets = lora_targets(checkpoint.transformer_params, checkpoint.clip_params, checkpoint.t5_params)
+    named = [parse_lora(text) for text in loras]
+    on_shelf = lora_files(folder) if folder is not None else []
+    chosen = [(read_lora(path, targets), scale) for path, scale in named]
+
+    def merged(name: NetworkName, reader: TensorReader) -> MergedReader:
+        return MergedReader(reader, weigh((lora.branches.get(name, {}), scale) for lora, scale in chosen))
+
+    transformer = merged("transformer", checkpoint.transformer)
+    t5, clip = merged("t5", checkpoint.t5), merged("clip", checkpoint.clip)
+    beside: dict[NetworkName, Weighted] = {
+        "transformer": transformer.unmerged,
+        "t5": t5.unmerged,
+        "clip": clip.unmerged,
+    }
+    shelf = {path.stem: read_lora(path, targets) for path in on_shelf}
+    files = (*(path for path, _ in named), *on_shelf)
+    return replace(checkpoint, transformer=transformer, t5=t5, clip=clip), Adapters(beside, shelf, files)
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """(path, scale) of `PATH` or `PATH:SCALE`.
+
+    Raises:
+        ConfigError: there is no such file, or the scale is no number.
+    """
+    if Path(text).is_file():
+        return Path(text), 1.0
+    path, _, scale = text.rpartition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"no LoRA file {text!r}; name it as PATH or PATH:SCALE")
+    try:
+        number = float(scale)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"the scale of the LoRA {path} must be a number, got {scale!r}")
+    return Path(path), number
+
+
+def lora_files(folder: str) -> list[Path]:
+    """The LoRA files in a folder, by name. Raises: ConfigError: it is none."""
+    try:
+        return sorted(path for path in Path(folder).iterdir() if path.suffix == LORA_SUFFIX)
+    except OSError as error:
+        raise ConfigError(f"the folder of LoRAs {folder} cannot be read: {error}") from error
+
+
+def _values(branch: Branch) -> int:
+    return branch.down.numel() + branch.up.numel()

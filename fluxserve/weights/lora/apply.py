@@ -1,0 +1,129 @@
+"""Putting LoRAs to work: merged into weights as they are read, or as side branches of a network. Reads no files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fluxserve.models.flux1.lora_names import NetworkName
+from fluxserve.tensors.packed import PackedWeight
+from fluxserve.tensors.reader import TensorReader
+from fluxserve.weights.lora.file import Branch, Branches, Lora
+
+Weighted = Mapping[str, tuple[tuple[Branch, float], ...]]
+"""A network's Linears with their branches and the strength of each."""
+
+
+def weigh(some: Iterable[tuple[Branches, float]]) -> Weighted:
+    """Several LoRAs' branches of one network, each with its strength, as one."""
+    together: dict[str, tuple[tuple[Branch, float], ...]] = {}
+    for branches, strength in some:
+        for linear, own in branches.items():
+            together[linear] = (*together.get(linear, ()), *((branch, strength) for branch in own))
+    return together
+
+
+class MergedReader:
+    """A reader whose matrices hold LoRAs' changes; computed at each read, in float32. Packed ones stay as they are.
+
+    unmerged: the branches of packed matrices, which must run beside them.
+    """
+
+    def __init__(self, reader: TensorReader, branches: Weighted) -> None:
+        self.source, self.files = reader.source, reader.files
+        self._reader = reader
+        packed = {linear for linear in branches if reader.packed_meta(f"{linear}.weight") is not None}
+        self.unmerged: Weighted = {linear: branches[linear] for linear in packed}
+        self._merged = {f"{linear}.weight": branches[linear] for linear in branches.keys() - packed}
+
+    def keys(self) -> Collection[str]:
+        return self._reader.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._reader.shape(key)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self._reader.dtype(key)
+
+    def read(self, key: str) -> Tensor:
+        weight = self._reader.read(key)
+        if key not in self._merged:
+            return weight
+        wide = weight.to(torch.float32, copy=True)
+        for branch, strength in self._merged[key]:
+            wide[branch.rows].addmm_(branch.up.float(), branch.down.float(), alpha=strength * branch.scale)
+        return wide.to(weight.dtype)
+
+    def packed(self, key: str) -> PackedWeight | None:
+        return self._reader.packed(key)
+
+    def packed_meta(self, key: str) -> PackedWeight | None:
+        return self._reader.packed_meta(key)
+
+    def release(self, key: str) -> None:
+        self._reader.release(key)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A network that branches run beside. dtype: what it computes in."""
+
+    network: nn.Module
+    dtype: torch.dtype
+
+    def place(self, linear: str, branch: Branch) -> Branch:
+        """A branch where its Linear is, which may be packed."""
+        module: Any = self.network.get_submodule(linear)
+        return branch.to(module.weight.device, self.dtype)
+
+
+def placed(lora: Lora, homes: Mapping[NetworkName, Home]) -> Lora:
+    """A LoRA on the devices of its networks."""
+    branches = {
+        name: {linear: tuple(homes[name].place(linear, branch) for branch in own) for linear, own in linears.items()}
+        for name, linears in lora.branches.items()
+    }
+    return replace(lora, branches=branches)
+
+
+def attach(home: Home, branches: Weighted) -> None:
+    """Adds the branches, wherever they lie, to what the network's Linears give, for good."""
+    here = {
+        linear: tuple((home.place(linear, branch), strength) for branch, strength in own)
+        for linear, own in branches.items()
+    }
+    _hook(home.network, here)
+
+
+@contextmanager
+def side_branches(network: nn.Module, branches: Weighted) -> Iterator[None]:
+    """Adds the branches to what the network's Linears give, for as long as the context lasts.
+
+    The branches lie on the network's device in its compute dtype. A Linear may be packed or streamed: its weight is
+    never touched.
+    """
+    hooks = _hook(network, branches)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hook(network: nn.Module, branches: Weighted) -> list[RemovableHandle]:
+    return [network.get_submodule(linear).register_forward_hook(partial(_add, own)) for linear, own in branches.items()]
+
+
+def _add(branches: Sequence[tuple[Branch, float]], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    for branch, strength in branches:
+        change = F.linear(F.linear(inputs[0], branch.down), branch.up)
+        output[..., branch.rows] += strength * branch.scale * change
+    return output

@@ -1,0 +1,1 @@
+"""Models of seeded random weights, written to disk."""

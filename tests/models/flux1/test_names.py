@@ -1,0 +1,81 @@
+"""Names and shapes at full size equal those of the published files, in every spelling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fluxserve.models.flux1 import dimensions
+from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
+from fluxserve.models.flux1.sizes import CLIP_L, T5_XXL
+from fluxserve.models.flux1.text_names import clip_shapes, t5_shapes
+from fluxserve.models.flux1.variants import FLUX1, FLUX1_AE, AutoencoderParams, FluxParams
+from fluxserve.tensors.reader import Mapped, Recipe
+from fluxserve.weights.files.identify import components
+from tests.weights.stored_files import ListedReader, listed
+
+FLUX1_DEV = replace(FLUX1, guidance_embed=True)
+
+
+@pytest.mark.parametrize(("name", "params"), [("bfl_flux1_schnell", FLUX1), ("bfl_flux1_dev", FLUX1_DEV)])
+def test_transformer_has_the_published_names_and_shapes(name: str, params: FluxParams) -> None:
+    assert transformer_shapes(params) == listed(name)
+
+
+def test_autoencoder_has_the_published_names_and_shapes() -> None:
+    assert autoencoder_shapes(FLUX1_AE) == listed("bfl_ae")
+
+
+def test_text_encoders_have_the_published_names_and_shapes() -> None:
+    t5 = listed("t5xxl_encoder")
+    assert t5.pop("encoder.embed_tokens.weight") == t5["shared.weight"]  # tied
+    assert t5_shapes(T5_XXL) == t5
+    assert clip_shapes(CLIP_L) == listed("clip_l_text")
+
+
+@pytest.mark.parametrize("variant", ["schnell", "dev"])
+def test_diffusers_names_cover_the_transformer_with_none_left_over(variant: str) -> None:
+    stored = ListedReader(listed(f"diffusers_flux1_{variant}"))
+    transformer = components(stored)["transformer"]  # refuses what is missing or left over
+    assert {key: transformer.shape(key) for key in transformer.keys()} == listed(f"bfl_flux1_{variant}")
+
+
+def test_diffusers_names_cover_the_autoencoder_with_none_left_over() -> None:
+    autoencoder = components(ListedReader(listed("diffusers_ae")))["autoencoder"]
+    assert {key: autoencoder.shape(key) for key in autoencoder.keys()} == listed("bfl_ae")
+
+
+def test_sizes_are_read_from_the_published_shapes() -> None:
+    def reader(name: str, prefix: str = "") -> ListedReader:
+        return ListedReader({prefix + key: shape for key, shape in listed(name).items()})
+
+    assert dimensions.transformer_params(reader("bfl_flux1_dev"), {}) == FLUX1_DEV
+    assert dimensions.autoencoder_params(reader("bfl_ae"), {}) == FLUX1_AE
+    t5 = components(reader("t5xxl_encoder"))["t5"]
+    clip = components(reader("clip_l_text", "text_model."))["clip"]
+    assert dimensions.t5_params(t5, {}) == T5_XXL
+    assert dimensions.clip_params(clip, {}) == CLIP_L
+
+
+def test_autoencoders_of_other_depths_are_read_too() -> None:
+    params = AutoencoderParams(
+        in_channels=3, ch=16, ch_mult=(1, 2, 2, 2), num_res_blocks=1, z_channels=16, num_groups=8
+    )
+    assert dimensions.autoencoder_params(ListedReader(autoencoder_shapes(params)), {"norm_num_groups": 8}) == params
+
+
+def test_joined_tensors_equal_torch() -> None:
+    class Numbers(ListedReader):
+        def read(self, key: str) -> torch.Tensor:
+            return torch.arange(6.0).view(2, 3) + 10 * ord(key[0])
+
+    recipes = {"rows": Recipe(("a", "b")), "swap": Recipe(("a",), "swap_halves"), "conv": Recipe(("b",), "conv1x1")}
+    stored = Numbers({"a": (2, 3), "b": (2, 3)})
+    mapped = Mapped(stored, recipes)
+    a, b = stored.read("a"), stored.read("b")
+    assert torch.equal(mapped.read("rows"), torch.cat([a, b]))
+    assert torch.equal(mapped.read("swap"), a[[1, 0]])
+    assert torch.equal(mapped.read("conv"), b.reshape(2, 3, 1, 1))
+    assert [mapped.shape(key) for key in ("rows", "swap", "conv")] == [(4, 3), (2, 3), (2, 3, 1, 1)]
