@@ -24,17 +24,17 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
+from fluxserve.models.flux1.family import FLUX1_FAMILY, TRANSFORMER, Flux1Architecture
 from fluxserve.models.flux1.sizes import SIZES, ModelSizes
-from fluxserve.models.flux1.text_names import clip_shapes, t5_shapes
 from fluxserve.models.flux1.toy_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from fluxserve.models.flux1.variants import VARIANTS
-from fluxserve.pipeline.cards import model_card
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
 from fluxserve.pipeline.networks import Blueprint, compile_blocks
+from fluxserve.placement.place import blocks_of
 from fluxserve.placement.plan import GIB
 from fluxserve.request import GenerationRequest, complete_request
 from fluxserve.tensors.packed import PackedWeight
+from fluxserve.tensors.reader import Shapes
 from fluxserve.weights.checkpoint import Checkpoint
 
 TIME_BOX_S = 480
@@ -47,8 +47,9 @@ class RandomReader:
     """A network's tensors, drawn on the device when first read and kept on the host in bfloat16."""
 
     source = "random weights"
+    files = ()
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], device: torch.device) -> None:
+    def __init__(self, shapes: Shapes, device: torch.device) -> None:
         self._shapes = shapes
         self._device = device
         self._tensors: dict[str, Tensor] = {}
@@ -76,6 +77,9 @@ class RandomReader:
         return torch.randn(shape, dtype=torch.bfloat16, device=self._device).mul_(fan_in**-0.5)
 
     def packed(self, key: str) -> PackedWeight | None:
+        return None
+
+    def packed_meta(self, key: str) -> PackedWeight | None:
         return None
 
     def release(self, key: str) -> None:
@@ -115,29 +119,22 @@ class Bench:
         self.side = side
         write_clip_tokenizer(tokenizers / "tokenizer")
         write_t5_tokenizer(tokenizers / "tokenizer_2")
+        architecture = Flux1Architecture(sizes)
         self.checkpoint = Checkpoint(
             id="random",
+            family=FLUX1_FAMILY,
             variant=VARIANTS["schnell"],
-            transformer=RandomReader(transformer_shapes(sizes.transformer), device),
-            transformer_params=sizes.transformer,
-            autoencoder=RandomReader(autoencoder_shapes(sizes.autoencoder), device),
-            autoencoder_params=sizes.autoencoder,
-            t5=RandomReader(t5_shapes(sizes.t5), device),
-            t5_params=sizes.t5,
-            clip=RandomReader(clip_shapes(sizes.clip), device),
-            clip_params=sizes.clip,
-            tokenizer=tokenizers / "tokenizer",
-            tokenizer_2=tokenizers / "tokenizer_2",
+            architecture=architecture,
+            readers={part: RandomReader(shapes, device) for part, shapes in architecture.shapes().items()},
+            tokenizers={name: tokenizers / name for name in FLUX1_FAMILY.tokenizers},
         )
-        self.blueprint = Blueprint(self.checkpoint, device, torch.bfloat16, "fixed", storage=None, compile=False)
+        self.blueprint = Blueprint(self.checkpoint, device, torch.bfloat16, "fixed", quant=None, compile=False)
 
     def load(self, budget_gib: float | None) -> FluxPipeline:
         """Everything resident, or what the budget allows."""
         budget = None if budget_gib is None else int(budget_gib * GIB)
         plan = self.blueprint.plan("none" if budget is None else "auto", budget)
-        networks = self.blueprint.build(plan, lambda *_: None)
-        card = model_card(self.checkpoint, plan, self.device, self.blueprint.form)
-        return FluxPipeline(networks, self.checkpoint.variant, card, self.blueprint)
+        return FluxPipeline(self.blueprint, self.blueprint.build(plan, lambda *_: None))
 
     def request(self, pipeline: FluxPipeline, n: int = 1, prompt: str = SEED_PROMPT) -> GenerationRequest:
         return complete_request(pipeline.card, prompt, n=n, width=self.side, height=self.side, seed=0)
@@ -185,7 +182,7 @@ class Bench:
         pipeline = self.load(None)
         figures: dict[str, Any] = self._times(pipeline)
         self.reference = self.latents(pipeline, 2)
-        compile_blocks(pipeline.transformer)
+        compile_blocks(blocks_of(pipeline.networks.model.denoiser, TRANSFORMER.layout))
         figures["compiled_step_s"] = self._step_s(pipeline, 1)
         figures["compiled_difference"] = self._difference(self.latents(pipeline, 2))
         return figures

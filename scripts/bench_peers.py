@@ -20,7 +20,6 @@ import torch
 from diffusers import FluxPipeline as DiffusersPipeline
 
 from fluxserve import FluxPipeline
-from fluxserve.models.parts import latents as sampling
 from fluxserve.request import GenerationRequest, complete_request
 
 TOLERANCES = {
@@ -53,23 +52,23 @@ class Pair:
         ids = DiffusersPipeline._prepare_latent_image_ids(1, size, size, torch.device("cpu"), self.dtype)
         velocity = self.theirs.transformer(
             hidden_states=self.sample.latents[None].to(self.dtype),
-            encoder_hidden_states=text.txt[None],
+            encoder_hidden_states=text.states[None],
             pooled_projections=text.pooled[None],
             timestep=torch.tensor([1.0], dtype=self.dtype),
             guidance=None,
             img_ids=ids,
-            txt_ids=torch.zeros(text.txt.shape[0], 3, dtype=self.dtype),
+            txt_ids=torch.zeros(text.states.shape[0], 3, dtype=self.dtype),
             return_dict=False,
         )[0]
         return velocity.float()
 
     def our_decode(self) -> torch.Tensor:
-        latents = sampling.unpack(self.sample.latents, *self.sample.latent_size)
+        latents = self.ours.latents.unpack(self.sample.latents, self.sample.latent_size)
         return self.ours.pictures.autoencoder.decode(latents[None].to(self.dtype))
 
     def their_decode(self) -> torch.Tensor:
         vae = self.theirs.vae
-        latents = sampling.unpack(self.sample.latents, *self.sample.latent_size)[None].to(self.dtype)
+        latents = self.ours.latents.unpack(self.sample.latents, self.sample.latent_size)[None].to(self.dtype)
         return vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
 
     def our_image(self) -> None:

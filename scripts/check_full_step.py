@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from fluxserve import FluxPipeline
-from fluxserve.models.flux1.variants import FluxParams
+from fluxserve.models.flux1.sizes import FluxParams
 
 DTYPE = torch.bfloat16
 TOLERANCE = 2e-2
@@ -58,7 +58,7 @@ class Inputs:
 def streamed(folder: Path, size: int) -> tuple[Inputs, Tensor, float]:
     """fluxserve's step, as little of the model in memory as possible: the inputs, the velocity and the seconds."""
     pipeline = FluxPipeline.from_pretrained(str(folder), device="cpu", dtype="bfloat16", offload="stream")
-    transformer, side = pipeline.transformer, size // 16
+    transformer, side = pipeline.networks.model.denoiser, size // 16
     inputs = Inputs.random(transformer.params, side, pipeline.card.max_sequence_length)
     started = time.perf_counter()
     modulation = transformer.modulation(torch.tensor([TIME]), inputs.guidance, inputs.pooled)

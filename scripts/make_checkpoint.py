@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fluxserve.errors import FluxserveError
-from fluxserve.models.flux1.sizes import SIZES
+from fluxserve.models.flux1.family import FLUX1_FAMILY as FLUX1
 from fluxserve.weights.synthetic.write import write_model
 
 EXIT_CONFIG = 78
@@ -16,16 +16,22 @@ EXIT_CONFIG = 78
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/make_checkpoint", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="slim: full width, little depth; full: 34 GB")
+    parser.add_argument(
+        "--size", choices=FLUX1.sizes, default="tiny", help="slim: full width, little depth; full: 34 GB"
+    )
     parser.add_argument("--variant", choices=("schnell", "dev"), default="schnell")
     parser.add_argument("--layout", choices=("diffusers", "bfl"), default="diffusers")
     parser.add_argument("--format", choices=("bf16", "fp8", "q4_0"), default="bf16", help="of the transformer and T5")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     try:
-        sizes = SIZES[arguments.size]
         write_model(
-            arguments.folder, sizes, arguments.variant, arguments.layout, arguments.seed, packing=arguments.format
+            arguments.folder,
+            arguments.size,
+            arguments.variant,
+            arguments.layout,
+            arguments.seed,
+            packing=arguments.format,
         )
     except FluxserveError as error:
         print(error.message, file=sys.stderr)

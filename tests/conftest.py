@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fluxserve.models.flux1.sizes import TINY
-from fluxserve.weights.synthetic.write import Layout, write_model
+from fluxserve.models.synthetic import Layout
+from fluxserve.weights.synthetic.write import write_model
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -21,7 +21,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
     def make(variant: str = "schnell", layout: Layout = "diffusers") -> Path:
         if (variant, layout) not in made:
             folder = tmp_path_factory.mktemp("checkpoints") / f"{variant}-{layout}"
-            write_model(folder, TINY, variant, layout, seed=1)
+            write_model(folder, "tiny", variant, layout, seed=1)
             made[variant, layout] = folder
         return made[variant, layout]
 

@@ -27,7 +27,7 @@ def low_rank(prefixes: tuple[str, ...], down_name: str, up_name: str) -> dict[st
     """A change of every module of the tiny model whose name in a LoRA file begins so."""
     generator = torch.Generator().manual_seed(5)
     tensors: dict[str, Tensor] = {}
-    for module, target in lora_targets(TINY.transformer, TINY.clip, TINY.t5).items():
+    for module, target in lora_targets(TINY).items():
         if module.startswith(prefixes):
             down = torch.randn(RANK, target.columns, generator=generator) / target.columns**0.5
             up = 0.3 * torch.randn(target.rows, RANK, generator=generator)

@@ -86,7 +86,7 @@ def _description(path: Path) -> tuple[list[tuple[str, str]], bool]:
     found = describe(path)
     rows = [("holds", str(network)) for network in found.networks]
     rows += [("lacks", ", ".join(found.missing))] if found.missing else []
-    return rows, any(network.part == "transformer" for network in found.networks)
+    return rows, any(network.part.role == "denoiser" for network in found.networks)
 
 
 def _choice(config: PipelineConfig) -> list[tuple[str, str]]:
@@ -97,15 +97,14 @@ def _choice(config: PipelineConfig) -> list[tuple[str, str]]:
     blueprint = draw_blueprint(config, lambda *_: None)
     checkpoint, device, dtype = blueprint.checkpoint, blueprint.device, blueprint.dtype
     plan = blueprint.plan(config.offload, config.memory_budget)
-    readers = (checkpoint.transformer, checkpoint.t5, checkpoint.clip, checkpoint.autoencoder)
     return [
         ("device", f"{device}, {_gib(available_bytes(device))} available"),
         ("dtype", f"{str(dtype).removeprefix('torch.')}: {blueprint.reason}"),
         ("model", f"{checkpoint.id} ({checkpoint.variant.name}): {checkpoint.variant.description}"),
         ("licence", checkpoint.variant.licence),
-        *(("files", reader.source) for reader in readers),
+        *(("files", reader.source) for reader in checkpoint.readers.values()),
         ("weights", _bytes(blueprint.sizes().total)),
-        *_placement(placement_of(checkpoint, plan, device, blueprint.form)),
+        *_placement(placement_of(checkpoint, plan, device, blueprint.block_format)),
     ]
 
 
@@ -118,7 +117,7 @@ def _placement(placement: Placement) -> list[tuple[str, str]]:
         ("budget", f"{_bytes(placement.budget_bytes)}; the most needed is {_bytes(placement.peak_bytes)}: {fit}"),
         ("resident", f"{placement.resident_blocks} of {blocks} transformer blocks"),
         ("streamed", f"{_bytes(placement.streamed_bytes)} each step"),
-        ("text", f"T5 {placement.text_encoder}"),
+        ("text", f"text encoder {placement.text_encoder}"),
         ("autoencoder", placement.autoencoder),
         ("step", f"{placement.step_s:.2f} s expected, at the model's own size"),
     ]

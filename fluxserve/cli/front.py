@@ -179,7 +179,7 @@ def placement_line(placement: Placement) -> str:
         f"{placement.peak_bytes:,} of {placement.budget_bytes:,} bytes at most, "
         f"{placement.resident_blocks} of {blocks} blocks resident, "
         f"{placement.streamed_bytes:,} bytes streamed a step, "
-        f"T5 {placement.text_encoder}, autoencoder {placement.autoencoder}, "
+        f"text encoder {placement.text_encoder}, autoencoder {placement.autoencoder}, "
         f"{placement.step_s:.2f} s a step expected"
     )
 

@@ -36,13 +36,13 @@ def load_with_progress(config: PipelineConfig) -> FluxPipeline:
     """Loads what `config` names, and tells of a licence or a notice that people should know of.
 
     Raises:
-        FluxserveError: as `load_pipeline`.
+        FluxserveError: as `FluxPipeline.load`.
     """
     with console.status(f"loading {config.model}"):
-        from fluxserve.pipeline.networks import load_pipeline
+        from fluxserve.pipeline.flux_pipeline import FluxPipeline
 
     with byte_bar(config.model) as progress:
-        pipeline = load_pipeline(config, progress)
+        pipeline = FluxPipeline.load(config, progress)
     card = pipeline.card
     if card.notice is not None:
         console.print(f"[yellow]{card.id}: {card.description}[/yellow]")

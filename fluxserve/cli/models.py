@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from fluxserve.models.flux1.variants import VARIANTS, Variant
+from fluxserve.models import registry
+from fluxserve.models.variant import Variant
 
 
 def models() -> None:
@@ -15,7 +16,7 @@ def models() -> None:
     for heading in ("steps", "size", "text tokens", "licence", "here"):
         table.add_column(heading)
     cached = _cached_repositories()
-    for variant in VARIANTS.values():
+    for variant in registry.variants().values():
         name = variant.repository or variant.name
         here = "yes" if variant.repository is None or variant.repository in cached else "no"
         table.add_row(name, *_facts(variant), here)
@@ -37,9 +38,9 @@ def _cached_repositories() -> set[str]:
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
-    from fluxserve.weights.hub.ungated import UNGATED, composed_folder
+    from fluxserve.weights.hub.ungated import composed_folder
 
-    pulled = {repo_id for repo_id in UNGATED if composed_folder(repo_id) is not None}
+    pulled = {name for name in registry.short_names().values() if composed_folder(name) is not None}
     try:
         return pulled | {repository.repo_id for repository in scan_cache_dir().repos}
     except CacheNotFound:

@@ -12,7 +12,7 @@ from fluxserve.cli.failures import failures_to_exit_codes
 from fluxserve.cli.loading import byte_bar, console
 
 if TYPE_CHECKING:
-    from fluxserve.weights.hub.pull import Haul
+    from fluxserve.weights.hub.pull import DownloadPlan
 
 
 def pull(
@@ -21,31 +21,31 @@ def pull(
 ) -> None:
     """Fetch a model, check it, and leave it ready for serve. What is there already is not fetched again."""
     with failures_to_exit_codes():
-        from fluxserve.weights.hub.pull import bring_in, plan_haul
+        from fluxserve.weights.hub.pull import download, plan_download
 
-        haul = plan_haul(model)
-        if haul.composed:
+        plan = plan_download(model)
+        if plan.composed:
             console.print(
-                f"{haul.repo_id} is gated, and no token here may read it: "
+                f"{plan.repo_id} is gated, and no token here may read it: "
                 "taking its float8 weights from copies that need no account.",
                 highlight=False,
             )
         if dry_run:
-            Console().print(_listing(haul), highlight=False)
+            Console().print(_listing(plan), highlight=False)
             return
         with byte_bar(model) as progress:
-            place = bring_in(haul, progress)
+            place = download(plan, progress)
     console.print(f"{model} is here and checked: {place}", highlight=False, soft_wrap=True)
 
 
-def _listing(haul: Haul) -> Table:
+def _listing(plan: DownloadPlan) -> Table:
     """The files with their sizes, then what is missing and how much disk there is."""
     table = Table(box=None, pad_edge=False)
     table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")
     table.add_column("here")
-    for file in haul.files:
+    for file in plan.files:
         table.add_row(f"{file.repo_id}/{file.filename}", f"{file.nbytes:,}", "yes" if file.cached else "no")
-    table.add_row("to be fetched", f"{haul.missing_bytes:,}")
-    table.add_row("free disk", f"{haul.free_bytes:,}", "enough" if haul.fits else "too little")
+    table.add_row("to be fetched", f"{plan.missing_bytes:,}")
+    table.add_row("free disk", f"{plan.free_bytes:,}", "enough" if plan.fits else "too little")
     return table

@@ -1,4 +1,4 @@
-"""Calling back from inside long forward passes, so that they can be watched and stopped. Knows nothing of jobs."""
+"""Calling back from inside long forward passes, so that they can be watched and stopped."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from torch import nn
 
 
-def no_checkpoint() -> None:
-    """The checkpoint of callers that never stop."""
+def never_cancelled() -> None:
+    """The callback of callers that never stop."""
 
 
-class Checkpoint:
+class CancellationPoint:
     """Calls the current callback before each of some modules runs; what it raises ends the forward pass."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._callback: Callable[[], None] = no_checkpoint
+        self._callback: Callable[[], None] = never_cancelled
         for module in modules:
             module.register_forward_pre_hook(lambda *_: self._callback())
 
@@ -26,4 +26,4 @@ class Checkpoint:
         try:
             yield
         finally:
-            self._callback = no_checkpoint
+            self._callback = never_cancelled

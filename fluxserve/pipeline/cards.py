@@ -1,4 +1,4 @@
-"""What clients and the front may know of a loaded model. Knows no weights and no requests."""
+"""What clients and the front may know of a loaded model."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
 from fluxserve.placement.rates import measure_rates, packed_sample, step_seconds
-from fluxserve.placement.weight_format import Form
+from fluxserve.placement.weight_format import WeightFormat
 from fluxserve.request import ModelCard, Placement
 from fluxserve.weights.checkpoint import Checkpoint
 
 
 def model_card(
-    checkpoint: Checkpoint, plan: Plan, device: torch.device, form: Form, loras: Iterable[str] = ()
+    checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: WeightFormat, loras: Iterable[str] = ()
 ) -> ModelCard:
-    """What clients and the front may know of the model. form: of its blocks. loras: the names that requests may use."""
+    """What clients and the front may know of the model. fmt: of its blocks. loras: the names that requests may use."""
     variant = checkpoint.variant
     return ModelCard(
         id=checkpoint.id,
         aliases=variant.aliases,
         variant=variant.name,
-        steps=variant.steps,
+        steps=dict(variant.steps),
         max_sequence_length=variant.max_sequence_length,
         guidance_scale=variant.guidance_scale,
         guidance_max=variant.guidance_max,
@@ -35,27 +35,28 @@ def model_card(
         description=variant.description,
         notice=variant.notice,
         device=str(device),
-        dtype=dtype_name(form.dtype),
+        dtype=dtype_name(fmt.dtype),
         max_pixels=None if variant.resamples else plan.max_pixels,
         max_batch=min(largest_batch(device), plan.samples_together(plan.work.width, plan.work.height)),
-        placement=placement_of(checkpoint, plan, device, form),
+        placement=placement_of(checkpoint, plan, device, fmt),
         loras=tuple(loras),
     )
 
 
-def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, form: Form) -> Placement:
+def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: WeightFormat) -> Placement:
     """The plan in the words of both processes, with the step time expected on this machine."""
-    params = checkpoint.transformer_params
-    sample = packed_sample(checkpoint.transformer, plan, form, device)
+    costs, denoiser = checkpoint.architecture.arithmetic, checkpoint.denoiser
+    assert denoiser.layout is not None
+    sample = packed_sample(checkpoint.readers[denoiser.name], denoiser.layout, plan, fmt, device)
     return Placement(
         budget_bytes=plan.budget_bytes,
         peak_bytes=plan.peak_bytes,
         resident_blocks=len(plan.resident),
         streamed_blocks=len(plan.streamed),
         streamed_bytes=plan.streamed_bytes,
-        text_encoder=plan.t5,
+        text_encoder=plan.text_encoder,
         autoencoder="tiled" if plan.tiled else "whole",
-        step_s=step_seconds(params, plan, measure_rates(params, device, form.dtype, sample)),
+        step_s=step_seconds(costs, plan, measure_rates(costs, device, fmt.dtype, sample)),
     )
 
 

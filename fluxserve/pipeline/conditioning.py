@@ -1,19 +1,15 @@
-"""What the denoising loop needs of a prompt, computed once before it: text states and modulation rows.
-
-Knows nothing of noise or pictures. The rows of all steps are computed at once because they depend on time, guidance
-and the pooled prompt alone: a quarter of the transformer's weights is then untouched while stepping.
-"""
+"""What the denoising loop needs of a prompt, computed once before it: text states and the rows of all steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fluxserve.models.flux1.text import PromptStates, TextEncoders
-from fluxserve.models.flux1.transformer import FluxTransformer
+from fluxserve.models.family import CancellationCallback, Model, PromptStates
 from fluxserve.pipeline.cache import ByteBoundedCache
 from fluxserve.pipeline.loras import LoraSet
 
@@ -23,19 +19,19 @@ MODULATION_CACHE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Conditioning:
-    """text: the encoded prompt. modulation: (steps, M) on the host, one row a step. cached: no encoder ran for it."""
+    """text: the encoded prompt. rows: (steps, M) on the host. cached: no encoder ran for it."""
 
     text: PromptStates
-    modulation: Tensor
+    rows: Tensor
     cached: bool
 
 
 class Conditioner:
-    """Makes Conditionings, remembering prompts and modulation rows within a bound of bytes each."""
+    """Makes Conditionings, remembering prompts and rows within a bound of bytes each."""
 
-    def __init__(self, encoders: TextEncoders, transformer: FluxTransformer) -> None:
-        self.encoders = encoders
-        self.transformer = transformer
+    def __init__(self, model: Model, denoiser: str) -> None:
+        self._model = model
+        self._denoiser = denoiser
         self._prompts = ByteBoundedCache[PromptStates](PROMPT_CACHE_BYTES, lambda states: states.nbytes)
         self._rows = ByteBoundedCache[Tensor](MODULATION_CACHE_BYTES, lambda rows: rows.nbytes)
 
@@ -45,7 +41,7 @@ class Conditioner:
         max_length: int,
         guidance: float | None,
         times: tuple[float, ...],
-        checkpoint: Callable[[], None],
+        cancellation: CancellationCallback,
         loras: LoraSet,
     ) -> Conditioning:
         """times: the steps' start times. guidance: None for models without."""
@@ -53,14 +49,14 @@ class Conditioner:
         text = self._prompts.get(text_key)
         cached = text is not None
         if text is None:
-            with loras.beside("t5", self.encoders.t5), loras.beside("clip", self.encoders.clip):
-                text = self.encoders.encode(prompt, max_length, checkpoint)
+            with self._beside_encoders(loras):
+                text = self._model.encode(prompt, max_length, cancellation)
             self._prompts.put(text_key, text)
-        rows_key = (text_key, loras.choices, guidance, times)
+        rows_key = (None if text.pooled is None else text_key, loras.choices, guidance, times)
         rows = self._rows.get(rows_key)
         if rows is None:
-            with loras.beside("transformer", self.transformer):
-                rows = self._modulation(text.pooled, guidance, times)
+            with loras.beside(self._denoiser, self._model.denoiser), torch.inference_mode():
+                rows = self._model.rows(torch.tensor(times, dtype=torch.float32), guidance, text)
             self._rows.put(rows_key, rows)
         return Conditioning(text, rows, cached)
 
@@ -69,9 +65,9 @@ class Conditioner:
         self._prompts.clear()
         self._rows.clear()
 
-    @torch.inference_mode()
-    def _modulation(self, pooled: Tensor, guidance: float | None, times: tuple[float, ...]) -> Tensor:
-        """Returns (steps, M) on the host."""
-        t = torch.tensor(times, dtype=torch.float32, device=pooled.device)
-        g = None if guidance is None else torch.full_like(t, guidance)
-        return self.transformer.modulation(t, g, pooled.expand(len(times), -1)).cpu()
+    @contextmanager
+    def _beside_encoders(self, loras: LoraSet) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, network in self._model.text_encoders.items():
+                stack.enter_context(loras.beside(name, network))
+            yield

@@ -1,7 +1,7 @@
 """The pipeline's verbs: begin, step, preview, decode; and generate, the loop over them.
 
-Follows black-forest-labs/flux `src/flux/cli.py` for what is computed, diffusers' FluxPipeline for what a seed draws:
-the same checkpoint, seed, size and steps give the same picture. Knows nothing of HTTP, queues or where weights live.
+Follows black-forest-labs/flux `src/flux/cli.py` for what is computed, diffusers' pipelines for what a seed draws: the
+same checkpoint, seed, size and steps give the same picture. Knows nothing of HTTP, queues or model families.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,28 +16,29 @@ from torch import Tensor
 from fluxserve import request as words
 from fluxserve.config import Dtype, Offload, PipelineConfig, Storage
 from fluxserve.errors import NonFiniteOutput
-from fluxserve.models.cancellation import no_checkpoint
-from fluxserve.models.flux1.text import TextEncoders
-from fluxserve.models.flux1.transformer import FluxTransformer
-from fluxserve.models.flux1.variants import Variant
-from fluxserve.models.parts import latents as sampling
-from fluxserve.models.parts.autoencoder import Autoencoder
+from fluxserve.models import solvers
+from fluxserve.models.cancellation import never_cancelled
+from fluxserve.models.family import CancellationCallback, LatentSpace, StepInputs
 from fluxserve.pipeline import images
 from fluxserve.pipeline.cache import ByteBoundedCache
-from fluxserve.pipeline.conditioning import Conditioner
+from fluxserve.pipeline.cards import dtype_name, model_card
+from fluxserve.pipeline.conditioning import Conditioner, Conditioning
 from fluxserve.pipeline.generation import Generation, Stopwatch
 from fluxserve.pipeline.images import InputPicture, Pixels
-from fluxserve.pipeline.loras import LoraShelf
+from fluxserve.pipeline.loras import LoraSet
 from fluxserve.pipeline.metadata import about
+from fluxserve.pipeline.networks import Blueprint, Networks, draw_blueprint
 from fluxserve.pipeline.pictures import Pictures
 from fluxserve.pipeline.samples import Inpaint, Sample, latent_weights
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
-from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Progress
+from fluxserve.request import GeneratedImage, GenerationRequest, Progress
+from fluxserve.weights.hub.fetch import ByteProgress as ProgressCallback
+from fluxserve.weights.verify import check_files
 
 log = logging.getLogger(__name__)
 
-ROPE_CACHE_BYTES = 64 * 2**20
+POSITION_CACHE_BYTES = 64 * 2**20
 FINITE_CHECK_STEPS = 4
 
 
@@ -49,52 +48,52 @@ def log_progress(stage: str, done: int, total: int) -> None:
         log.info("%s: %d bytes", stage, total)
 
 
-@dataclass(frozen=True)
-class Networks:
-    """A model's networks, placed by a plan, and the LoRAs that may run beside them."""
-
-    encoders: TextEncoders
-    transformer: FluxTransformer
-    autoencoder: Autoencoder
-    plan: Plan
-    loras: LoraShelf
-
-
-class Builder(Protocol):
-    """Who can place the model again; a Blueprint."""
-
-    def smaller_plan(self, plan: Plan) -> Plan: ...
-    def build(self, plan: Plan, progress: Callable[[str, int, int], None]) -> Networks: ...
-
-
 class FluxPipeline:
     """A loaded model. One thread at a time; `encode` alone may run beside the others."""
 
-    def __init__(self, networks: Networks, variant: Variant, card: ModelCard, builder: Builder) -> None:
-        self.variant = variant
-        self.card = card
-        self._builder = builder
-        self._ropes = ByteBoundedCache[Tensor](ROPE_CACHE_BYTES, lambda rope: rope.nbytes)
+    def __init__(self, blueprint: Blueprint, networks: Networks) -> None:
+        self.blueprint = blueprint
+        self.variant = blueprint.checkpoint.variant
+        self.card = model_card(
+            blueprint.checkpoint, networks.plan, blueprint.device, blueprint.block_format, blueprint.adapters.by_name
+        )
+        self.max_batch = largest_batch(blueprint.device)
+        self._positions = ByteBoundedCache[Tensor](POSITION_CACHE_BYTES, lambda positions: positions.nbytes)
         self._take(networks)
-        self.max_batch = largest_batch(self.device)
 
     def _take(self, networks: Networks) -> None:
-        self.transformer = networks.transformer
-        self.pictures = Pictures(networks.autoencoder, networks.plan)
-        self.loras = networks.loras
-        self.conditioner = Conditioner(networks.encoders, networks.transformer)
+        self.networks = networks
+        self.pictures = Pictures(networks.model.autoencoder, networks.latents, networks.plan)
+        self.conditioner = Conditioner(networks.model, networks.denoiser)
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.img_in.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.img_in.bias.dtype  # a packed weight has none to compute in
+        return self.blueprint.device
 
     @property
     def plan(self) -> Plan:
-        return self.pictures.plan
+        return self.networks.plan
+
+    @property
+    def latents(self) -> LatentSpace:
+        return self.networks.latents
+
+    @classmethod
+    def load(cls, config: PipelineConfig, progress: ProgressCallback) -> FluxPipeline:
+        """Loads what `config` names onto its device. progress: called with (stage, bytes done, bytes in all).
+
+        Raises:
+            SourceError, CheckpointError, ConfigError: see `open_checkpoint`.
+            DeviceError: the device is not there, or the model does not fit the budget in any way.
+        """
+        blueprint = draw_blueprint(config, progress)
+        plan = blueprint.plan(config.offload, config.memory_budget)
+        checkpoint = blueprint.checkpoint
+        log.info("%s on %s in %s: %s", checkpoint.id, blueprint.device, dtype_name(blueprint.dtype), blueprint.reason)
+        check_files((*checkpoint.files, *blueprint.adapters.files), config.verify, progress)
+        networks = blueprint.build(plan, progress)
+        log.info("%s loaded: %s", checkpoint.id, checkpoint.variant.licence)
+        return cls(blueprint, networks)
 
     @classmethod
     def from_pretrained(
@@ -120,10 +119,8 @@ class FluxPipeline:
             ConfigError: the model or a LoRA's file is not there, or a scale is no number.
             DeviceError: the device is not there, or too small for the model.
         """
-        from fluxserve.pipeline.networks import load_pipeline
-
         options = (device, dtype, offload, text_encoders, memory_budget, storage, compile)
-        return load_pipeline(PipelineConfig(model, *options, lora=tuple(loras)), log_progress)
+        return cls.load(PipelineConfig(model, *options, lora=tuple(loras)), log_progress)
 
     def most_together(self, sample: Sample) -> int:
         """How many samples like this one to step together: `max_batch`, or as many as fit beside the weights."""
@@ -133,30 +130,37 @@ class FluxPipeline:
     # The verbs
 
     @torch.inference_mode()
-    def begin(self, request: GenerationRequest, checkpoint: Callable[[], None] = no_checkpoint) -> list[Sample]:
-        """Everything before the first step, one Sample an image. checkpoint: called once a T5 block.
+    def begin(self, request: GenerationRequest, cancellation: CancellationCallback = never_cancelled) -> list[Sample]:
+        """Everything before the first step, one Sample an image. cancellation: called once a block of a text encoder.
 
         Raises:
             InvalidRequest: an uploaded picture cannot be read, or a LoRA is not there.
         """
-        width, height = self._drawn_size(request)
-        h, w = height // 8, width // 8
-        times = self._times(request, image_tokens=h * w // 4)
-        guidance = request.guidance_scale if self.transformer.guidance_in is not None else None
-        loras = self.loras.take(request.loras)
-        encode = self.conditioner.condition
-        cond = encode(request.prompt, request.max_sequence_length, guidance, times[:-1], checkpoint, loras)
-        uncond = None
-        if request.true_cfg_scale > 1:
-            negative = request.negative_prompt
-            uncond = encode(negative, request.max_sequence_length, guidance, times[:-1], checkpoint, loras)
+        native_size = width, height = self._drawn_size(request)
+        size = (height // self.latents.scale, width // self.latents.scale)
+        times = self._times(request, image_tokens=width * height // self.latents.token_area)
+        loras = self.networks.loras.take(request.loras)
+        cond, uncond = self._encode(request, times[:-1], cancellation, loras)
         picture = self._input_picture(request)
         clean = None if picture is None else self.pictures.encode(picture, width, height)
         samples = []
         for index in range(len(request.seeds)):
-            latents, inpaint = self._start(request, index, (h, w), times[0], picture, clean)
-            sample = Sample(request, index, times, (h, w), latents, cond, uncond, picture, inpaint, loras=loras)
-            samples.append(sample)
+            start, inpaint = self._start(request, index, size, times[0], picture, clean)
+            samples.append(
+                Sample(
+                    request=request,
+                    index=index,
+                    times=times,
+                    native_size=native_size,
+                    latent_size=size,
+                    latents=start,
+                    cond=cond,
+                    uncond=uncond,
+                    picture=picture,
+                    inpaint=inpaint,
+                    loras=loras,
+                )
+            )
         return samples
 
     @torch.inference_mode()
@@ -169,43 +173,43 @@ class FluxPipeline:
         velocity = self._velocity(samples)
         latents = torch.stack([sample.latents for sample in samples])
         t, t_next = (self._tensor([sample.times[sample.step + i] for sample in samples]) for i in (0, 1))
-        moved = sampling.euler_step(latents, velocity, t, t_next)
+        moved = solvers.euler_step(latents, velocity, t, t_next)
         if any((sample.step + 1) % FINITE_CHECK_STEPS == 0 for sample in samples) and not moved.isfinite().all():
             raise NonFiniteOutput("the latents are no longer finite; other seeds or sizes may do")
         for sample, x, v in zip(samples, moved, velocity, strict=True):
             sample.advance(x, v)
 
-    def preview(self, sample: Sample, checkpoint: Callable[[], None] = no_checkpoint) -> Pixels:
+    def preview(self, sample: Sample, cancellation: CancellationCallback = never_cancelled) -> Pixels:
         """The picture as predicted at the last step, at the size asked."""
-        return self.pictures.to_pixels(sample, sample.predicted(), checkpoint)
+        return self.pictures.to_pixels(sample, sample.predicted(), cancellation)
 
-    def decode(self, sample: Sample, checkpoint: Callable[[], None] = no_checkpoint) -> Pixels:
+    def decode(self, sample: Sample, cancellation: CancellationCallback = never_cancelled) -> Pixels:
         """The finished picture at the size asked.
 
         Raises:
             NonFiniteOutput: it holds NaN or infinity, in float32 too.
         """
-        return self.pictures.to_pixels(sample, sample.latents, checkpoint)
+        return self.pictures.to_pixels(sample, sample.latents, cancellation)
 
     def encode(self, pixels: Pixels, sample: Sample) -> GeneratedImage:
         """Pixels to a file in the request's format, with what made it. Thread-safe; touches no device."""
         return images.encode(pixels, sample.request, sample.index, about(sample, self.card.id))
 
-    def replan(self, checkpoint: Callable[[], None] = no_checkpoint) -> None:
+    def replan(self, cancellation: CancellationCallback = never_cancelled) -> None:
         """Places the model anew in three quarters of the memory; samples under way go on where they are.
 
-        checkpoint: called once a tensor.
+        cancellation: called once a tensor.
 
         Raises:
             DeviceError: there is no smaller plan; the present one stays.
         """
-        plan = self._builder.smaller_plan(self.plan)
+        plan = self.blueprint.smaller_plan(self.plan)
         log.warning("out of memory: placing the model anew within %d bytes", plan.budget_bytes)
-        del self.transformer, self.pictures, self.conditioner, self.loras
-        self._take(self._builder.build(plan, lambda *_: checkpoint()))
+        del self.networks, self.pictures, self.conditioner
+        self._take(self.blueprint.build(plan, lambda *_: cancellation()))
 
     def text_usage(self, samples: Sequence[Sample]) -> tuple[int, int | None]:
-        """T5 tokens used, and how many the prompt had if it was cut."""
+        """Text tokens used, and how many the prompt had if it was cut."""
         text = samples[0].cond.text
         return text.tokens, text.prompt_tokens if text.prompt_tokens > text.tokens else None
 
@@ -270,9 +274,21 @@ class FluxPipeline:
     def _times(self, request: GenerationRequest, image_tokens: int) -> tuple[float, ...]:
         """The schedule, without the first steps where an uploaded picture stands in for them."""
         steps = request.num_inference_steps
-        times = sampling.schedule(steps, image_tokens, self.variant.shifted_schedule)
         skipped = 0 if request.image is None else min(math.floor(steps * (1 - request.strength)), steps - 1)
-        return tuple(times[skipped:])
+        return self.variant.schedule(steps, image_tokens)[skipped:]
+
+    def _encode(
+        self, request: GenerationRequest, times: tuple[float, ...], cancellation: CancellationCallback, loras: LoraSet
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """The prompt and, with true CFG, the negative prompt. times: the steps' start times."""
+
+        def condition(prompt: str) -> Conditioning:
+            return self.conditioner.condition(
+                prompt, request.max_sequence_length, request.guidance_scale, times, cancellation, loras
+            )
+
+        cond = condition(request.prompt)
+        return cond, condition(request.negative_prompt) if request.true_cfg_scale > 1 else None
 
     def _input_picture(self, request: GenerationRequest) -> InputPicture | None:
         if request.image is None:
@@ -289,40 +305,44 @@ class FluxPipeline:
         clean: Tensor | None,
     ) -> tuple[Tensor, Inpaint | None]:
         """The latents of image `index` at time t, and what an edit keeps."""
-        channels = self.pictures.channels
-        noise = sampling.pack(sampling.noise(request.seeds[index], channels, *size)).to(self.device)
+        noise = self.latents.noise(request.seeds[index], size).to(self.device)
         if picture is None or clean is None:
             return noise, None
-        weights = latent_weights(picture, channels, size)
+        weights = latent_weights(picture, self.latents, size)
         inpaint = None if weights is None else Inpaint(clean, noise, weights.to(self.device))
-        return sampling.add_noise(clean, noise, t), inpaint
+        return solvers.add_noise(clean, noise, t), inpaint
 
     # Inside step
 
     def _velocity(self, samples: Sequence[Sample]) -> Tensor:
-        """(B, I, C * 4) float32. With true CFG both prompts run in one pass over the weights."""
+        """(B, I, F) float32. With true CFG both prompts run in one pass over the weights."""
         guided = samples[0].uncond is not None
         rows = [(sample, sample.cond) for sample in samples]
         rows += [(sample, sample.uncond) for sample in samples if sample.uncond is not None]
-        img = torch.stack([sample.latents for sample, _ in rows]).to(self.dtype)
-        txt = torch.stack([cond.text.txt for _, cond in rows])
-        modulation = torch.stack([cond.modulation[sample.step] for sample, cond in rows]).to(self.device)
-        rope = self._rope(txt.shape[1], samples[0].latent_size)
-        with samples[0].loras.beside("transformer", self.transformer):
-            velocity = self.transformer(img, txt, modulation, rope).float()
+        latents = torch.stack([sample.latents for sample, _ in rows]).to(self.blueprint.dtype)
+        text = torch.stack([cond.text.states for _, cond in rows])
+        inputs = StepInputs(
+            latents=latents,
+            text=text,
+            rows=torch.stack([cond.rows[sample.step] for sample, cond in rows]).to(self.device),
+            positions=self._positions_of(text.shape[1], samples[0].latent_size),
+        )
+        model = self.networks.model
+        with samples[0].loras.beside(self.networks.denoiser, model.denoiser):
+            velocity = model.velocity(inputs).float()
         if not guided:
             return velocity
         cond, uncond = velocity.chunk(2)
         scale = self._tensor([sample.request.true_cfg_scale for sample in samples])[:, None, None]
         return uncond + scale * (cond - uncond)
 
-    def _rope(self, text_tokens: int, latent_size: tuple[int, int]) -> Tensor:
+    def _positions_of(self, text_tokens: int, latent_size: tuple[int, int]) -> Tensor:
         key = (text_tokens, latent_size)
-        rope = self._ropes.get(key)
-        if rope is None:
-            rope = self.transformer.rope(text_tokens, *(side // sampling.PATCH for side in latent_size))
-            self._ropes.put(key, rope)
-        return rope
+        positions = self._positions.get(key)
+        if positions is None:
+            positions = self.networks.model.positions(text_tokens, latent_size)
+            self._positions.put(key, positions)
+        return positions
 
     def _tensor(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)

@@ -1,21 +1,18 @@
-"""LoRAs by name, brought to the device when first asked for, and run beside the networks. Knows no files."""
+"""LoRAs by name, brought to the device when first asked for, and run beside the networks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.models.flux1.lora_names import NetworkName
 from fluxserve.pipeline.cache import ByteBoundedCache
 from fluxserve.request import LoraChoice
-from fluxserve.weights.lora.apply import Home, Weighted, placed, side_branches, weigh
+from fluxserve.weights.lora.apply import LoraHost, Weighted, placed, side_branches, weigh
 from fluxserve.weights.lora.file import Lora
-
-TEXT_NETWORKS: tuple[NetworkName, ...] = ("clip", "t5")
 
 
 @dataclass(frozen=True)
@@ -24,9 +21,9 @@ class LoraSet:
 
     choices: tuple[LoraChoice, ...] = ()
     text: tuple[LoraChoice, ...] = ()
-    branches: Mapping[NetworkName, Weighted] = field(default_factory=dict)
+    branches: Mapping[str, Weighted] = field(default_factory=dict)
 
-    def beside(self, name: NetworkName, network: nn.Module) -> AbstractContextManager[None]:
+    def beside(self, name: str, network: nn.Module) -> AbstractContextManager[None]:
         """They act on `network` for as long as the context lasts."""
         return side_branches(network, self.branches.get(name, {}))
 
@@ -34,15 +31,18 @@ class LoraSet:
 NO_LORAS = LoraSet()
 
 
-class LoraShelf:
+class LoraRegistry:
     """The LoRAs that requests may name. limit_bytes: of those kept on the device for the next request.
 
-    homes: the networks they run beside.
+    hosts: the networks they run beside; encoders: which of them read the prompt.
     """
 
-    def __init__(self, loras: Mapping[str, Lora], homes: Mapping[NetworkName, Home], limit_bytes: int) -> None:
+    def __init__(
+        self, loras: Mapping[str, Lora], hosts: Mapping[str, LoraHost], encoders: Collection[str], limit_bytes: int
+    ) -> None:
         self._loras = loras
-        self._homes = homes
+        self._encoders = encoders
+        self._hosts = hosts
         self._placed = ByteBoundedCache[Lora](limit_bytes, lambda lora: lora.nbytes)
 
     def take(self, choices: Sequence[LoraChoice]) -> LoraSet:
@@ -53,9 +53,9 @@ class LoraShelf:
         """
         acting = tuple(sorted((choice for choice in choices if choice.scale), key=lambda c: (c.name, c.scale)))
         chosen = [(self._place(choice.name), choice) for choice in acting]
-        text = tuple(choice for lora, choice in chosen if any(name in lora.branches for name in TEXT_NETWORKS))
+        text = tuple(choice for lora, choice in chosen if any(name in lora.branches for name in self._encoders))
         branches = {
-            name: weigh((lora.branches.get(name, {}), choice.scale) for lora, choice in chosen) for name in self._homes
+            name: weigh((lora.branches.get(name, {}), choice.scale) for lora, choice in chosen) for name in self._hosts
         }
         return LoraSet(acting, text, branches)
 
@@ -64,6 +64,6 @@ class LoraShelf:
         if lora is None:
             if name not in self._loras:
                 raise InvalidRequest(f"no LoRA {name!r} was loaded", param="loras", code="lora_not_found")
-            lora = placed(self._loras[name], self._homes)
+            lora = placed(self._loras[name], self._hosts)
             self._placed.put(name, lora)
         return lora

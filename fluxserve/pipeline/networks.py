@@ -1,85 +1,68 @@
-"""From files to a pipeline: open, choose device and dtype, plan, build on the meta device, place. Knows no requests."""
+"""From files to networks: open, choose device and dtype, plan, build on the meta device, place. Knows no requests."""
 
 from __future__ import annotations
 
 import gc
-import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
+from torch import nn
 
 from fluxserve.config import Offload, PipelineConfig
 from fluxserve.errors import ConfigError
-from fluxserve.models.flux1.lora_names import NetworkName
-from fluxserve.models.flux1.text import TextEncoders, load_t5_tokenizer
-from fluxserve.models.flux1.text_configs import clip_config, t5_config
-from fluxserve.models.flux1.transformer import FluxTransformer
-from fluxserve.models.parts.autoencoder import Autoencoder
-from fluxserve.pipeline.cards import dtype_name, model_card
-from fluxserve.pipeline.flux_pipeline import FluxPipeline, Networks
-from fluxserve.pipeline.loras import LoraShelf
+from fluxserve.models.family import LatentSpace, Model, Part
+from fluxserve.pipeline.loras import LoraRegistry
 from fluxserve.placement.device import available_bytes, choose_device, choose_dtype
 from fluxserve.placement.flat import FlatLayout
-from fluxserve.placement.place import BLOCK_PREFIXES, Placer, block_keys, is_modulation, t5_block_keys
+from fluxserve.placement.place import Placer, block_keys, blocks_of, keys_by_place
 from fluxserve.placement.plan import ModelBytes, Plan, Work, make_plan, resident_plan, streaming_plan
-from fluxserve.placement.weight_format import Form
-from fluxserve.tensors.quantize import Storage
+from fluxserve.placement.weight_format import WeightFormat
+from fluxserve.tensors.quantize import QuantMode
 from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.checkpoint import Checkpoint, open_checkpoint
 from fluxserve.weights.hub.fetch import ByteProgress as ProgressCallback
 from fluxserve.weights.lora.adapters import NO_ADAPTERS, Adapters, adapt
-from fluxserve.weights.lora.apply import Home, attach
-from fluxserve.weights.verify import check_files
-
-log = logging.getLogger(__name__)
+from fluxserve.weights.lora.apply import LoraHost, attach
 
 
-def load_pipeline(config: PipelineConfig, progress: ProgressCallback) -> FluxPipeline:
-    """Loads what `config` names onto its device. progress: called with (stage, bytes done, bytes in all).
+@dataclass(frozen=True)
+class Networks:
+    """A model, placed by a plan, and the LoRAs that may run beside it. denoiser: the name of that part."""
 
-    Raises:
-        SourceError, CheckpointError, ConfigError: see `open_checkpoint`.
-        DeviceError: the device is not there, or the model does not fit the budget in any way.
-    """
-    blueprint = draw_blueprint(config, progress)
-    plan = blueprint.plan(config.offload, config.memory_budget)
-    checkpoint = blueprint.checkpoint
-    log.info("%s on %s in %s: %s", checkpoint.id, blueprint.device, dtype_name(blueprint.dtype), blueprint.reason)
-    check_files((*checkpoint.files, *blueprint.adapters.files), config.verify, progress)
-    networks = blueprint.build(plan, progress)
-    log.info("%s loaded: %s", checkpoint.id, checkpoint.variant.licence)
-    card = model_card(checkpoint, plan, blueprint.device, blueprint.form, blueprint.adapters.shelf)
-    return FluxPipeline(networks, checkpoint.variant, card, blueprint)
+    model: Model
+    latents: LatentSpace
+    denoiser: str
+    plan: Plan
+    loras: LoraRegistry
 
 
 @dataclass(frozen=True)
 class Blueprint:
     """All that is decided before any weight is read.
 
-    reason: for the dtype. storage: see `PipelineConfig`. compile: the transformer's blocks. adapters: LoRAs that the
-    checkpoint's weights do not hold.
+    reason: for the dtype. quant: how blocks are packed at load. compile: the denoiser's blocks. adapters: LoRAs that
+    the checkpoint's weights do not hold.
     """
 
     checkpoint: Checkpoint
     device: torch.device
     dtype: torch.dtype
     reason: str
-    storage: Storage | None
+    quant: QuantMode | None
     compile: bool
     adapters: Adapters = NO_ADAPTERS
 
-    @property
-    def form(self) -> Form:
-        """Of the transformer's blocks; T5's are alike but for their dtype."""
-        return Form(self.dtype, self.storage)
+    def format_of(self, part: Part) -> WeightFormat:
+        """Of the part's blocks, or of all of it where it has none."""
+        dtype = torch.float32 if self.dtype == torch.float16 and not part.float16 else self.dtype
+        return WeightFormat(dtype, self.quant if part.layout else None, part.tables)
 
     @property
-    def text_form(self) -> Form:
-        """T5 overflows in float16."""
-        return Form(torch.float32 if self.dtype == torch.float16 else self.dtype, self.storage)
+    def block_format(self) -> WeightFormat:
+        """Of the denoiser's blocks."""
+        return self.format_of(self.checkpoint.denoiser)
 
     def plan(self, offload: Offload, budget_bytes: int | None) -> Plan:
         """What lives where, for one image of the model's own size. budget_bytes: None: what the device has free.
@@ -91,27 +74,32 @@ class Blueprint:
         sizes = self.sizes()
         budget = budget_bytes or self._free_bytes()
         plan = make(sizes, work_of(self.checkpoint, self.dtype), budget, self.device.type)
-        if plan.slot_bytes and self.device.type == "cpu" and self.storage is not None:
-            # What a CPU streams is not packed (`streamed_form`): its slots are as large as without `storage`.
-            return replace(self, storage=None).plan(offload, budget)
+        if plan.slot_bytes and self.device.type == "cpu" and self.quant is not None:
+            # What a CPU streams is not packed (`streamed_format`): its slots are as large as without `quant`.
+            return replace(self, quant=None).plan(offload, budget)
         return plan
 
     def sizes(self) -> ModelBytes:
-        """The four networks by use, in bytes as they will lie in memory."""
-        transformer, t5, plain = self.checkpoint.transformer, self.checkpoint.t5, Form(self.dtype)
-        blocks, t5_blocks = block_keys(transformer), t5_block_keys(t5)
-        modulation = [key for key in transformer.keys() if is_modulation(key)]
-        small = [key for key in transformer.keys() if not key.startswith(BLOCK_PREFIXES) and not is_modulation(key)]
-        clip, autoencoder = self.checkpoint.clip, self.checkpoint.autoencoder
+        """The networks by use, in bytes as they will lie in memory."""
+        denoiser = self._part_bytes(self.checkpoint.denoiser)
+        others = [self._part_bytes(part) for part in self.checkpoint.family.parts if part.role != "denoiser"]
         return ModelBytes(
-            blocks=tuple(stored_bytes(transformer, block.values(), self.form) for block in blocks),
-            modulation=stored_bytes(transformer, modulation, plain),
-            small=stored_bytes(transformer, small, plain) + self.adapters.values * self.dtype.itemsize,
-            t5_blocks=tuple(stored_bytes(t5, block.values(), self.text_form) for block in t5_blocks),
-            t5_embedding=stored_bytes(t5, ["shared.weight"], Form(t5.dtype("shared.weight"))),
-            clip=stored_bytes(clip, clip.keys(), Form(self.text_form.dtype)),
-            autoencoder=stored_bytes(autoencoder, autoencoder.keys(), plain),
+            blocks=denoiser.blocks,
+            small=denoiser.device + self.adapters.values * self.dtype.itemsize,
+            encoder_blocks=tuple(block for other in others for block in other.blocks),
+            whole=sum(other.device for other in others),
+            host=denoiser.host + sum(other.host for other in others),
         )
+
+    def _part_bytes(self, part: Part) -> _PartBytes:
+        reader, fmt = self.checkpoint.readers[part.name], self.format_of(part)
+        if part.layout is None:
+            return _PartBytes((), stored_bytes(reader, reader.keys(), fmt), 0)
+        places = keys_by_place(reader, part.layout)
+        blocks = tuple(stored_bytes(reader, block.values(), fmt) for block in block_keys(reader, part.layout))
+        host = stored_bytes(reader, places.host, fmt.plain)
+        tables = sum(stored_bytes(reader, [key], WeightFormat(reader.dtype(key))) for key in places.tables)
+        return _PartBytes(blocks, stored_bytes(reader, places.device, fmt.plain), host + tables)
 
     def _free_bytes(self) -> int:
         """What the device has free; of a CPU's memory half. The other half caches the file that the rest streams from.
@@ -130,84 +118,104 @@ class Blueprint:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        checkpoint, plain, plain_text = self.checkpoint, Form(self.dtype), Form(self.text_form.dtype)
-        clip_tokenizer = CLIPTokenizer.from_pretrained(checkpoint.tokenizer)
+        checkpoint = self.checkpoint
         with torch.device("meta"):
-            transformer = FluxTransformer(checkpoint.transformer_params).requires_grad_(False).eval()
-            autoencoder = Autoencoder(checkpoint.autoencoder_params).requires_grad_(False).eval()
-            t5 = T5EncoderModel(t5_config(checkpoint.t5_params)).requires_grad_(False).eval()
-            clip = CLIPTextModel(clip_config(checkpoint.clip_params, clip_tokenizer)).requires_grad_(False).eval()
+            built = checkpoint.architecture.build(checkpoint.tokenizers)
+        networks = {name: network.requires_grad_(False).eval() for name, network in built.items()}
+        self._place(networks, plan, progress)
+        model = checkpoint.architecture.model(networks, checkpoint.tokenizers, self.dtype)
+        for network in networks.values():
+            assert not any(t.is_meta for t in (*network.parameters(), *network.buffers())), "not loaded"
+        loras = self._attach_loras(networks, model)
+        if self.compile and checkpoint.denoiser.layout:
+            compile_blocks(blocks_of(model.denoiser, checkpoint.denoiser.layout))
+        return Networks(model, checkpoint.architecture.latents, checkpoint.denoiser.name, plan, loras)
+
+    def _place(self, networks: Mapping[str, nn.Module], plan: Plan, progress: ProgressCallback) -> None:
+        """The denoiser before what streams through its slots, and networks without blocks first of all."""
         total = self.sizes().total - self.adapters.values * self.dtype.itemsize
-        placer = Placer(plan, self.device, self.form, _placed(progress, total))
-        placer.put(clip, checkpoint.clip, {key: key for key in checkpoint.clip.keys()}, plain_text)
-        placer.put(autoencoder, checkpoint.autoencoder, {key: key for key in checkpoint.autoencoder.keys()}, plain)
-        placer.transformer(transformer, checkpoint.transformer)
-        placer.t5(t5, checkpoint.t5, self.text_form)
-        homes = self._homes(transformer, t5, clip)
-        for name, branches in self.adapters.beside.items():
-            attach(homes[name], branches)
-        if self.compile:
-            compile_blocks(transformer)
-        # CLIP's position ids are in no file, and wrong without a word when left on the meta device.
-        clip.embeddings.position_ids = torch.arange(clip.config.max_position_embeddings, device=self.device)[None]
-        for module in (transformer, autoencoder, t5, clip):
-            assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())), "not loaded"
-        # 3x3 convolutions run 1.16 times faster so on a CPU.
-        autoencoder = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        t5_tokenizer = load_t5_tokenizer(checkpoint.tokenizer_2)
-        encoders = TextEncoders(t5, clip, t5_tokenizer, clip_tokenizer, self.dtype)
-        shelf = LoraShelf(self.adapters.shelf, homes, self.adapters.shelf_values * self.dtype.itemsize)
-        return Networks(encoders, transformer, autoencoder, plan, shelf)
+        placer = Placer(plan, self.device, _placed(progress, total))
+        rank = {"autoencoder": 0, "denoiser": 1, "text_encoder": 2}
+        for part in sorted(self.checkpoint.family.parts, key=lambda part: (part.layout is not None, rank[part.role])):
+            network, reader, fmt = networks[part.name], self.checkpoint.readers[part.name], self.format_of(part)
+            if part.layout is None:
+                placer.whole(network, reader, fmt)
+            elif part.role == "denoiser":
+                placer.blocked(network, reader, part.layout, fmt, plan.resident)
+            else:
+                resident = range(len(block_keys(reader, part.layout))) if plan.text_encoder == "resident" else ()
+                placer.blocked(network, reader, part.layout, fmt, resident)
+            if part.role == "autoencoder":  # 3x3 convolutions run 1.16 times faster so on a CPU
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _homes(self, transformer: FluxTransformer, t5: T5EncoderModel, clip: CLIPTextModel) -> dict[NetworkName, Home]:
-        text_dtype = self.text_form.dtype
-        return {
-            "transformer": Home(transformer, self.dtype),
-            "t5": Home(t5, text_dtype),
-            "clip": Home(clip, text_dtype),
+    def _attach_loras(self, networks: Mapping[str, nn.Module], model: Model) -> LoraRegistry:
+        parts = self.checkpoint.family.parts
+        hosts = {
+            part.name: LoraHost(networks[part.name], self.format_of(part).dtype)
+            for part in parts
+            if part.role != "autoencoder"
         }
+        for name, branches in self.adapters.beside.items():
+            attach(hosts[name], branches)
+        room = self.adapters.requestable_values * self.dtype.itemsize
+        return LoraRegistry(self.adapters.by_name, hosts, model.text_encoders.keys(), room)
 
 
-def compile_blocks(transformer: FluxTransformer) -> None:
+@dataclass(frozen=True)
+class _PartBytes:
+    """Of one network: each block, what is on the device beside them, what stays on the host."""
+
+    blocks: tuple[int, ...]
+    device: int
+    host: int
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Compiles each block by itself: eight to ten times quicker than the whole, nearly as fast to run.
 
     Gives 1.4 to 1.6 on GPUs (published), 1.02 on a CPU. The hooks that stream weights stay outside.
     """
-    for block in (*transformer.double_blocks, *transformer.single_blocks):
+    for block in blocks:
         block.forward = torch.compile(block.forward)
 
 
 def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Blueprint:
-    """Finds the model, the device and the dtype. Raises: as `load_pipeline`."""
+    """Finds the model, the device and the dtype.
+
+    Raises:
+        SourceError, CheckpointError, ConfigError: see `open_checkpoint`.
+        DeviceError: the device is not there.
+    """
     device = choose_device(config.device)
     choice = choose_dtype(config.dtype, device)
     if config.compile and config.lora_dir is not None:
         raise ConfigError("--compile and --lora-dir exclude each other: compiled blocks cannot change between requests")
     checkpoint = open_checkpoint(config.model, config.text_encoders, progress)
     checkpoint, adapters = adapt(checkpoint, config.lora, config.lora_dir)
-    storage: Storage | None = None if config.storage == "native" else config.storage
-    return Blueprint(checkpoint, device, choice.dtype, choice.reason, storage, config.compile, adapters)
+    quant: QuantMode | None = None if config.storage == "native" else config.storage
+    return Blueprint(checkpoint, device, choice.dtype, choice.reason, quant, config.compile, adapters)
 
 
 def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:
     """One image at the model's own size with its longest text."""
-    variant, params = checkpoint.variant, checkpoint.transformer_params
+    variant, architecture = checkpoint.variant, checkpoint.architecture
     side = math.isqrt(variant.native_area)
     return Work(
         width=side,
         height=side,
         batch=1,
         text_tokens=variant.max_sequence_length,
-        hidden=params.hidden_size,
-        mlp_hidden=params.mlp_hidden,
-        vae_channels=2 * checkpoint.autoencoder_params.ch,
+        hidden=architecture.arithmetic.hidden,
+        mlp_hidden=architecture.arithmetic.mlp_hidden,
+        token_area=architecture.latents.token_area,
+        decoder_channels=architecture.arithmetic.decoder_channels,
         itemsize=dtype.itemsize,
     )
 
 
-def stored_bytes(reader: TensorReader, keys: Iterable[str], form: Form) -> int:
-    """What tensors take in memory, laid out in a form."""
-    return FlatLayout.of((key, form.meta(reader, key)) for key in keys).nbytes
+def stored_bytes(reader: TensorReader, keys: Iterable[str], fmt: WeightFormat) -> int:
+    """What tensors take in memory, laid out in a format."""
+    return FlatLayout.of((key, fmt.meta(reader, key)) for key in keys).nbytes
 
 
 def _placed(progress: ProgressCallback, total_bytes: int) -> Callable[[int], None]:

@@ -1,18 +1,16 @@
-"""Between pixels and latents: the autoencoder with its tiles, its checkpoint and its second try. Knows no prompts."""
+"""Between pixels and latents: the autoencoder with its tiles, its cancellation and its second try."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fluxserve.errors import NonFiniteOutput
-from fluxserve.models.cancellation import Checkpoint
-from fluxserve.models.parts import latents as sampling
-from fluxserve.models.parts.autoencoder import Autoencoder, ResnetBlock
+from fluxserve.models.cancellation import CancellationPoint
+from fluxserve.models.family import Autoencoder, CancellationCallback, LatentSpace
 from fluxserve.pipeline import images
 from fluxserve.pipeline.images import InputPicture, Pixels
 from fluxserve.pipeline.samples import Sample
@@ -25,34 +23,28 @@ log = logging.getLogger(__name__)
 class Pictures:
     """Encodes input pictures and decodes samples, whole or in tiles as the plan has room."""
 
-    def __init__(self, autoencoder: Autoencoder, plan: Plan) -> None:
+    def __init__(self, autoencoder: Autoencoder, latents: LatentSpace, plan: Plan) -> None:
         self.autoencoder = autoencoder
+        self.latents = latents
         self.plan = plan
-        self._checkpoint = Checkpoint(
-            module for module in autoencoder.decoder.modules() if isinstance(module, ResnetBlock)
-        )
-
-    @property
-    def channels(self) -> int:
-        """Of a latent."""
-        return self.autoencoder.params.z_channels
+        self._cancellation = CancellationPoint(autoencoder.stages)
 
     def encode(self, picture: InputPicture, width: int, height: int) -> Tensor:
-        """Returns (I, C * 4) float32 packed latents of the picture at the drawn size."""
-        weight = self.autoencoder.encoder.conv_in.weight
+        """Returns (I, F) float32 image tokens of the picture at the drawn size."""
+        weight = _some_weight(self.autoencoder)
         pixels = images.to_tensor(images.resample(picture.pixels, width, height))
         latents = self.autoencoder.encode(pixels[None].to(weight.device, weight.dtype).contiguous())
-        return sampling.pack(latents[0].float())
+        return self.latents.pack(latents[0].float())
 
     @torch.inference_mode()
-    def to_pixels(self, sample: Sample, packed: Tensor, checkpoint: Callable[[], None]) -> Pixels:
-        """packed: (I, C * 4) float32. Returns the picture at the size asked, what an edit keeps in its place.
+    def to_pixels(self, sample: Sample, tokens: Tensor, cancellation: CancellationCallback) -> Pixels:
+        """tokens: (I, F) float32. Returns the picture at the size asked, what an edit keeps in its place.
 
         Raises:
             NonFiniteOutput: it holds NaN or infinity, in float32 too.
         """
-        latents = sampling.unpack(packed, *sample.latent_size)
-        with self._checkpoint.calling(checkpoint):
+        latents = self.latents.unpack(tokens, sample.latent_size)
+        with self._cancellation.calling(cancellation):
             image = self._decode_soundly(latents)
         request = sample.request
         pixels = images.resample(images.to_uint8(image), request.width, request.height)
@@ -61,7 +53,7 @@ class Pictures:
     def _decode_soundly(self, latents: Tensor) -> Tensor:
         """latents: (C, h, w) float32. Returns (3, height, width), decoded in float32 where 16 bits overflow."""
         image = self._decode(self.autoencoder, latents)
-        dtype = self.autoencoder.decoder.conv_in.weight.dtype
+        dtype = _some_weight(self.autoencoder).dtype
         if not images.is_sound(image) and dtype != torch.float32:
             log.warning("the decoded picture is not finite in %s: decoding again in float32", dtype)
             image = self._decode(copy.deepcopy(self.autoencoder).float(), latents)
@@ -71,8 +63,13 @@ class Pictures:
 
     def _decode(self, autoencoder: Autoencoder, latents: Tensor) -> Tensor:
         """(C, h, w) to (3, height, width), whole where memory allows."""
-        _, h, w = latents.shape
-        latents = latents[None].to(autoencoder.decoder.conv_in.weight.dtype)
-        if self.plan.decodes_whole(w * 8, h * 8):
+        height, width = (side * self.latents.scale for side in latents.shape[1:])
+        latents = latents[None].to(_some_weight(autoencoder).dtype)
+        if self.plan.decodes_whole(width, height):
             return autoencoder.decode(latents)[0]
-        return decode_tiled(autoencoder.decode, latents)[0]
+        return decode_tiled(autoencoder.decode, latents, self.latents.scale)[0]
+
+
+def _some_weight(autoencoder: Autoencoder) -> Tensor:
+    """All of it lies on one device in one dtype."""
+    return next(iter(autoencoder.parameters()))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fluxserve.models.parts import latents as sampling
+from fluxserve.models import solvers
+from fluxserve.models.family import LatentSpace
 from fluxserve.pipeline.conditioning import Conditioning
 from fluxserve.pipeline.images import InputPicture
 from fluxserve.pipeline.loras import NO_LORAS, LoraSet
@@ -17,7 +18,7 @@ from fluxserve.request import GenerationRequest, Timings
 
 @dataclass(frozen=True)
 class Inpaint:
-    """What an edit keeps. clean, noise: (I, C * 4) float32 packed latents. repaint: (I, C * 4) in 0..1, 1 = repaint."""
+    """What an edit keeps. clean, noise: (I, F) float32 tokens. repaint: (I, F) in 0..1, 1 = repaint."""
 
     clean: Tensor
     noise: Tensor
@@ -25,21 +26,22 @@ class Inpaint:
 
     def blend(self, latents: Tensor, t: float) -> Tensor:
         """Puts the input, noised to time t, back where nothing is to be repainted."""
-        return self.repaint * latents + (1 - self.repaint) * sampling.add_noise(self.clean, self.noise, t)
+        return self.repaint * latents + (1 - self.repaint) * solvers.add_noise(self.clean, self.noise, t)
 
 
 @dataclass
 class Sample:
     """Image `index` of a request at time times[step].
 
-    latents: (I, C * 4) float32 packed, on the device. velocity: of the last step, None before the first.
-    latent_size: (h, w). uncond: of the negative prompt, with true CFG. inpaint, picture: of an edit.
-    loras: what acts beside the transformer.
+    native_size: (width, height) in pixels that the model draws; latent_size: (h, w). latents: (I, F) float32 tokens, on
+    the device. velocity: of the last step, None before the first. uncond: of the negative prompt, with true CFG.
+    inpaint, picture: of an edit. loras: what acts beside the denoiser.
     """
 
     request: GenerationRequest
     index: int
     times: tuple[float, ...]
+    native_size: tuple[int, int]
     latent_size: tuple[int, int]
     latents: Tensor
     cond: Conditioning
@@ -65,13 +67,7 @@ class Sample:
     @property
     def batch_key(self) -> Hashable:
         """Samples of equal keys may be stepped together."""
-        return (self.latent_size, self.cond.text.txt.shape, self.uncond is None, self.loras.choices)
-
-    @property
-    def native_size(self) -> tuple[int, int]:
-        """(width, height) in pixels that the model draws."""
-        h, w = self.latent_size
-        return w * 8, h * 8
+        return (self.latent_size, self.cond.text.states.shape, self.uncond is None, self.loras.choices)
 
     def timings(self, spent_ms: Mapping[str, float]) -> Timings:
         """Of the whole request. spent_ms: wall time by Timings field; what is missing was not spent."""
@@ -93,17 +89,17 @@ class Sample:
         self.step += 1
 
     def predicted(self) -> Tensor:
-        """The picture's latents as predicted at the last step: x0, (I, C * 4) float32."""
+        """The picture's latents as predicted at the last step: x0, (I, F) float32."""
         if self.velocity is None or self.done:
             return self.latents
         x0 = self.latents - self.times[self.step] * self.velocity
         return x0 if self.inpaint is None else self.inpaint.blend(x0, 0.0)
 
 
-def latent_weights(picture: InputPicture, channels: int, size: tuple[int, int]) -> Tensor | None:
-    """The repaint weights pooled to the latent size (h, w) and packed: (I, channels * 4), or None without a mask."""
+def latent_weights(picture: InputPicture, latents: LatentSpace, size: tuple[int, int]) -> Tensor | None:
+    """The repaint weights pooled to the latent size (h, w), as tokens: (I, F), or None without a mask."""
     if picture.repaint is None:
         return None
     weights = torch.from_numpy(picture.repaint)[None]
-    pooled = torch.nn.functional.adaptive_avg_pool2d(weights, size).expand(channels, -1, -1)  # (channels, h, w)
-    return sampling.pack(pooled)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(weights, size)
+    return latents.pack(pooled.expand(latents.channels, -1, -1))  # of (C, h, w)

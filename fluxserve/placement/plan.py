@@ -1,8 +1,7 @@
 """What lives where at a memory budget, in integers. Knows no tensors, no devices and no files.
 
-Sizes are bytes throughout. The device holds the small weights, as many transformer blocks as the budget allows, and
-two slots through which the others stream once a step; the modulation weights stay on the host, where each request
-touches them once.
+Sizes are bytes throughout. The device holds the small weights, as many of the denoiser's blocks as the budget
+allows, and two slots through which the others stream once a step.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import Literal
 
 from fluxserve.errors import DeviceError
 
-MIB, GIB = 2**20, 2**30
+GIB = 2**30
 SLOTS = 2
 
 CONTEXT_BYTES = {"cuda": GIB // 2, "mps": GIB // 4, "cpu": 3 * GIB // 4}
 """What the libraries themselves take before the first weight: on a CPU, the process after its imports."""
 
-VAE_LIVE_MAPS = 6
+DECODER_LIVE_MAPS = 6
 """Feature maps that live at once in the decoder's last level, at full size and twice its channels."""
 TILE_SIDE = 512
 """Pixels a side of a tile when the autoencoder does not fit whole."""
@@ -30,30 +29,27 @@ TILE_SIDE = 512
 class ModelBytes:
     """A model's weights by how they are used, in bytes as stored on the device.
 
-    blocks: each transformer block, in order, without its modulation. modulation: all of it, with the time, guidance
-    and vector embedders. small: what the transformer needs beside its blocks, LoRAs too. t5_blocks: each;
-    t5_embedding: gathered on the host. autoencoder, clip: whole.
+    blocks: each of the denoiser's, in order, without what stays on the host. small: what the denoiser needs beside
+    them, LoRAs too. encoder_blocks: those of the text encoders that have blocks. whole: all other networks and parts.
+    host: what is used on the host alone: modulation and embedding tables.
     """
 
     blocks: tuple[int, ...]
-    modulation: int
     small: int
-    t5_blocks: tuple[int, ...]
-    t5_embedding: int
-    clip: int
-    autoencoder: int
+    encoder_blocks: tuple[int, ...]
+    whole: int
+    host: int
 
     @property
     def total(self) -> int:
-        parts = (self.modulation, self.small, self.t5_embedding, self.clip, self.autoencoder)
-        return sum(self.blocks) + sum(self.t5_blocks) + sum(parts)
+        return sum(self.blocks) + self.small + sum(self.encoder_blocks) + self.whole + self.host
 
 
 @dataclass(frozen=True)
 class Work:
     """What a request of a certain size needs beside weights. width, height: pixels the model draws.
 
-    vae_channels: of the decoder's widest full-size map (256 in FLUX.1).
+    token_area: pixels of an image token. decoder_channels: of the autoencoder's widest full-size map.
     """
 
     width: int
@@ -62,12 +58,13 @@ class Work:
     text_tokens: int
     hidden: int
     mlp_hidden: int
-    vae_channels: int
+    token_area: int
+    decoder_channels: int
     itemsize: int
 
     @property
     def tokens(self) -> int:
-        return self.text_tokens + self.width * self.height // 256
+        return self.text_tokens + self.width * self.height // self.token_area
 
     @property
     def step_bytes(self) -> int:
@@ -78,12 +75,13 @@ class Work:
         """Feature maps of the decoder, whole or of one tile; images are decoded one by one."""
         sides = (self.width, self.height)
         area = prod(min(side, TILE_SIDE) for side in sides) if tiled else prod(sides)
-        return area * self.vae_channels * VAE_LIVE_MAPS * self.itemsize
+        return area * self.decoder_channels * DECODER_LIVE_MAPS * self.itemsize
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One placement. resident, streamed: indices of transformer blocks. t5: where its blocks live while encoding.
+    """One placement. resident, streamed: indices of the denoiser's blocks. text_encoder: where its blocks live while
+    encoding.
 
     peak_bytes: the most that the device holds at any time, for `work`. streamed_bytes: moved once a step.
     """
@@ -93,7 +91,7 @@ class Plan:
     resident: tuple[int, ...]
     streamed: tuple[int, ...]
     slot_bytes: int
-    t5: Literal["resident", "streamed"]
+    text_encoder: Literal["resident", "streamed"]
     tiled: bool
     peak_bytes: int
     streamed_bytes: int
@@ -115,13 +113,12 @@ class Plan:
     @property
     def max_pixels(self) -> int:
         """The largest picture, in pixels, whose steps fit beside the weights."""
-        one_token = replace(self.work, width=16, height=16, text_tokens=0).step_bytes
-        tokens = self.room_bytes // one_token - self.work.text_tokens
-        return max(tokens * 256, self.work.width * self.work.height)
+        tokens = self.room_bytes // (self.work.step_bytes // self.work.tokens) - self.work.text_tokens
+        return max(tokens * self.work.token_area, self.work.width * self.work.height)
 
 
 def make_plan(model: ModelBytes, work: Work, budget_bytes: int, device: str) -> Plan:
-    """The fastest placement within the budget: everything resident if it fits; else transformer blocks before T5's.
+    """The fastest placement within the budget: all resident if it fits; else the denoiser's blocks before encoders'.
 
     The autoencoder is only tiled where its maps would take the place of blocks: those are needed every step.
 
@@ -157,17 +154,17 @@ def streaming_plan(model: ModelBytes, work: Work, budget_bytes: int, device: str
 @dataclass(frozen=True)
 class _Choice:
     resident_blocks: int
-    t5_resident: bool
+    encoder_resident: bool
     tiled: bool
 
 
 def _plan(model: ModelBytes, work: Work, budget_bytes: int, device: str, choice: _Choice) -> Plan:
     resident = spread(len(model.blocks), choice.resident_blocks)
     streamed = tuple(sorted(set(range(len(model.blocks))) - set(resident)))
-    slot = _slot_bytes(model, streamed, choice.t5_resident)
-    always = CONTEXT_BYTES[device] + model.small + model.clip + model.autoencoder + SLOTS * slot
+    slot = _slot_bytes(model, streamed, choice.encoder_resident)
+    always = CONTEXT_BYTES[device] + model.small + model.whole + SLOTS * slot
     always += sum(model.blocks[i] for i in resident)
-    always += sum(model.t5_blocks) if choice.t5_resident else 0
+    always += sum(model.encoder_blocks) if choice.encoder_resident else 0
     peak = always + max(work.step_bytes, work.decode_bytes(choice.tiled))
     return Plan(
         budget_bytes=budget_bytes,
@@ -175,17 +172,17 @@ def _plan(model: ModelBytes, work: Work, budget_bytes: int, device: str, choice:
         resident=resident,
         streamed=streamed,
         slot_bytes=slot,
-        t5="resident" if choice.t5_resident else "streamed",
+        text_encoder="resident" if choice.encoder_resident else "streamed",
         tiled=choice.tiled,
         peak_bytes=peak,
         streamed_bytes=sum(model.blocks[i] for i in streamed),
     )
 
 
-def _slot_bytes(model: ModelBytes, streamed: Sequence[int], t5_resident: bool) -> int:
+def _slot_bytes(model: ModelBytes, streamed: Sequence[int], encoder_resident: bool) -> int:
     """The largest block that passes through a slot; 0 when none does."""
     sizes = [model.blocks[i] for i in streamed]
-    sizes += [] if t5_resident else list(model.t5_blocks)
+    sizes += [] if encoder_resident else list(model.encoder_blocks)
     return max(sizes, default=0)
 
 

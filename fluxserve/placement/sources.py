@@ -10,18 +10,18 @@ from torch import Tensor
 
 from fluxserve.errors import DeviceError
 from fluxserve.placement.flat import FlatLayout, Weight
-from fluxserve.placement.weight_format import Form
+from fluxserve.placement.weight_format import WeightFormat
 from fluxserve.tensors.reader import TensorReader
 
 
 class FileSource:
     """Read from the file at every use, giving its pages back at once. names: the module's name -> the reader's key."""
 
-    def __init__(self, reader: TensorReader, names: Mapping[str, str], form: Form) -> None:
+    def __init__(self, reader: TensorReader, names: Mapping[str, str], fmt: WeightFormat) -> None:
         self._reader = reader
         self._names = names
-        self._form = form
-        self.layout = FlatLayout.of((name, form.meta(reader, key)) for name, key in names.items())
+        self._format = fmt
+        self.layout = FlatLayout.of((name, fmt.meta(reader, key)) for name, key in names.items())
 
     def fill(self, buffer: Tensor) -> None:
         self.layout.write(buffer, self._weights())
@@ -29,10 +29,10 @@ class FileSource:
     def _weights(self) -> Iterator[tuple[str, Weight]]:
         """Not converted where no packing is asked for: the copy into the buffer does that."""
         for name, key in self._names.items():
-            if self._form.storage is None and self._reader.packed_meta(key) is None:
+            if self._format.quant is None and self._reader.packed_meta(key) is None:
                 yield name, self._reader.read(key)
             else:
-                yield name, self._form.read(self._reader, key, torch.device("cpu"))
+                yield name, self._format.read(self._reader, key, torch.device("cpu"))
             self._reader.release(key)
 
 

@@ -1,4 +1,4 @@
-"""In what form a weight lies in memory: in the compute dtype, packed as in its file, or packed at load."""
+"""In what format a weight lies in memory: in the compute dtype, packed as in its file, or packed at load."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ import torch
 from torch import Tensor
 
 from fluxserve.placement.flat import Weight
-from fluxserve.tensors.quantize import Storage, quantize
+from fluxserve.tensors.quantize import QuantMode, quantize
 from fluxserve.tensors.reader import TensorReader
-
-NOT_A_LINEAR = "relative_attention_bias.weight"
-"""T5's table of position biases: a matrix that is looked up, not multiplied with."""
 
 
 @dataclass(frozen=True)
-class Form:
-    """dtype: of what is not packed. storage: how to pack the matrices that the file does not pack; None: not at all."""
+class WeightFormat:
+    """dtype: of what is not packed. quant: how to pack the matrices that the file does not pack; None: not at all.
+
+    tables: endings of matrices that are looked up, not multiplied with, and so never packed.
+    """
 
     dtype: torch.dtype
-    storage: Storage | None = None
+    quant: QuantMode | None = None
+    tables: tuple[str, ...] = ()
+
+    @property
+    def plain(self) -> WeightFormat:
+        """The same dtype, nothing packed."""
+        return WeightFormat(self.dtype)
 
     def meta(self, reader: TensorReader, key: str) -> Weight:
-        """The weight's form on the meta device, without reading it."""
+        """What the weight will be on the meta device, without reading it."""
         packed = reader.packed_meta(key)
         if packed is not None:
             return packed
@@ -39,5 +45,5 @@ class Form:
         return self._packed(weight, key)
 
     def _packed(self, weight: Tensor, key: str) -> Weight:
-        matrix = key.endswith(".weight") and weight.ndim == 2 and not key.endswith(NOT_A_LINEAR)
-        return quantize(weight, self.storage) if self.storage is not None and matrix else weight
+        matrix = key.endswith(".weight") and weight.ndim == 2 and not key.endswith(self.tables)
+        return quantize(weight, self.quant) if self.quant is not None and matrix else weight

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fluxserve.tensors.packed import PackedWeight
 
-Storage = Literal["fp8", "int8"]
+QuantMode = Literal["fp8", "int8"]
 
-STORAGE_DTYPES: dict[Storage, torch.dtype] = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+QUANT_DTYPES: dict[QuantMode, torch.dtype] = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 LARGEST: dict[torch.dtype, float] = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 """The largest value of each dtype that both signs have."""
 
@@ -76,12 +76,12 @@ def pack_values(values: Tensor, scale: Tensor | None) -> PackedWeight:
     return PackedWeight(ByteValues(values.dtype, scale is not None), (rows, columns), parts)
 
 
-def quantize(weight: Tensor, storage: Storage) -> PackedWeight:
+def quantize(weight: Tensor, mode: QuantMode) -> PackedWeight:
     """Packs a matrix with one scale a row. weight: (out, in), any float dtype, on any device.
 
     Halves what bfloat16 takes. Relative error (rms, normal weights of width 3072): fp8 2.6 %, int8 0.8 %.
     """
-    dtype = STORAGE_DTYPES[storage]
+    dtype = QUANT_DTYPES[mode]
     wide = weight.float()
     scale = (wide.abs().amax(dim=1, keepdim=True) / LARGEST[dtype]).clamp_(min=torch.finfo(torch.float32).tiny)
     wide = wide / scale

@@ -1,7 +1,6 @@
 """The one interface through which weights are read, whatever file they lie in. Knows no file format.
 
-Canonical names: BFL's for the transformer and the autoencoder (as in `fluxserve.flux`), transformers 5's for the text
-encoders: `T5EncoderModel` without the tied `encoder.embed_tokens.weight`, `CLIPTextModel` without `text_model.`.
+Canonical names are those of the modules that a family builds (`Part.canonical`).
 """
 
 from __future__ import annotations
@@ -19,6 +18,9 @@ from fluxserve.errors import CheckpointError
 from fluxserve.tensors.packed import PackedWeight
 
 NAMED_DIFFERENCES = 5
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Tensors of a network by name."""
 
 
 class TensorReader(Protocol):
@@ -156,7 +158,7 @@ def mapped_exactly(reader: TensorReader, recipes: Mapping[str, Recipe]) -> Mappe
     return Mapped(reader, recipes)
 
 
-def require_exact(reader: TensorReader, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+def require_exact(reader: TensorReader, expected: Shapes, what: str) -> None:
     """Every expected tensor is there in its shape, of floating point numbers, and no other.
 
     Raises:

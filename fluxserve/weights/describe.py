@@ -8,18 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.flux1.dimensions import transformer_params
+from fluxserve.models import registry
+from fluxserve.models.family import Component, Part
 from fluxserve.tensors.reader import TensorReader
-from fluxserve.weights.checkpoint import ALL_PARTS, variant_of
-from fluxserve.weights.files.folder import TOKENIZERS, Component, Holdings, look
-from fluxserve.weights.files.identify import Part
-
-TITLES: dict[Part, str] = {
-    "transformer": "FLUX.1 transformer",
-    "autoencoder": "FLUX.1 autoencoder",
-    "t5": "T5 text encoder",
-    "clip": "CLIP text encoder",
-}
+from fluxserve.weights.checkpoint import ALL_ROLES
+from fluxserve.weights.files.folder import FoundParts, scan
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class NetworkDescription:
         variant = f", {self.variant}" if self.variant else ""
         shares = sorted(((count / self.parameters, name) for name, count in self.packings.items()), reverse=True)
         packings = ", ".join(name if share > 0.99 else f"{name} {share:.0%}" for share, name in shares if share > 0.01)
-        return f"{TITLES[self.part]}{variant}: {self.parameters:,} parameters, {packings}, {self.nbytes / 1e9:.2f} GB"
+        return f"{self.part.title}{variant}: {self.parameters:,} parameters, {packings}, {self.nbytes / 1e9:.2f} GB"
 
 
 @dataclass(frozen=True)
@@ -63,26 +56,32 @@ def describe(path: Path) -> Description:
         CheckpointError: it is damaged, foreign (told by name, with what to use instead), or holds no network.
         ConfigError: a GGUF file, and the `gguf` extra is not installed.
     """
-    holdings = Holdings()
-    look(path, ALL_PARTS, holdings)
-    if not holdings.components:
-        raise CheckpointError("\n".join([f"{path}: holds no network of FLUX.1", *holdings.unread]))
-    networks = (_describe(part, holdings) for part in TITLES if part in holdings.components)
-    missing = [TITLES[part] for part in TITLES if part not in holdings.components]
-    missing += [name for name in TOKENIZERS if name not in holdings.tokenizers]
+    found = FoundParts()
+    scan(path, ALL_ROLES, found)
+    family = found.family
+    if family is None:
+        titles = " or ".join(known.title for known in registry.families())
+        raise CheckpointError("\n".join([f"{path}: holds no network of {titles}", *found.unread]))
+    networks = (_describe(part, found) for part in family.parts if part in found.components)
+    missing = [part.title for part in found.missing_parts] + found.missing_tokenizers
     return Description(path, tuple(networks), tuple(missing))
 
 
-def _describe(part: Part, holdings: Holdings) -> NetworkDescription:
-    component = holdings.components[part]
+def _describe(part: Part, found: FoundParts) -> NetworkDescription:
+    component = found.components[part]
     packings: Counter[str] = Counter()
     nbytes = 0
     for key in component.reader.keys():
         name, size = _storage(component.reader, key)
         packings[name] += math.prod(component.reader.shape(key))
         nbytes += size
-    variant = _variant(component, holdings.variant) if part == "transformer" else None
-    return NetworkDescription(part, variant, dict(packings), nbytes)
+    return NetworkDescription(part, _variant(part, component, found), dict(packings), nbytes)
+
+
+def _variant(part: Part, component: Component, found: FoundParts) -> str | None:
+    if part.role != "denoiser" or found.family is None:
+        return None
+    return found.family.variant(component, found.variant).name
 
 
 def _storage(reader: TensorReader, key: str) -> tuple[str, int]:
@@ -92,7 +91,3 @@ def _storage(reader: TensorReader, key: str) -> tuple[str, int]:
         return packed.scheme.name, packed.nbytes
     dtype = reader.dtype(key)
     return str(dtype).removeprefix("torch."), math.prod(reader.shape(key)) * dtype.itemsize
-
-
-def _variant(transformer: Component, named: str | None) -> str:
-    return variant_of(transformer, transformer_params(transformer.reader, transformer.config), named).name

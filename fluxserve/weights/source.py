@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxserve.errors import ConfigError
+from fluxserve.models import registry
 from fluxserve.weights.hub import fetch as hub
 from fluxserve.weights.hub.ungated import composed_folder
-from fluxserve.weights.synthetic.write import untrained_demo
+from fluxserve.weights.synthetic.write import cached_model
 
 DEMO = "demo"
 DEMO_UNTRAINED = "demo-untrained"
-SHORT_NAMES = {"schnell": "black-forest-labs/FLUX.1-schnell", "dev": "black-forest-labs/FLUX.1-dev"}
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+\.(safetensors|gguf))?", re.ASCII)
 
@@ -27,11 +27,11 @@ class Source:
     path: Path
 
 
-def locate(model: str, progress: hub.ByteProgress, subfolders: tuple[str, ...] = hub.MODEL_FOLDERS) -> Source:
+def locate(model: str, progress: hub.ByteProgress, subfolders: tuple[str, ...] | None = None) -> Source:
     """Where `model` lies, once it is there; what exists on disk goes before the Hub.
 
-    model: `demo`, `demo-untrained`, `schnell`, `dev`, a path, `owner/name` on the Hub, or `owner/name/file` there.
-    subfolders: what is needed of a repository in diffusers' layout.
+    model: `demo`, `demo-untrained`, a published variant, a path, `owner/name` on the Hub, or `owner/name/file` there.
+    subfolders: what is needed of a repository in diffusers' layout; None: all.
 
     Raises:
         SourceError: the Hub repository is gated, missing or unreachable.
@@ -46,7 +46,9 @@ def locate(model: str, progress: hub.ByteProgress, subfolders: tuple[str, ...] =
     if file is not None:
         return Source(Path(file).stem, hub.fetch_file(repo_id, file, progress))
     composed = composed_folder(repo_id)
-    return Source(repo_id, composed if composed is not None else hub.fetch_folder(repo_id, subfolders, progress))
+    if composed is not None:
+        return Source(repo_id, composed)
+    return Source(repo_id, hub.fetch_folder(repo_id, subfolders or hub.model_folders(), progress))
 
 
 def hub_name(model: str) -> tuple[str, str | None]:
@@ -55,11 +57,12 @@ def hub_name(model: str) -> tuple[str, str | None]:
     Raises:
         ConfigError: it is neither a short name nor a Hub id.
     """
-    name = SHORT_NAMES.get(model, model)
+    short_names = registry.short_names()
+    name = short_names.get(model, model)
     if not _HUB_NAME.fullmatch(name):
         raise ConfigError(
             f"no model named {model!r}: no such file or folder; allowed are {DEMO}, {DEMO_UNTRAINED}, "
-            f"{', '.join(SHORT_NAMES)}, a path, or a Hub id such as {SHORT_NAMES['schnell']}"
+            f"{', '.join(short_names)}, a path, or a Hub id such as {next(iter(short_names.values()))}"
         )
     owner, repository, *file = name.split("/", 2)
     return f"{owner}/{repository}", file[0] if file else None
@@ -70,6 +73,6 @@ def _demo(name: str) -> Source:
     if name == DEMO and trained.is_dir():
         return Source(DEMO, trained)
     try:
-        return Source(DEMO_UNTRAINED, untrained_demo(hub.assets_folder()))
+        return Source(DEMO_UNTRAINED, cached_model(hub.assets_folder(), DEMO_UNTRAINED))
     except OSError as error:
         raise ConfigError(f"{DEMO_UNTRAINED} cannot be written: {error}; set HF_HOME to a writable folder") from error

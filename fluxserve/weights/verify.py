@@ -95,7 +95,7 @@ def hash_of(path: Path, read: Callable[[int], None]) -> str:
     return digest.hexdigest()
 
 
-def told_hash(path: Path) -> str | None:
+def cached_hash(path: Path) -> str | None:
     """What the Hub says of a large file: its cache keeps it under its SHA-256. None for small ones."""
     name = path.resolve().name
     return name if _SHA256.fullmatch(name) else None
@@ -115,7 +115,7 @@ def listed_hash(path: Path) -> str | None:
 def _check(path: Path, manifest: Manifest, again: bool, progress: ByteProgress) -> bool:
     """Whether there was anything to check the file against. Raises: as `check_files`."""
     try:
-        expected = told_hash(path) or listed_hash(path)
+        expected = cached_hash(path) or listed_hash(path)
         if expected is None:
             return False
         read = partial(_reading, progress, path.name, path.stat().st_size)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def load(config: PipelineConfig, progress: ProgressCallback) -> FluxPipeline:
     """Imports torch only now: it takes seconds, in which the front already sees a worker."""
-    from fluxserve.pipeline.networks import load_pipeline
+    from fluxserve.pipeline.flux_pipeline import FluxPipeline
 
-    return load_pipeline(config, progress)
+    return FluxPipeline.load(config, progress)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from fluxserve.models.flux1.sizes import TINY
 from fluxserve.weights.synthetic.write import write_model
 from scripts.endurance.goals import Goal, Scale, at_most, none_of
 from tests.weights.stored_files import flip_a_bit, rewrite, write_sums
@@ -121,7 +120,7 @@ async def weights(scale: Scale) -> list[Goal]:
     slowest, wrong = 0.0, []
     with tempfile.TemporaryDirectory() as name:
         whole = Path(name) / "whole"
-        write_model(whole, TINY, "schnell", "diffusers", seed=1)
+        write_model(whole, "tiny", "schnell", "diffusers", seed=1)
         damages = DAMAGES[: scale.of(len(DAMAGES))]
         for damage in damages:
             folder = Path(name) / "model"

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fluxserve.models.flux1 import configs as synthetic_configs
+from fluxserve.models.flux1 import configs
 from fluxserve.models.flux1 import names as diffusers
-from fluxserve.models.flux1.dimensions import ClipParams, T5Params
+from fluxserve.models.flux1.sizes import ClipParams, T5Params
 from fluxserve.models.flux1.text_names import CLIP_PREFIX, T5_TIED_EMBEDDING
+from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
 from fluxserve.tensors.reader import Recipe
 from scripts.train_demo import sizes
 from scripts.train_demo.encoders import TextEncoders, scaled_stream
@@ -78,8 +79,8 @@ def export(state: Path, target: Path) -> int:
     autoencoder = torch.load(state / "autoencoder.pt", weights_only=True)["model"]
     _write_pictures_half(made, trained["averaged"], autoencoder)
     _write_text_half(made, encoders, state)
-    _write_json(made / "model_index.json", synthetic_configs.model_index("demo"))
-    _write_json(made / "scheduler" / "scheduler_config.json", synthetic_configs.scheduler("demo"))
+    _write_json(made / "model_index.json", configs.model_index("demo"))
+    _write_json(made / "scheduler" / "scheduler_config.json", configs.scheduler("demo"))
     (made / "NOTICE").write_text(NOTICE)
     shutil.rmtree(target, ignore_errors=True)
     made.rename(target)
@@ -89,10 +90,10 @@ def export(state: Path, target: Path) -> int:
 def _write_pictures_half(made: Path, transformer: Mapping[str, Tensor], autoencoder: Mapping[str, Tensor]) -> None:
     flux, ae = sizes.TRANSFORMER, sizes.AUTOENCODER
     recipes = diffusers.transformer_recipes(flux.depth, flux.depth_single_blocks, flux.guidance_embed)
-    ae_recipes = diffusers.autoencoder_recipes(len(ae.ch_mult), ae.num_res_blocks)
+    ae_recipes = autoencoder_recipes(len(ae.ch_mult), ae.num_res_blocks)
     weights = "diffusion_pytorch_model.safetensors"
-    _write_network(made / "transformer", weights, _stored(transformer, recipes), synthetic_configs.flux(flux))
-    _write_network(made / "vae", weights, _stored(autoencoder, ae_recipes), synthetic_configs.vae(ae))
+    _write_network(made / "transformer", weights, _stored(transformer, recipes), configs.flux(flux))
+    _write_network(made / "vae", weights, _stored(autoencoder, ae_recipes), configs.vae(ae))
 
 
 def _write_text_half(made: Path, encoders: TextEncoders, state: Path) -> None:
@@ -100,9 +101,9 @@ def _write_text_half(made: Path, encoders: TextEncoders, state: Path) -> None:
     clip = ((CLIP_PREFIX + key, value) for key, value in weights.items())
     t5 = ((key, value) for key, value in encoders.t5.state_dict().items() if key != T5_TIED_EMBEDDING)
     end = {"bos_token_id": encoders.clip.config.bos_token_id, "eos_token_id": encoders.clip.config.eos_token_id}
-    clip_config = synthetic_configs.clip(_clip_params(encoders)) | end
+    clip_config = configs.clip(_clip_params(encoders)) | end
     _write_network(made / "text_encoder", "model.safetensors", clip, clip_config)
-    _write_network(made / "text_encoder_2", "model.safetensors", t5, synthetic_configs.t5(_t5_params(encoders)))
+    _write_network(made / "text_encoder_2", "model.safetensors", t5, configs.t5(_t5_params(encoders)))
     for name in ("tokenizer", "tokenizer_2"):
         (made / name).mkdir()
         for file in (state / name).glob("*.json"):  # without the spaces that transformers indents them with

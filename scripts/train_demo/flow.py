@@ -17,12 +17,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fluxserve.models.flux1.blocks import rotary_table
 from fluxserve.models.flux1.transformer import FluxTransformer
-from fluxserve.models.parts import latents as sampling
+from fluxserve.models.flux1.variants import linear
+from fluxserve.models.parts.attention import rotary_table
+from fluxserve.models.parts.latents import PackedLatents
+from fluxserve.models.solvers import euler_step
 from scripts.train_demo import sizes
 from scripts.train_demo.encoders import TextEncoders
 from scripts.train_demo.precision import mixed
+
+LATENTS = PackedLatents(16)
 
 GUESS_SHARE = 0.75
 """Of the pictures at times below 1, those that show the network's own guess."""
@@ -81,7 +85,7 @@ def flow_loss(
     The first `share_noise` of the pictures are at t = 1; of the others, at drawn times, the first GUESS_SHARE show a
     guess, and the error counts as that of the image it leads to: times t.
     """
-    count, (rows, columns) = len(latents), (side // sampling.PATCH for side in latents.shape[2:])
+    count, (rows, columns) = len(latents), (side // LATENTS.patch for side in latents.shape[2:])
     table = rope(model, txt.shape[1], rows, columns, spacing)
     noisy = round(share_noise * count)
     guessing = slice(noisy, noisy + round(GUESS_SHARE * (count - noisy)))
@@ -91,7 +95,7 @@ def flow_loss(
     weight[guessing] = t[guessing].square()
     t, weight = t.to(latents.device), weight.to(latents.device)
 
-    image, noise = sampling.pack(latents), sampling.pack(torch.randn_like(latents))
+    image, noise = LATENTS.pack(latents), LATENTS.pack(torch.randn_like(latents))
     shown, at_first = image.clone(), torch.ones_like(t[guessing])
     with torch.no_grad():
         first = velocity(model, noise[guessing], at_first, pooled[guessing], txt[guessing], table)
@@ -109,12 +113,12 @@ def sample(
     """Latents (B, 16, h, w) of the pictures for some prompts, square, the i-th from seed i."""
     width, height = (8, 8) if coarse else (16, 16)
     device = model.img_in.weight.device
-    x = sampling.pack(torch.stack([sampling.noise(i, 16, height, width) for i in range(len(prompts))])).to(device)
-    schedule = sampling.schedule(steps, x.shape[1], shifted=False)
+    x = torch.stack([LATENTS.noise(i, (height, width)) for i in range(len(prompts))]).to(device)
+    schedule = linear(steps, x.shape[1])
     with mixed(device):
         pooled, txt = encoders(prompts)
-        table = rope(model, txt.shape[1], height // sampling.PATCH, width // sampling.PATCH, 2.0 if coarse else 1.0)
+        table = rope(model, txt.shape[1], height // LATENTS.patch, width // LATENTS.patch, 2.0 if coarse else 1.0)
         for t, t_next in pairwise(schedule):
             now, then = (torch.full((len(prompts),), value, device=device) for value in (t, t_next))
-            x = sampling.euler_step(x, velocity(model, x, now, pooled, txt, table), now, then)
-    return sampling.unpack(x, height, width).cpu()
+            x = euler_step(x, velocity(model, x, now, pooled, txt, table), now, then)
+    return LATENTS.unpack(x, (height, width)).cpu()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fluxserve.models.flux1.variants import AutoencoderParams, FluxParams
+from fluxserve.models.flux1.sizes import FluxParams
+from fluxserve.models.parts.autoencoder import AutoencoderParams
 
 TEXT_TOKENS = 32
 """T5's length, as the demo's row of VARIANTS says."""

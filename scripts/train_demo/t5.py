@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fluxserve.models.parts import latents as sampling
+from fluxserve.models.parts.latents import PackedLatents
 from scripts.train_demo import autoencoder, captions, checkpoint, latents, references, scenes, sizes
 from scripts.train_demo.encoders import TextEncoders, hidden_matrices, start_embeddings
 from scripts.train_demo.latents import PatchBasis
@@ -31,6 +31,8 @@ from scripts.train_demo.muon import Muon
 from scripts.train_demo.precision import mixed
 from scripts.train_demo.teacher import WIDTH, Teacher, meaning_loss
 from scripts.train_demo.workers import THREADS, Workers
+
+LATENTS = PackedLatents(16)
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,8 @@ SINGLE_SHARE = 0.8
 SLOTS = 3
 COARSE = 64
 """Side in pixels of the painter's pictures."""
-CHANNELS = 16 * sampling.PATCH**2
-TOKENS = (COARSE // latents.PATCH // sampling.PATCH) ** 2
+CHANNELS = LATENTS.channels * LATENTS.patch**2
+TOKENS = (COARSE // latents.PATCH // LATENTS.patch) ** 2
 HEADS = 6
 PICTURE_WEIGHT = 20.0
 IGNORED = -100
@@ -130,7 +132,7 @@ class Source:
         """BATCH scenes, their captions and their coarse latents in tokens (BATCH, TOKENS, CHANNELS)."""
         batch = [scenes.random_scene(rng, len(self.pictures), SINGLE_SHARE) for _ in range(BATCH)]
         painted = [scenes.paint(scene, self.pictures, COARSE, COARSE, rng) for scene in batch]
-        tokens = sampling.pack(self.basis.encode(autoencoder.to_pixels(painted)))
+        tokens = LATENTS.pack(self.basis.encode(autoencoder.to_pixels(painted)))
         return batch, [captions.caption(scene, self.names, rng) for scene in batch], tokens
 
     @cached_property
@@ -140,7 +142,7 @@ class Source:
     @cached_property
     def looks(self) -> Tensor:
         """Every thing alone in coarse latents, (N, TOKENS, CHANNELS)."""
-        return sampling.pack(references.latents(self.pictures, self.basis, COARSE))
+        return LATENTS.pack(references.latents(self.pictures, self.basis, COARSE))
 
     def calls(self, rng: Random) -> tuple[Tensor, list[str]]:
         """CALLS things, and one of the ways to ask for each."""

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fluxserve.models.flux1 import names as diffusers
+from fluxserve.models.flux1.autoencoder import Autoencoder
 from fluxserve.models.flux1.text_names import CLIP_PREFIX, T5_EMBEDDING, T5_TIED_EMBEDDING
-from fluxserve.models.parts.autoencoder import Autoencoder
+from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
 from fluxserve.tensors.reader import Recipe
 from scripts.train_demo import checkpoint, codes, sizes
 from scripts.train_demo.autoencoder import painted
@@ -35,7 +36,7 @@ def take(model: Path, state: Path, pictures: NDArray[np.uint8]) -> None:
     flux, ae = sizes.TRANSFORMER, sizes.AUTOENCODER
     recipes = diffusers.transformer_recipes(flux.depth, flux.depth_single_blocks, flux.guidance_embed)
     transformer = _joined(load_file(model / "transformer" / WEIGHTS), recipes)
-    ae_recipes = diffusers.autoencoder_recipes(len(ae.ch_mult), ae.num_res_blocks)
+    ae_recipes = autoencoder_recipes(len(ae.ch_mult), ae.num_res_blocks)
     autoencoder = _joined(load_file(model / "vae" / WEIGHTS), ae_recipes)
     checkpoint.save(state / "autoencoder.pt", {"model": autoencoder, "step": 0})
     encoders = _encoders(model)

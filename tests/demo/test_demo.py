@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,7 @@ from PIL import Image
 import fluxserve
 from fluxserve import FluxPipeline
 from fluxserve.config import Dtype
-from fluxserve.models.flux1 import blocks as layers
-from fluxserve.models.parts import autoencoder
-from fluxserve.models.parts import latents as sampling
+from fluxserve.models.flux1 import autoencoder, blocks
 from tests.demo.references import PROMPTS, named
 from tests.server import running
 from tests.server.running import Server
@@ -76,25 +75,26 @@ def test_all_twelve_are_right(pipeline: FluxPipeline) -> None:
     assert right(pipeline) == len(PROMPTS)
 
 
-def swap_q_and_k(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention = layers.attention
-    monkeypatch.setattr(layers, "attention", lambda q, k, v, rope: attention(k, q, v, rope))
+def swap_q_and_k(monkeypatch: pytest.MonkeyPatch, _: FluxPipeline) -> None:
+    attention = blocks.attention
+    monkeypatch.setattr(blocks, "attention", lambda q, k, v, rope: attention(k, q, v, rope))
 
 
-def drop_the_latent_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+def drop_the_latent_scale(monkeypatch: pytest.MonkeyPatch, _: FluxPipeline) -> None:
     monkeypatch.setattr(autoencoder, "SCALE_FACTOR", 1.0)
 
 
-def reverse_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = sampling.schedule
-    monkeypatch.setattr(sampling, "schedule", lambda *args: schedule(*args)[::-1])
+def reverse_the_schedule(monkeypatch: pytest.MonkeyPatch, pipeline: FluxPipeline) -> None:
+    schedule = pipeline.variant.schedule
+    backwards = replace(pipeline.variant, schedule=lambda *args: schedule(*args)[::-1])
+    monkeypatch.setattr(pipeline, "variant", backwards)
 
 
 @pytest.mark.parametrize("mutate", [swap_q_and_k, drop_the_latent_scale, reverse_the_schedule])
 def test_they_would_not_be_with_a_mistake_in_the_model(
-    pipeline: FluxPipeline, monkeypatch: pytest.MonkeyPatch, mutate: Callable[[pytest.MonkeyPatch], None]
+    pipeline: FluxPipeline, monkeypatch: pytest.MonkeyPatch, mutate: Callable[[pytest.MonkeyPatch, FluxPipeline], None]
 ) -> None:
-    mutate(monkeypatch)
+    mutate(monkeypatch, pipeline)
     assert right(pipeline) < len(PROMPTS)
 
 

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import CheckpointError, ConfigError, InvalidRequest
-from fluxserve.models.flux1.sizes import TINY
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
-from fluxserve.pipeline.networks import draw_blueprint, load_pipeline
+from fluxserve.pipeline.networks import draw_blueprint
 from fluxserve.request import GenerationRequest, LoraChoice, complete_request
 from fluxserve.weights.synthetic.write import write_model
 from tests.conftest import MakeCheckpoint
@@ -34,7 +33,7 @@ Load = Callable[..., FluxPipeline]
 @pytest.fixture(scope="module")
 def load(tiny_checkpoint: MakeCheckpoint) -> Load:
     plain = PipelineConfig(str(tiny_checkpoint("schnell")), device="cpu", dtype="float32")
-    return lambda **options: load_pipeline(replace(plain, **options), lambda *_: None)
+    return lambda **options: FluxPipeline.load(replace(plain, **options), lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def test_streamed_and_packed_at_load_they_still_act(load: Load, folder: Path) ->
 def test_packed_files_are_left_alone_and_loras_run_beside_them(
     load: Load, folder: Path, tmp_path: Path, offload: str
 ) -> None:
-    write_model(tmp_path / "model", TINY, "schnell", "bfl", seed=1, packing="fp8")
+    write_model(tmp_path / "model", "tiny", "schnell", "bfl", seed=1, packing="fp8")
     options = {"model": str(tmp_path / "model"), "offload": offload}
     files = tuple(f"{folder / name}.safetensors" for name in PREFIXES)
     shelved = load(lora_dir=str(folder), **options)
@@ -111,7 +110,7 @@ def test_sets_are_not_stepped_together_nor_confused_in_the_caches(shelved: FluxP
     )
     assert len({sample.batch_key for sample in (plain, some, more)}) == 3
     assert plain.cond.text is some.cond.text is more.cond.text  # no text encoder was changed
-    assert not torch.equal(plain.cond.modulation, some.cond.modulation)
+    assert not torch.equal(plain.cond.rows, some.cond.rows)
     (worded,) = shelved.begin(asked(shelved, words, prompt="a dog"))
     assert not torch.equal(worded.cond.text.pooled, plain.cond.text.pooled)
     (off,) = shelved.begin(asked(shelved, LoraChoice("style", 0.0), prompt="a dog"))

@@ -14,7 +14,8 @@ from diffusers import FluxPipeline as DiffusersPipeline
 from PIL import Image
 
 from fluxserve.errors import NonFiniteOutput
-from fluxserve.models.parts import latents as sampling
+from fluxserve.models.flux1.variants import linear
+from fluxserve.models.parts.latents import PackedLatents
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
 from fluxserve.request import GenerationRequest, complete_request
 from tests.conftest import MakeCheckpoint
@@ -140,12 +141,12 @@ def test_previews_equal_diffusers_x0(pairs: dict[str, Pair]) -> None:
         callback_on_step_end=lambda _pipe, _i, _t, kwargs: states.append(kwargs["latents"].clone()) or {},
     )
     (sample,) = pair.ours.begin(request)
-    times = sampling.schedule(4, 16, shifted=False)
+    times = linear(4, 16)
     before = sample.latents[None]
     for i, after in enumerate(states[:3]):
         pair.ours.step([sample])
         velocity = (after - before) / (times[i + 1] - times[i])
-        x0 = sampling.unpack(before - times[i] * velocity, 8, 8)
+        x0 = PackedLatents(16).unpack(before - times[i] * velocity, (8, 8))
         vae = pair.theirs.vae
         with torch.inference_mode():
             expected = vae.decode(x0 / vae.config.scaling_factor + vae.config.shift_factor).sample[0]

@@ -9,7 +9,7 @@ import pytest
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import DeviceError
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
-from fluxserve.pipeline.networks import load_pipeline
+from fluxserve.placement.plan import Plan
 from fluxserve.request import complete_request
 from fluxserve.weights.files.safetensors_file import SafetensorsFile
 from tests.conftest import MakeCheckpoint
@@ -17,7 +17,7 @@ from tests.conftest import MakeCheckpoint
 
 def load(model: str, **changes: object) -> FluxPipeline:
     config = PipelineConfig(model, device="cpu", **changes)  # type: ignore[arg-type]
-    return load_pipeline(config, lambda *_: None)
+    return FluxPipeline.load(config, lambda *_: None)
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "bfl"])
@@ -74,7 +74,7 @@ def test_pages_that_were_copied_from_are_given_back(
 def test_a_smaller_plan_goes_on_in_the_middle_of_a_picture(tiny_checkpoint: MakeCheckpoint) -> None:
     model = str(tiny_checkpoint())
     whole, replanned = load(model), load(model)
-    replanned.pictures.plan = replace(replanned.plan, peak_bytes=smallest_budget(model) * 4 // 3 + 4)
+    take_plan(replanned, replace(replanned.plan, peak_bytes=smallest_budget(model) * 4 // 3 + 4))
     request = complete_request(whole.card, "a cat", width=64, height=64, seed=5)
     (expected,) = whole.run(request)
     (sample,) = replanned.begin(request)
@@ -95,10 +95,14 @@ def test_a_step_takes_as_many_samples_as_the_plan_has_room_for(tiny_checkpoint: 
     pipeline.max_batch = 4
     assert (pipeline.most_together(plain), pipeline.most_together(guided)) == (4, 4)
     tight = replace(pipeline.plan.work, width=64, height=64, batch=3)
-    pipeline.pictures.plan = replace(pipeline.plan, work=tight, budget_bytes=0, tiled=True)
+    take_plan(pipeline, replace(pipeline.plan, work=tight, budget_bytes=0, tiled=True))
     fitting = pipeline.plan.room_bytes // replace(tight, batch=1).step_bytes
     pipeline.max_batch = 10 * fitting
     assert (pipeline.most_together(plain), pipeline.most_together(guided)) == (fitting, fitting // 2)
+
+
+def take_plan(pipeline: FluxPipeline, plan: Plan) -> None:
+    pipeline.networks = replace(pipeline.networks, plan=plan)
 
 
 def smallest_budget(model: str) -> int:

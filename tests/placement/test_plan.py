@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from fluxserve.errors import DeviceError
+from fluxserve.models.flux1.family import is_modulation
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
-from fluxserve.models.flux1.sizes import CLIP_L, T5_XXL
+from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, FLUX1_AE, T5_XXL
 from fluxserve.models.flux1.text_names import clip_shapes, t5_shapes
-from fluxserve.models.flux1.variants import FLUX1, FLUX1_AE
-from fluxserve.placement.place import is_modulation
 from fluxserve.placement.plan import GIB, ModelBytes, Work, make_plan, resident_plan, spread
 
 BUDGETS_GIB = (3, 4, 6, 8, 12, 16, 24, 40)
@@ -31,18 +30,27 @@ def full_size(itemsize: int = 2) -> ModelBytes:
     steady = {key: shape for key, shape in flux.items() if not is_modulation(key)}
     blocks = [count(steady, f"double_blocks.{i}.") for i in range(19)]
     blocks += [count(steady, f"single_blocks.{i}.") for i in range(38)]
+    others = (count(clip_shapes(CLIP_L)), count(autoencoder_shapes(FLUX1_AE)), count(t5, "encoder.final_layer_norm."))
     return ModelBytes(
         blocks=tuple(itemsize * block for block in blocks),
-        modulation=itemsize * (count(flux) - count(steady)),
         small=itemsize * (count(steady) - sum(blocks)),
-        t5_blocks=tuple(itemsize * count(t5, f"encoder.block.{i}.") for i in range(24)),
-        t5_embedding=itemsize * count({"shared.weight": t5["shared.weight"]}),
-        clip=itemsize * count(clip_shapes(CLIP_L)),
-        autoencoder=itemsize * count(autoencoder_shapes(FLUX1_AE)),
+        encoder_blocks=tuple(itemsize * count(t5, f"encoder.block.{i}.") for i in range(24)),
+        whole=itemsize * sum(others),
+        host=itemsize * (count(flux) - count(steady) + count(t5, "shared.")),
     )
 
 
-WORK = Work(1024, 1024, batch=1, text_tokens=256, hidden=3072, mlp_hidden=12288, vae_channels=256, itemsize=2)
+WORK = Work(
+    1024,
+    1024,
+    batch=1,
+    text_tokens=256,
+    hidden=3072,
+    mlp_hidden=12288,
+    token_area=256,
+    decoder_channels=256,
+    itemsize=2,
+)
 
 
 def test_the_blocks_without_modulation_are_what_is_published() -> None:
@@ -69,14 +77,14 @@ def test_a_larger_budget_never_streams_more() -> None:
 
 def test_everything_resident_takes_no_slots_and_streams_nothing() -> None:
     plan = make_plan(full_size(), WORK, 40 * GIB, "cuda")
-    assert (plan.streamed, plan.slot_bytes, plan.t5, plan.tiled) == ((), 0, "resident", False)
+    assert (plan.streamed, plan.slot_bytes, plan.text_encoder, plan.tiled) == ((), 0, "resident", False)
     assert plan == resident_plan(full_size(), WORK, 40 * GIB, "cuda")
 
 
 def test_text_streams_before_the_transformer_does() -> None:
     """T5 runs once a prompt, the blocks every step."""
     plan = make_plan(full_size(), WORK, 24 * GIB, "cuda")
-    assert (plan.t5, plan.streamed) == ("streamed", ())
+    assert (plan.text_encoder, plan.streamed) == ("streamed", ())
 
 
 def test_a_budget_that_cannot_work_names_the_smallest() -> None:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fluxserve.models.flux1.sizes import TINY
-from fluxserve.models.flux1.variants import FLUX1
-from fluxserve.placement.plan import GIB, Work, resident_plan, streaming_plan
+from fluxserve.models.flux1.family import Flux1Architecture
+from fluxserve.models.flux1.sizes import FULL
+from fluxserve.placement.plan import GIB, resident_plan, streaming_plan
 from fluxserve.placement.rates import (
     Rates,
     attention_flops,
     linear_flops,
-    matrix_values,
     measure_rates,
     packed_sample,
     step_seconds,
 )
-from fluxserve.placement.weight_format import Form
+from fluxserve.placement.weight_format import WeightFormat
 from tests.conftest import MakeCheckpoint
 from tests.placement.test_plan import WORK, full_size
 from tests.weights.stored_files import open_quietly
+
+FLUX1 = Flux1Architecture(FULL).arithmetic
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def test_operations_of_a_step_are_those_counted_on_the_meta_device(
     side: int, text_tokens: int, linear: float, attention: float
 ) -> None:
     """TFLOP by torch's counter; the blocks alone are within 3 % of the whole transformer."""
-    work = Work(side, side, 1, text_tokens, FLUX1.hidden_size, FLUX1.mlp_hidden, 256, 2)
+    work = replace(WORK, width=side, height=side, text_tokens=text_tokens)
     assert linear_flops(FLUX1, work) / 1e12 == pytest.approx(linear, rel=0.03)
     assert attention_flops(FLUX1, work) / 1e12 == pytest.approx(attention, rel=0.03)
 
@@ -55,19 +57,21 @@ def test_a_cpu_copies_with_the_cores_that_compute_and_a_gpu_beside_them() -> Non
 
 
 def test_unpacking_counts_every_value_once_a_step() -> None:
-    assert matrix_values(FLUX1) == pytest.approx(sum(full_size(1).blocks), rel=0.001)  # but for biases and norms
+    assert FLUX1.matrix_values == pytest.approx(sum(full_size(1).blocks), rel=0.001)  # but for biases and norms
     plan = resident_plan(full_size(), WORK, 40 * GIB, "cpu")
     plain, packed = (Rates(linear=4e11, attention=2e11, copy=8e9, unpack=rate) for rate in (math.inf, 1e9))
     more = step_seconds(FLUX1, plan, packed) - step_seconds(FLUX1, plan, plain)
-    assert more == pytest.approx(matrix_values(FLUX1) / 1e9)
+    assert more == pytest.approx(FLUX1.matrix_values / 1e9)
 
 
 def test_packed_weights_are_timed_as_the_blocks_will_have_them(tiny_checkpoint: MakeCheckpoint) -> None:
-    reader, cpu = open_quietly(tiny_checkpoint()).transformer, torch.device("cpu")
+    checkpoint, cpu = open_quietly(tiny_checkpoint()), torch.device("cpu")
+    reader, layout = checkpoint.readers["transformer"], checkpoint.denoiser.layout
+    assert layout is not None
     resident, streamed = (make(full_size(), WORK, 40 * GIB, "cpu") for make in (resident_plan, streaming_plan))
-    plain, packed = Form(torch.float32), Form(torch.float32, "int8")
-    assert packed_sample(reader, resident, plain, cpu) is None
-    assert packed_sample(reader, streamed, packed, cpu) is None  # a CPU streams the file as it is
-    sample = packed_sample(reader, resident, packed, cpu)
+    plain, packed = WeightFormat(torch.float32), WeightFormat(torch.float32, "int8")
+    assert packed_sample(reader, layout, resident, plain, cpu) is None
+    assert packed_sample(reader, layout, streamed, packed, cpu) is None  # a CPU streams the file as it is
+    sample = packed_sample(reader, layout, resident, packed, cpu)
     assert sample is not None
-    assert 1e4 < measure_rates(TINY.transformer, cpu, torch.float32, sample).unpack < 1e13
+    assert 1e4 < measure_rates(checkpoint.architecture.arithmetic, cpu, torch.float32, sample).unpack < 1e13

@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fluxserve.models.flux1.sizes import CLIP_L, T5_XXL, ModelSizes
-from fluxserve.models.flux1.variants import FLUX1, FLUX1_AE
-from fluxserve.weights.synthetic.tensors import Packing
-from fluxserve.weights.synthetic.write import Layout, write_model
+from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, FLUX1_AE, T5_XXL, ModelSizes
+from fluxserve.models.flux1.synthetic import synthetic_model
+from fluxserve.models.synthetic import Layout, Packing
+from fluxserve.weights.synthetic.write import write_networks
 
 PUBLISHED_WIDTHS = ModelSizes(
     transformer=replace(
@@ -40,7 +40,7 @@ PackedModel = Callable[[Packing, Layout], Path]
 def published_widths(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its single files, without configs."""
     folder = tmp_path_factory.mktemp("published") / "model"
-    write_model(folder, PUBLISHED_WIDTHS, "schnell", "bfl", seed=2)
+    write_networks(folder, synthetic_model(PUBLISHED_WIDTHS, "schnell", "bfl", "bf16"), seed=2)
     for config in folder.glob("*.json"):
         config.unlink()
     return folder
@@ -60,7 +60,7 @@ def packed_model(tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
     def make(packing: Packing, layout: Layout) -> Path:
         if (packing, layout) not in made:
             folder = tmp_path_factory.mktemp("packed") / f"{packing}-{layout}"
-            write_model(folder, PUBLISHED_WIDTHS, "schnell", layout, seed=2, packing=packing)
+            write_networks(folder, synthetic_model(PUBLISHED_WIDTHS, "schnell", layout, packing), seed=2)
             made[packing, layout] = folder
         return made[packing, layout]
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fluxserve.models.flux1.family import TRANSFORMER
 from fluxserve.tensors.packed import PackedWeight
 from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.checkpoint import Checkpoint, open_checkpoint
@@ -33,7 +34,7 @@ def open_quietly(model: Path | str, text_encoders: Path | str | None = None) -> 
 
 def transformer_of(path: Path) -> TensorReader:
     """The transformer in a file, under canonical names."""
-    return components(open_file(path))["transformer"]
+    return components(open_file(path))[TRANSFORMER]
 
 
 def relative_error(values: Tensor, reference: Tensor) -> float:

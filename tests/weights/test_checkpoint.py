@@ -26,7 +26,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def readers(checkpoint: Checkpoint) -> list[TensorReader]:
-    return [getattr(checkpoint, part) for part in PARTS]
+    return [checkpoint.readers[part] for part in PARTS]
 
 
 @pytest.fixture
@@ -52,8 +52,12 @@ def test_both_layouts_give_the_same_tensors(tiny_checkpoint: MakeCheckpoint, var
             assert one.dtype(key) == one.read(key).dtype
             assert torch.equal(one.read(key), other.read(key)), key
     assert diffusers.variant.name == bfl.variant.name == variant
-    assert diffusers.transformer_params == bfl.transformer_params
-    assert (diffusers.autoencoder_params, diffusers.t5_params, diffusers.clip_params) == (
+    assert diffusers.architecture.sizes.transformer == bfl.architecture.sizes.transformer
+    assert (
+        diffusers.architecture.sizes.autoencoder,
+        diffusers.architecture.sizes.t5,
+        diffusers.architecture.sizes.clip,
+    ) == (
         TINY.autoencoder,
         TINY.t5,
         TINY.clip,
@@ -64,7 +68,7 @@ def test_fused_tensors_are_the_published_conversion(tiny_checkpoint: MakeCheckpo
     """By hand, for one tensor of each kind of rule."""
     folder = tiny_checkpoint("schnell", "diffusers")
     stored = load_file(folder / "transformer" / WEIGHTS)
-    read = open_quietly(folder).transformer.read
+    read = open_quietly(folder).readers["transformer"].read
     qkv = torch.cat([stored[f"transformer_blocks.1.attn.add_{name}_proj.weight"] for name in "qkv"])
     assert torch.equal(read("double_blocks.1.txt_attn.qkv.weight"), qkv)
     single = [stored[f"single_transformer_blocks.2.{name}.bias"] for name in ("attn.to_q", "attn.to_k", "attn.to_v")]
@@ -73,7 +77,7 @@ def test_fused_tensors_are_the_published_conversion(tiny_checkpoint: MakeCheckpo
     scale, shift = stored["norm_out.linear.weight"].chunk(2)
     assert torch.equal(read("final_layer.adaLN_modulation.1.weight"), torch.cat([shift, scale]))
     vae = load_file(folder / "vae" / WEIGHTS)
-    read = open_quietly(folder).autoencoder.read
+    read = open_quietly(folder).readers["autoencoder"].read
     key = vae["decoder.mid_block.attentions.0.to_k.weight"]
     assert torch.equal(read("decoder.mid.attn_1.k.weight"), key[:, :, None, None])
     conv = vae["decoder.up_blocks.0.resnets.1.conv2.weight"]
@@ -96,15 +100,15 @@ def test_text_encoders_may_lie_elsewhere(files: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no clip, no t5, no tokenizer, no tokenizer_2.*--text-encoders"):
         open_quietly(files)
     opened = open_quietly(files / "flux1-dev.safetensors", elsewhere)
-    assert (opened.t5_params, opened.tokenizer) == (TINY.t5, elsewhere / "tokenizer")
+    assert (opened.architecture.sizes.t5, opened.tokenizers["tokenizer"]) == (TINY.t5, elsewhere / "tokenizer")
 
 
 def test_a_diffusers_folder_lends_its_text_encoders(files: Path, folder: Path) -> None:
     for name in ("clip_l.safetensors", "t5xxl.safetensors", "ae.safetensors"):
         (files / name).unlink()
     opened = open_quietly(files / "flux1-dev.safetensors", folder)
-    assert opened.autoencoder.source.startswith(str(folder / "vae"))
-    assert opened.clip.source.startswith(str(folder / "text_encoder"))
+    assert opened.readers["autoencoder"].source.startswith(str(folder / "vae"))
+    assert opened.readers["clip"].source.startswith(str(folder / "text_encoder"))
 
 
 def test_a_folder_with_two_transformers_asks_which(files: Path) -> None:
@@ -126,7 +130,7 @@ def test_files_are_told_apart_by_content(files: Path) -> None:
     for old, new in (("flux1-dev", "x"), ("ae", "flux1-dev"), ("clip_l", "ae"), ("t5xxl", "clip_l")):
         for suffix in (".safetensors", ".json"):
             (files / old).with_suffix(suffix).rename((files / new).with_suffix(suffix))
-    assert open_quietly(files).transformer.source.endswith("x.safetensors")
+    assert open_quietly(files).readers["transformer"].source.endswith("x.safetensors")
 
 
 @pytest.mark.fault(50)
@@ -232,7 +236,7 @@ def test_a_config_cannot_ask_for_a_class(folder: Path) -> None:
     """What it names is never looked up; sizes alone are read of it."""
     path = folder / "text_encoder" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}))
-    assert open_quietly(folder).clip_params == TINY.clip
+    assert open_quietly(folder).architecture.sizes.clip == TINY.clip
 
 
 @pytest.mark.parametrize("method", ["torchao", "quanto", "modelopt", "auto-round", "sdnq"])
@@ -284,20 +288,20 @@ def test_t5_files_hold_the_embedding_under_either_name(folder: Path, names: tupl
         path,
         lambda t: {key: t[key] for key in t if key != "shared.weight"} | {name: table.clone() for name in names},
     )
-    assert torch.equal(open_quietly(folder).t5.read("shared.weight"), table)
+    assert torch.equal(open_quietly(folder).readers["t5"].read("shared.weight"), table)
 
 
 def test_clip_files_may_hold_what_flux_does_not_use(folder: Path) -> None:
     extras = {"text_model.embeddings.position_ids": torch.arange(77)[None], "text_projection.weight": torch.ones(2, 2)}
     rewrite(folder / "text_encoder" / "model.safetensors", lambda t: t | extras)
-    assert len(open_quietly(folder).clip.keys()) == 36
+    assert len(open_quietly(folder).readers["clip"].keys()) == 36
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", "transformer.", "base_model.model."])
 def test_prefixed_files_are_read(files: Path, prefix: str) -> None:
     plain = load_file(files / "flux1-dev.safetensors")
     rewrite(files / "flux1-dev.safetensors", lambda t: {prefix + key: tensor for key, tensor in t.items()})
-    transformer = open_quietly(files).transformer
+    transformer = open_quietly(files).readers["transformer"]
     assert all(torch.equal(transformer.read(key), plain[key]) for key in plain)
 
 

@@ -13,7 +13,7 @@ import pytest
 from fluxserve.config import Verify
 from fluxserve.errors import CheckpointError
 from fluxserve.weights import verify
-from fluxserve.weights.verify import SUMS, check_files, told_hash
+from fluxserve.weights.verify import SUMS, check_files, cached_hash
 from tests.conftest import MakeCheckpoint
 from tests.faults import FAULTS
 from tests.server import running
@@ -98,7 +98,7 @@ def test_the_hubs_cache_tells_by_its_names(tmp_path: Path, check: Check) -> None
     blob, link = tmp_path / hashlib.sha256(content).hexdigest(), tmp_path / "ae.safetensors"
     blob.write_bytes(content)
     link.symlink_to(blob)
-    assert (told_hash(link), told_hash(tmp_path / "small.json")) == (blob.name, None)
+    assert (cached_hash(link), cached_hash(tmp_path / "small.json")) == (blob.name, None)
     assert check(link) == ["ae.safetensors"]
     flip_a_bit(blob)
     with pytest.raises(CheckpointError, match=r"ae\.safetensors: is damaged"):

@@ -1,95 +1,16 @@
-"""The parts of a FLUX transformer block. Shape letters: see transformer.py.
+"""The blocks of a FLUX.1 transformer. Shape letters: see `models/family.py`.
 
-Follows black-forest-labs/flux `src/flux/modules/layers.py` and `src/flux/math.py`; rotary positions after
-RoFormer (arXiv 2104.09864), adaLN modulation after DiT (arXiv 2212.09748).
+Follows black-forest-labs/flux `src/flux/modules/layers.py`; adaLN modulation after DiT (arXiv 2212.09748).
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = 1e-6
-
-
-def rotary_table(ids: Tensor, axes_dim: tuple[int, ...], theta: int) -> Tensor:
-    """The cosine and sine by which rotary attention turns each pair of channels.
-
-    ids: (L, axes) positions. Returns (L, D / 2, 2) float32, computed in float64 where the device has it.
-    """
-    wide = torch.float32 if ids.device.type == "mps" else torch.float64
-    angles = []
-    for axis, dim in enumerate(axes_dim):
-        frequency = theta ** (-torch.arange(0, dim, 2, dtype=wide, device=ids.device) / dim)
-        angles.append(ids[:, axis, None].to(wide) * frequency)
-    angle = torch.cat(angles, dim=-1)
-    return torch.stack([angle.cos(), angle.sin()], dim=-1).float()
-
-
-def apply_rotary(x: Tensor, rope: Tensor) -> Tensor:
-    """Turns neighbouring channel pairs. x: (B, H, L, D), rope: (L, D / 2, 2). Returns x's shape and dtype.
-
-    Eagerly by one complex product instead of four real ones: an eighth of the time on a CPU, the same values. Compiled
-    by the four, which inductor fuses; it has no code for complex numbers.
-    """
-    pairs = x.float().unflatten(-1, (-1, 2))  # (B, H, L, D / 2, 2)
-    if torch.compiler.is_compiling():
-        (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1)
-    else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
-    return turned.flatten(-2).to(x.dtype)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, rope: Tensor) -> Tensor:
-    """Joint attention over text and image tokens, with no mask. q, k, v: (B, H, L, D). Returns (B, L, H * D)."""
-    out = F.scaled_dot_product_attention(apply_rotary(q, rope), apply_rotary(k, rope), v)
-    return out.transpose(1, 2).flatten(2)  # (B, H, L, D) -> (B, L, H * D)
-
-
-def sinusoidal_embedding(t: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """t: (B,) float32 time or guidance. Returns (B, dim) in dtype: cosines first, then sines, of 1000 t.
-
-    1000 t is rounded to dtype once, as the published models were trained: 16-bit rounding of t itself would move it.
-    """
-    half = dim // 2
-    frequency = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angle = (1000.0 * t).to(dtype).float()[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=-1).to(dtype)
-
-
-class MLPEmbedder(nn.Module):
-    def __init__(self, in_dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.in_layer = nn.Linear(in_dim, hidden_dim)
-        self.out_layer = nn.Linear(hidden_dim, hidden_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, in_dim). Returns (B, hidden_dim)."""
-        return self.out_layer(F.silu(self.in_layer(x)))
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension, computed in float32."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)
-        return wide.to(x.dtype) * self.scale
-
-
-class QKNorm(nn.Module):
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.query_norm = RMSNorm(dim)
-        self.key_norm = RMSNorm(dim)
+from fluxserve.models.parts.attention import attention, split_heads
+from fluxserve.models.parts.norms import QKNorm, clamp_half, modulated_norm
 
 
 class SelfAttention(nn.Module):
@@ -107,12 +28,6 @@ class SelfAttention(nn.Module):
         return split_heads(self.qkv(x), self.num_heads, self.norm)
 
 
-def split_heads(qkv: Tensor, num_heads: int, norm: QKNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """qkv: (B, L, 3 * H * D). Returns normed q, k and v, each (B, H, L, D)."""
-    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, L, 3, H, D) -> 3 x (B, H, L, D)
-    return norm.query_norm(q), norm.key_norm(k), v
-
-
 class Modulation(nn.Module):
     """The only holder of a block's adaLN weights; evaluated for all steps of a request before the first."""
 
@@ -125,18 +40,8 @@ class Modulation(nn.Module):
         return self.lin(F.silu(vec))
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without own weights, then x * (1 + scale) + shift. x: (B, L, hidden); shift, scale: (B, 1, hidden)."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
-
-
 def feed_forward(dim: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
-
-
-def clamp_half(x: Tensor) -> Tensor:
-    """float16 alone overflows in these streams: keep it finite there, touch nothing elsewhere."""
-    return x.clamp(-65504, 65504) if x.dtype == torch.float16 else x
 
 
 class DoubleStreamBlock(nn.Module):

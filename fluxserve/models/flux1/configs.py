@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fluxserve.models.flux1.dimensions import ClipParams, T5Params
+from fluxserve.models.flux1.autoencoder import SCALE_FACTOR, SHIFT_FACTOR
+from fluxserve.models.flux1.sizes import ClipParams, FluxParams, T5Params
 from fluxserve.models.flux1.toy_tokenizers import CLIP_END_ID, CLIP_START_ID
-from fluxserve.models.flux1.variants import AutoencoderParams, FluxParams
 from fluxserve.models.markings import VARIANT_FIELD
-from fluxserve.models.parts.autoencoder import SCALE_FACTOR, SHIFT_FACTOR
+from fluxserve.models.parts.autoencoder import AutoencoderParams
 
 DIFFUSERS_VERSION = "0.30.0"
 """The first diffusers that had FLUX.1, which its published configs name."""

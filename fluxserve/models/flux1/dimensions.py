@@ -5,62 +5,18 @@ What both tell must agree. What neither tells is that of the published FLUX.1 (h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-from fluxserve.errors import CheckpointError
-from fluxserve.models.flux1.names import count
-from fluxserve.models.flux1.variants import FLUX1, FLUX1_AE, AutoencoderParams, FluxParams
+from fluxserve.models.flux1.sizes import FLUX1, FLUX1_AE, ClipParams, FluxParams, T5Params
+from fluxserve.models.parts.autoencoder import AutoencoderParams
+from fluxserve.models.sizes import Config, SizeReader, count
 from fluxserve.tensors.reader import TensorReader
-
-Config = Mapping[str, int | tuple[int, ...]]
-"""The integers and lists of integers of a config.json; nothing else of it is read."""
 
 CLIP_HEAD_DIM = 64
 T5_MAX_DISTANCE = 128
 
 
-@dataclass(frozen=True)
-class T5Params:
-    """Sizes of a T5 v1.1 encoder (gated GELU, RMS norm eps 1e-6, bias table in block 0 alone)."""
-
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_layers: int
-    num_heads: int
-    relative_attention_num_buckets: int
-    relative_attention_max_distance: int
-
-
-@dataclass(frozen=True)
-class ClipParams:
-    """Sizes of a CLIP text encoder (quick GELU, causal). The end token's id is the tokenizer's to tell."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    max_position_embeddings: int
-
-
-def integers(config: Mapping[str, Any]) -> Config:
-    """What may be read of a config.json: its integers and its lists of integers."""
-    kept: dict[str, int | tuple[int, ...]] = {}
-    for key, value in config.items():
-        if type(value) is int:
-            kept[key] = value
-        elif isinstance(value, list) and value and all(type(item) is int for item in value):
-            kept[key] = tuple(value)
-    return kept
-
-
 def transformer_params(reader: TensorReader, config: Config) -> FluxParams:
     """Raises: CheckpointError where a tensor is missing, or shapes and config disagree."""
-    sizes = _Sizes(reader, config)
+    sizes = SizeReader(reader, config)
     head_dim = sizes.agreed("attention_head_dim", sizes.shape("double_blocks.0.img_attn.norm.query_norm.scale", 1)[0])
     hidden, in_channels = sizes.shape("img_in.weight", 2)
     heads = sizes.agreed("num_attention_heads", sizes.divided("the hidden width", hidden, head_dim))
@@ -85,7 +41,7 @@ def transformer_params(reader: TensorReader, config: Config) -> FluxParams:
 
 def autoencoder_params(reader: TensorReader, config: Config) -> AutoencoderParams:
     """Raises: as `transformer_params`."""
-    sizes = _Sizes(reader, config)
+    sizes = SizeReader(reader, config)
     ch, in_channels, _, _ = sizes.shape("encoder.conv_in.weight", 4)
     levels = count(reader.keys(), "encoder.down.")
     widths = tuple(sizes.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels))
@@ -107,7 +63,7 @@ def autoencoder_params(reader: TensorReader, config: Config) -> AutoencoderParam
 
 def t5_params(reader: TensorReader, config: Config) -> T5Params:
     """Raises: as `transformer_params`."""
-    sizes = _Sizes(reader, config)
+    sizes = SizeReader(reader, config)
     vocab, d_model = sizes.shape("shared.weight", 2)
     table = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     buckets, heads = sizes.shape(table, 2)
@@ -129,7 +85,7 @@ def t5_params(reader: TensorReader, config: Config) -> T5Params:
 
 def clip_params(reader: TensorReader, config: Config) -> ClipParams:
     """Raises: as `transformer_params`."""
-    sizes = _Sizes(reader, config)
+    sizes = SizeReader(reader, config)
     vocab, hidden = sizes.shape("embeddings.token_embedding.weight", 2)
     heads = sizes.told("num_attention_heads", max(hidden // CLIP_HEAD_DIM, 1))
     if not isinstance(heads, int) or heads < 1 or hidden % heads:
@@ -144,39 +100,3 @@ def clip_params(reader: TensorReader, config: Config) -> ClipParams:
             "max_position_embeddings", sizes.shape("embeddings.position_embedding.weight", 2)[0]
         ),
     )
-
-
-class _Sizes:
-    """Sizes of one network, asked of its tensors and its config."""
-
-    def __init__(self, reader: TensorReader, config: Config) -> None:
-        self._reader = reader
-        self._config = config
-
-    def error(self, message: str) -> CheckpointError:
-        return CheckpointError(f"{self._reader.source}: {message}")
-
-    def shape(self, key: str, rank: int) -> tuple[int, ...]:
-        """The shape of a tensor that must be there, with `rank` positive sizes."""
-        if key not in self._reader.keys():
-            raise self.error(f"missing {key}")
-        shape = self._reader.shape(key)
-        if len(shape) != rank or min(shape) < 1:
-            raise self.error(f"{key} is {shape}, expected {rank} sizes")
-        return shape
-
-    def agreed(self, name: str, by_tensors: int) -> int:
-        """A size that the tensors tell, and the config must not contradict."""
-        by_config = self._config.get(name, by_tensors)
-        if by_config != by_tensors:
-            raise self.error(f"{name} is {by_config} in its config, {by_tensors} by its tensors")
-        return by_tensors
-
-    def told(self, name: str, otherwise: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
-        """A size that only the config tells."""
-        return self._config.get(name, otherwise)
-
-    def divided(self, what: str, width: int, by: int) -> int:
-        if width % by:
-            raise self.error(f"{what} {width} is no multiple of {by}")
-        return width // by

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 
+from fluxserve.models.flux1.autoencoder import Autoencoder
+from fluxserve.models.flux1.sizes import FluxParams
 from fluxserve.models.flux1.transformer import FluxTransformer
-from fluxserve.models.flux1.variants import AutoencoderParams, FluxParams
-from fluxserve.models.parts.autoencoder import Autoencoder
+from fluxserve.models.parts.autoencoder import AutoencoderParams
 
 
 def transformer_shapes(params: FluxParams) -> dict[str, tuple[int, ...]]:

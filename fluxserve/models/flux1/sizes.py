@@ -1,11 +1,86 @@
-"""The sizes that random-weight models are made in, as data."""
+"""The sizes of the four networks, as the published models have them and as random ones are made. Plain data.
+
+Follows black-forest-labs/flux `src/flux/util.py` (configs).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fluxserve.models.flux1.dimensions import ClipParams, T5Params
-from fluxserve.models.flux1.variants import FLUX1, FLUX1_AE, AutoencoderParams, FluxParams
+from fluxserve.models.parts.autoencoder import AutoencoderParams
+
+
+@dataclass(frozen=True)
+class FluxParams:
+    """Sizes of one transformer.
+
+    in_channels: width of an image token (64 = 16 latent channels x 2 x 2). vec_in_dim: CLIP's pooled width.
+    context_in_dim: T5's width. axes_dim: how the head dimension is shared among (index, row, column) by RoPE.
+    """
+
+    in_channels: int
+    out_channels: int
+    vec_in_dim: int
+    context_in_dim: int
+    hidden_size: int
+    mlp_hidden: int
+    num_heads: int
+    depth: int
+    depth_single_blocks: int
+    axes_dim: tuple[int, ...]
+    theta: int
+    guidance_embed: bool
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True)
+class T5Params:
+    """Sizes of a T5 v1.1 encoder (gated GELU, RMS norm eps 1e-6, bias table in block 0 alone)."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    relative_attention_num_buckets: int
+    relative_attention_max_distance: int
+
+
+@dataclass(frozen=True)
+class ClipParams:
+    """Sizes of a CLIP text encoder (quick GELU, causal). The end token's id is the tokenizer's to tell."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+
+
+FLUX1 = FluxParams(
+    in_channels=64,
+    out_channels=64,
+    vec_in_dim=768,
+    context_in_dim=4096,
+    hidden_size=3072,
+    mlp_hidden=12288,
+    num_heads=24,
+    depth=19,
+    depth_single_blocks=38,
+    axes_dim=(16, 56, 56),
+    theta=10_000,
+    guidance_embed=False,
+)
+"""FLUX.1-schnell; dev differs in `guidance_embed` alone."""
+
+FLUX1_AE = AutoencoderParams(
+    in_channels=3, ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2, z_channels=16, num_groups=32
+)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,20 @@
 """Prompts to the two things the transformer takes of them: T5's states and CLIP's pooled vector.
 
 Follows black-forest-labs/flux `src/flux/modules/conditioner.py`: both tokenizers pad to their full length, and neither
-encoder masks the padding. Knows nothing of pictures, schedules or files' layouts.
+encoder masks the padding.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from fluxserve.models.cancellation import Checkpoint
+from fluxserve.models.cancellation import CancellationPoint
+from fluxserve.models.family import CancellationCallback, PromptStates
 from fluxserve.models.flux1.spiece import read_vocabulary
 
 log = logging.getLogger(__name__)
@@ -42,24 +41,6 @@ def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
     )
 
 
-@dataclass(frozen=True)
-class PromptStates:
-    """One encoded prompt. txt: (T, context_in_dim), pooled: (vec_in_dim,), both in the compute dtype.
-
-    tokens: T5 tokens used, end mark included. prompt_tokens: T5 tokens the whole prompt has; more than `tokens` when
-    it was cut.
-    """
-
-    txt: Tensor
-    pooled: Tensor
-    tokens: int
-    prompt_tokens: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.txt.nbytes + self.pooled.nbytes
-
-
 class TextEncoders:
     """T5 and CLIP with their tokenizers, on one device. Used by one thread at a time."""
 
@@ -75,14 +56,16 @@ class TextEncoders:
         self.t5_tokenizer, self.clip_tokenizer = t5_tokenizer, clip_tokenizer
         self.dtype = dtype
         self._text_dtype, self._device = clip.dtype, clip.device
-        self._checkpoint = Checkpoint(t5.encoder.block)
+        self._cancellation = CancellationPoint(t5.encoder.block)
+        # CLIP's position ids are in no file, and wrong without a word when left on the meta device.
+        clip.embeddings.position_ids = torch.arange(clip.config.max_position_embeddings, device=clip.device)[None]
 
     @torch.inference_mode()
-    def encode(self, prompt: str, max_length: int, checkpoint: Callable[[], None]) -> PromptStates:
-        """Encodes one prompt. max_length: T5's padded length T. checkpoint: called before every T5 block."""
+    def encode(self, prompt: str, max_length: int, cancellation: CancellationCallback) -> PromptStates:
+        """Encodes one prompt. max_length: T5's padded length T. cancellation: called before every T5 block."""
         ids, prompt_tokens = self._t5_ids(prompt, max_length)
         embedded = self.t5.shared(ids).to(self._device, self._text_dtype)  # the table stays on the host
-        with self._checkpoint.calling(checkpoint):
+        with self._cancellation.calling(cancellation):
             txt = self.t5(inputs_embeds=embedded, attention_mask=None).last_hidden_state[0]
         pooled = self.clip(input_ids=self._clip_ids(prompt), attention_mask=None).pooler_output[0]
         return PromptStates(txt.to(self.dtype), pooled.to(self.dtype), min(prompt_tokens, max_length), prompt_tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import CLIPTextConfig, CLIPTokenizer, T5Config
 
-from fluxserve.models.flux1.dimensions import ClipParams, T5Params
+from fluxserve.models.flux1.sizes import ClipParams, T5Params
 from fluxserve.models.flux1.text import CLIP_LENGTH
 
 

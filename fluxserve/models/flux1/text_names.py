@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fluxserve.models.flux1.dimensions import ClipParams, T5Params
+from fluxserve.models.flux1.sizes import ClipParams, T5Params
 from fluxserve.tensors.reader import Mapped, Recipe, TensorReader
 
 T5_MARKER = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"

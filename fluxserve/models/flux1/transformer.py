@@ -3,10 +3,7 @@
 Follows black-forest-labs/flux `src/flux/model.py`, with one difference of shape: the adaLN modulation, which depends
 on time, guidance and the pooled prompt alone, is computed by `modulation` for all steps of a request at once, and
 `forward` takes its rows. That saves a quarter of the weights (27 % in FLUX.1) at every step and changes no value.
-Knows nothing of schedules, latents' meaning, or where weights live.
-
-Shape letters, here and everywhere: B batch, T text tokens, I image tokens, L = T + I, H heads, D head dim,
-M modulation values of one step, C latent channels, h w latent size, height width pixels.
+Knows nothing of schedules, latents' meaning, or where weights live. Shape letters: see `models/family.py`.
 """
 
 from __future__ import annotations
@@ -16,15 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fluxserve.models.flux1.blocks import (
-    DoubleStreamBlock,
-    LastLayer,
-    MLPEmbedder,
-    SingleStreamBlock,
-    rotary_table,
-    sinusoidal_embedding,
-)
-from fluxserve.models.flux1.variants import FluxParams
+from fluxserve.models.flux1.blocks import DoubleStreamBlock, LastLayer, SingleStreamBlock
+from fluxserve.models.flux1.sizes import FluxParams
+from fluxserve.models.parts.attention import rotary_table
+from fluxserve.models.parts.embedders import MLPEmbedder, sinusoidal_embedding
 
 TIME_DIM = 256
 

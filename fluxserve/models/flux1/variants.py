@@ -1,97 +1,45 @@
-"""The sizes of a model, and what its files cannot tell (VARIANTS). Knows nothing of tensors or files.
+"""The models of this family: what no file of theirs tells. Plain data, without torch.
 
-Follows black-forest-labs/flux `src/flux/util.py` (configs) and the model cards on the Hub.
+Follows black-forest-labs/flux `src/flux/util.py` and `sampling.py`, and the model cards on the Hub. The copies are
+repackaged files that public installers pin by size and SHA-256, with the two tokenizers that no weight file holds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
+
+from fluxserve.models.variant import UngatedFile, Variant
+
+BASE_TOKENS, BASE_MU = 256, 0.5
+FULL_TOKENS, FULL_MU = 4096, 1.15
 
 
-@dataclass(frozen=True)
-class FluxParams:
-    """Sizes of one transformer.
-
-    in_channels: width of an image token (64 = 16 latent channels x 2 x 2). vec_in_dim: CLIP's pooled width.
-    context_in_dim: T5's width. axes_dim: how the head dimension is shared among (index, row, column) by RoPE.
-    """
-
-    in_channels: int
-    out_channels: int
-    vec_in_dim: int
-    context_in_dim: int
-    hidden_size: int
-    mlp_hidden: int
-    num_heads: int
-    depth: int
-    depth_single_blocks: int
-    axes_dim: tuple[int, ...]
-    theta: int
-    guidance_embed: bool
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+def linear(steps: int, _image_tokens: int) -> tuple[float, ...]:
+    """The steps + 1 times from 1 to 0, evenly spaced."""
+    return tuple(1.0 - i / steps for i in range(steps + 1))
 
 
-@dataclass(frozen=True)
-class AutoencoderParams:
-    """Sizes of one autoencoder. num_groups: groups of every GroupNorm (32 in FLUX.1)."""
-
-    in_channels: int
-    ch: int
-    ch_mult: tuple[int, ...]
-    num_res_blocks: int
-    z_channels: int
-    num_groups: int
+def shifted(steps: int, image_tokens: int) -> tuple[float, ...]:
+    """Moved towards noise, the more the larger the picture (arXiv 2403.03206, section 5.3.2)."""
+    mu = BASE_MU + (image_tokens - BASE_TOKENS) * (FULL_MU - BASE_MU) / (FULL_TOKENS - BASE_TOKENS)
+    return (*(math.exp(mu) / (math.exp(mu) + 1.0 / t - 1.0) for t in linear(steps, image_tokens)[:-1]), 0.0)
 
 
-FLUX1 = FluxParams(
-    in_channels=64,
-    out_channels=64,
-    vec_in_dim=768,
-    context_in_dim=4096,
-    hidden_size=3072,
-    mlp_hidden=12288,
-    num_heads=24,
-    depth=19,
-    depth_single_blocks=38,
-    axes_dim=(16, 56, 56),
-    theta=10_000,
-    guidance_embed=False,
+_CLIP_TOKENIZER = "openai/clip-vit-large-patch14"
+_CLIP_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+_SCHNELL_COPIES = (
+    UngatedFile(
+        "Comfy-Org/flux1-schnell",
+        "flux1-schnell-fp8.safetensors",
+        "flux1-schnell-fp8.safetensors",
+        "ead426278b49030e9da5df862994f25ce94ab2ee4df38b556ddddb3db093bf72",
+    ),
+    *(UngatedFile(_CLIP_TOKENIZER, name, f"tokenizer/{name}") for name in _CLIP_TOKENIZER_FILES),
+    UngatedFile("lmz/mt5-tokenizers", "t5-v1_1-xxl.tokenizer.json", "tokenizer_2/tokenizer.json"),
 )
-"""FLUX.1-schnell; dev differs in `guidance_embed` alone."""
-
-FLUX1_AE = AutoencoderParams(
-    in_channels=3, ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2, z_channels=16, num_groups=32
-)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What a model's files cannot tell.
-
-    shifted_schedule: dev's resolution-dependent time shift instead of schnell's linear times.
-    steps: default step counts by quality word. guidance_scale: the default, None where the model takes none.
-    native_area: pixels the model was made for; `resamples`: it draws at that area whatever size is asked.
-    repository: the Hub id it is published under. notice: a warning that goes out with every answer.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    shifted_schedule: bool
-    max_sequence_length: int
-    steps: dict[str, int]
-    guidance_scale: float | None
-    guidance_max: float
-    native_area: int
-    resamples: bool
-    default_size: tuple[int, int]
-    licence: str
-    description: str
-    repository: str | None = None
-    notice: str | None = None
-
+"""The transformer, the autoencoder and both text encoders are in the one large file."""
 
 _DEV_LICENCE = "FLUX.1 [dev] Non-Commercial License"
 
@@ -99,7 +47,7 @@ VARIANTS = {
     "schnell": Variant(
         name="schnell",
         aliases=("flux-schnell", "flux.1-schnell"),
-        shifted_schedule=False,
+        schedule=linear,
         max_sequence_length=256,
         steps={"low": 2, "medium": 4, "high": 4, "xhigh": 8, "max": 8},
         guidance_scale=None,
@@ -110,11 +58,12 @@ VARIANTS = {
         licence="Apache-2.0",
         description="FLUX.1 [schnell]: text to image in 1 to 4 steps.",
         repository="black-forest-labs/FLUX.1-schnell",
+        ungated=_SCHNELL_COPIES,
     ),
     "dev": Variant(
         name="dev",
         aliases=("flux-dev", "flux.1-dev"),
-        shifted_schedule=True,
+        schedule=shifted,
         max_sequence_length=512,
         steps={"low": 20, "medium": 28, "high": 50, "xhigh": 50, "max": 50},
         guidance_scale=3.5,
@@ -129,7 +78,7 @@ VARIANTS = {
     "demo": Variant(
         name="demo",
         aliases=(),
-        shifted_schedule=False,
+        schedule=linear,
         max_sequence_length=32,
         steps={"low": 4, "medium": 6, "high": 8, "xhigh": 12, "max": 16},
         guidance_scale=None,

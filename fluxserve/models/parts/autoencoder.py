@@ -1,22 +1,29 @@
-"""The FLUX.1 autoencoder: pictures to latents an eighth of their size, and back.
+"""A convolutional autoencoder's two halves: pictures to the moments of latents an eighth of their size, and back.
 
 Follows black-forest-labs/flux `src/flux/modules/autoencoder.py` (parameter names equal the published ae.safetensors).
-Knows nothing of uint8, files or tiles.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxserve.models.flux1.variants import AutoencoderParams
-
-SCALE_FACTOR = 0.3611
-SHIFT_FACTOR = 0.1159
 NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class AutoencoderParams:
+    """Sizes of one autoencoder. num_groups: groups of every GroupNorm."""
+
+    in_channels: int
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    z_channels: int
+    num_groups: int
 
 
 def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -156,20 +163,3 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
-
-
-class Autoencoder(nn.Module):
-    def __init__(self, params: AutoencoderParams) -> None:
-        super().__init__()
-        self.params = params
-        self.encoder = Encoder(params)
-        self.decoder = Decoder(params)
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """pixels: (B, 3, height, width) in [-1, 1]. Returns (B, C, h, w) latents: the mean, shifted and scaled."""
-        mean, _ = torch.chunk(self.encoder(pixels), 2, dim=1)
-        return SCALE_FACTOR * (mean - SHIFT_FACTOR)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """latents: (B, C, h, w). Returns (B, 3, height, width), about [-1, 1] but not clamped."""
-        return self.decoder(latents / SCALE_FACTOR + SHIFT_FACTOR)

@@ -6,27 +6,20 @@ what is in them. A single file may have a config beside it: `ae.json` for `ae.sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.flux1.dimensions import Config, integers
+from fluxserve.models import registry
+from fluxserve.models.family import Component, Family, Part, Role
 from fluxserve.models.markings import VARIANT_FIELD
+from fluxserve.models.sizes import integers
 from fluxserve.tensors.reader import TensorReader
-from fluxserve.weights.files.identify import Part, components, open_file
+from fluxserve.weights.files.identify import components, open_file
 from fluxserve.weights.files.json_file import read_json
 from fluxserve.weights.files.safetensors_file import open_shards
-
-SUBFOLDERS: dict[str, Part] = {
-    "transformer": "transformer",
-    "vae": "autoencoder",
-    "text_encoder": "clip",
-    "text_encoder_2": "t5",
-}
-TOKENIZERS = {"tokenizer": ("tokenizer.json", "vocab.json"), "tokenizer_2": ("tokenizer.json", "spiece.model")}
-"""The tokenizers' folders, and the files one of which each must hold."""
 
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")
@@ -34,67 +27,82 @@ WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 READABLE_QUANT_METHODS = ("bitsandbytes",)
 
 
-@dataclass(frozen=True)
-class Component:
-    """One network: its tensors, and the integers of its config."""
-
-    reader: TensorReader
-    config: Config
-
-
 @dataclass
-class Holdings:
-    """What has been found so far. variant: a name in VARIANTS, where the files tell. unread: files that failed."""
+class FoundParts:
+    """What has been found so far. variant: by name, where the files tell. unread: files that failed."""
 
     components: dict[Part, Component] = field(default_factory=dict)
     tokenizers: dict[str, Path] = field(default_factory=dict)
     variant: str | None = None
     unread: list[str] = field(default_factory=list)
 
+    @property
+    def family(self) -> Family | None:
+        """Which family has these networks; None while nothing was found."""
+        return registry.family_of_parts(self.components.keys())
 
-def look(path: Path, wanted: frozenset[Part], holdings: Holdings) -> None:
-    """Adds to `holdings` what is wanted, still missing there, and found at `path`, a folder or a weight file.
+    @property
+    def missing_parts(self) -> list[Part]:
+        """What a complete model of the family has besides."""
+        return [part for part in self.family.parts if part not in self.components] if self.family else []
+
+    @property
+    def missing_tokenizers(self) -> list[str]:
+        return [name for name in self.family.tokenizers if name not in self.tokenizers] if self.family else []
+
+    def take(self, found: Mapping[Part, Component], roles: Collection[Role]) -> dict[Part, Component]:
+        """Keeps those of the roles that are still missing. Returns them."""
+        new = {part: found[part] for part in found.keys() - self.components.keys() if part.role in roles}
+        self.components |= new
+        return new
+
+
+def scan(path: Path, roles: Collection[Role], found: FoundParts) -> None:
+    """Adds to `found` the networks of these roles that are missing there and lie at `path`, a folder or a weight file.
 
     Raises:
         CheckpointError: a file is damaged or refused, or two files claim the same place.
     """
-    wanted = wanted - holdings.components.keys()
     try:
         if path.is_dir():
-            _look_in_subfolders(path, wanted, holdings)
-            _look_at_files(path, wanted - holdings.components.keys(), holdings)
-            _look_for_tokenizers(path, holdings)
+            _scan_subfolders(path, roles, found)
+            _scan_files(path, roles, found)
+            _scan_tokenizers(path, found)
         else:
-            holdings.components |= _pick(_components_of_file(path), wanted)
-            holdings.variant = holdings.variant or _sidecar(path).get(VARIANT_FIELD)
+            found.take(_components_of_file(path), roles)
+            found.variant = found.variant or _sidecar(path).get(VARIANT_FIELD)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
-def _look_in_subfolders(folder: Path, wanted: Iterable[Part], holdings: Holdings) -> None:
+def _scan_subfolders(folder: Path, roles: Collection[Role], found: FoundParts) -> None:
     index = folder / "model_index.json"
     if index.is_file():
         description = read_json(index)
-        _require_flux(index, description)
-        holdings.variant = holdings.variant or description.get(VARIANT_FIELD)
-    for name, part in SUBFOLDERS.items():
-        if part in wanted and (folder / name).is_dir():
-            holdings.components[part] = _open_subfolder(folder / name, part)
+        _require_known(index, description)
+        found.variant = found.variant or description.get(VARIANT_FIELD)
+    wanted = [part for part in registry.parts() if part.role in roles and part not in found.components]
+    for name in dict.fromkeys(part.folder for part in wanted):
+        if (folder / name).is_dir():
+            found.take(_open_subfolder(folder / name, [part for part in wanted if part.folder == name]), roles)
 
 
-def _require_flux(index: Path, description: Mapping[str, Any]) -> None:
+def _require_known(index: Path, description: Mapping[str, Any]) -> None:
+    """Refuses pipelines of other models, and those of known ones that draw from more than text."""
     name = str(description.get("_class_name"))
-    if not name.startswith("Flux") or name.startswith("Flux2"):
-        raise CheckpointError(f"{index}: describes a {name}; fluxserve draws with FLUX.1 (FluxPipeline)")
+    if registry.family_of_pipeline(name) is None:
+        known = ", ".join(f"{family.title} ({', '.join(family.pipelines)})" for family in registry.families())
+        raise CheckpointError(f"{index}: describes a {name}; fluxserve draws with {known}")
 
 
-def _open_subfolder(folder: Path, part: Part) -> Component:
+def _open_subfolder(folder: Path, expected: Collection[Part]) -> dict[Part, Component]:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     _require_readable(folder, config)
     found = components(_open_weights(folder))
-    if found.keys() != {part}:
-        raise CheckpointError(f"{folder}: holds {' and '.join(found)}, expected {part}")
-    return Component(found[part], integers(config))
+    if len(found) != 1 or not found.keys() <= set(expected):
+        holds = " and ".join(part.name for part in found)
+        raise CheckpointError(f"{folder}: holds {holds}, expected {' or '.join(part.name for part in expected)}")
+    return {part: Component(reader, integers(config)) for part, reader in found.items()}
 
 
 def _require_readable(folder: Path, config: Mapping[str, Any]) -> None:
@@ -118,25 +126,27 @@ def _open_weights(folder: Path) -> TensorReader:
     raise CheckpointError(f"{folder}: holds {there}, but none of {', '.join(WEIGHT_NAMES)} (or their index)")
 
 
-def _look_at_files(folder: Path, wanted: frozenset[Part], holdings: Holdings) -> None:
+def _scan_files(folder: Path, roles: Collection[Role], found: FoundParts) -> None:
     """Single files side by side. One that cannot be read is only told of if something is missing in the end."""
-    if not wanted:
+    if not any(part.role in roles and part not in found.components for part in registry.parts()):
         return
-    homes: dict[Part, Path] = {}
+    before = found.components.keys() | set()
+    origins: dict[Part, Path] = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES):
         try:
-            found = _pick(_components_of_file(path), wanted)
+            here = _components_of_file(path)
         except CheckpointError as error:
-            holdings.unread.append(error.message)
+            found.unread.append(error.message)
             continue
-        for part in found.keys() & homes.keys():
+        here = {part: here[part] for part in here.keys() - before if part.role in roles}
+        for part in here.keys() & origins.keys():
             raise CheckpointError(
-                f"{folder}: {homes[part].name} and {path.name} both hold a {part}; keep one of them there, "
+                f"{folder}: {origins[part].name} and {path.name} both hold a {part.name}; keep one of them there, "
                 "or name the transformer's file as the model and a folder with --text-encoders"
             )
-        homes |= dict.fromkeys(found, path)
-        holdings.components |= found
-        holdings.variant = holdings.variant or _sidecar(path).get(VARIANT_FIELD)
+        origins |= dict.fromkeys(here, path)
+        found.take(here, roles)
+        found.variant = found.variant or _sidecar(path).get(VARIANT_FIELD)
 
 
 def _components_of_file(path: Path) -> dict[Part, Component]:
@@ -149,13 +159,9 @@ def _sidecar(path: Path) -> dict[str, Any]:
     return read_json(config) if config.is_file() else {}
 
 
-def _pick(found: Mapping[Part, Component], wanted: Iterable[Part]) -> dict[Part, Component]:
-    return {part: component for part, component in found.items() if part in wanted}
-
-
-def _look_for_tokenizers(folder: Path, holdings: Holdings) -> None:
-    for name, files in TOKENIZERS.items():
-        if name not in holdings.tokenizers and (folder / name).is_dir():
+def _scan_tokenizers(folder: Path, found: FoundParts) -> None:
+    for name, files in registry.tokenizers().items():
+        if name not in found.tokenizers and (folder / name).is_dir():
             if not any((folder / name / file).is_file() for file in files):
                 raise CheckpointError(f"{folder / name}: holds neither {' nor '.join(files)}")
-            holdings.tokenizers[name] = folder / name
+            found.tokenizers[name] = folder / name

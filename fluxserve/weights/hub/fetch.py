@@ -33,14 +33,13 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 from huggingface_hub.utils.tqdm import tqdm
 
 from fluxserve.errors import SourceError
+from fluxserve.models import registry
 from fluxserve.weights.hub.resume import fetch_resumably
 
 ByteProgress = Callable[[str, int, int], None]
 """(what is being fetched, bytes done, bytes in all)."""
 
 INDEX = "model_index.json"
-TEXT_FOLDERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-MODEL_FOLDERS = ("transformer", "vae", *TEXT_FOLDERS)
 _SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 _OTHER_PRECISIONS = ["*.fp16.*", "*.fp8.*", "*.bf16.*", "*.fp16-0*"]
 """Second copies of the weights that some repositories hold beside the first."""
@@ -55,6 +54,17 @@ class HubFile:
     revision: str
     nbytes: int
     cached: bool
+
+
+def text_folders() -> tuple[str, ...]:
+    """The folders of diffusers' layout that hold text encoders and tokenizers, of every family."""
+    encoders = (part.folder for part in registry.parts() if part.role == "text_encoder")
+    return tuple(dict.fromkeys((*encoders, *registry.tokenizers())))
+
+
+def model_folders() -> tuple[str, ...]:
+    """All that a model of any family consists of."""
+    return tuple(dict.fromkeys((*(part.folder for part in registry.parts()), *text_folders())))
 
 
 def fetch_folder(repo_id: str, subfolders: tuple[str, ...], progress: ByteProgress) -> Path:

@@ -11,15 +11,15 @@ from pathlib import Path
 from fluxserve.errors import SourceError
 from fluxserve.weights.hub import fetch as hub
 from fluxserve.weights.hub.fetch import ByteProgress, HubFile
-from fluxserve.weights.hub.ungated import UNGATED, compose, discard
+from fluxserve.weights.hub.ungated import compose, discard, ungated_files
 from fluxserve.weights.source import hub_name
-from fluxserve.weights.verify import Manifest, damage, told_hash
+from fluxserve.weights.verify import Manifest, cached_hash, damage
 
 DISK_MARGIN_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
-class Haul:
+class DownloadPlan:
     """What a MODEL needs, as the Hub tells it. composed: it is made of the ungated files; see `ungated`.
 
     free_bytes: of the disk that the cache is on.
@@ -39,7 +39,7 @@ class Haul:
         return self.missing_bytes == 0 or self.missing_bytes + DISK_MARGIN_BYTES <= self.free_bytes
 
 
-def plan_haul(model: str) -> Haul:
+def plan_download(model: str) -> DownloadPlan:
     """Asks the Hub, fetches nothing. model: `schnell`, `dev`, `owner/name` or `owner/name/FILE`.
 
     Raises:
@@ -48,32 +48,32 @@ def plan_haul(model: str) -> Haul:
     """
     repo_id, filename = hub_name(model)
     if filename is not None:
-        return _haul(repo_id, [hub.look_up(repo_id, filename)])
+        return _plan(repo_id, [hub.look_up(repo_id, filename)])
     try:
-        return _haul(repo_id, hub.list_folder(repo_id, hub.MODEL_FOLDERS))
+        return _plan(repo_id, hub.list_folder(repo_id, hub.model_folders()))
     except SourceError as error:
-        if not hub.is_gated(error) or repo_id not in UNGATED:
+        if not hub.is_gated(error) or not ungated_files(repo_id):
             raise
-    return _haul(repo_id, [hub.look_up(file.repo_id, file.filename) for file in UNGATED[repo_id]], composed=True)
+    return _plan(repo_id, [hub.look_up(file.repo_id, file.filename) for file in ungated_files(repo_id)], composed=True)
 
 
-def bring_in(haul: Haul, progress: ByteProgress) -> Path:
+def download(plan: DownloadPlan, progress: ByteProgress) -> Path:
     """Fetches what is missing and checks all of it. Returns the folder or file that was asked for.
 
     Raises:
         SourceError: the disk is too small, the Hub stops answering, or a file is not what it should be.
     """
-    _require_room(haul)
-    paths = hub.fetch(haul.files, progress, resumable=True)
-    _verify(haul, paths, progress)
-    if haul.composed:
-        return compose(haul.repo_id, paths)
-    discard(haul.repo_id)  # the published files go before their copies
-    return paths[0] if len(paths) == 1 else paths[0].parents[haul.files[0].filename.count("/")]
+    _require_room(plan)
+    paths = hub.fetch(plan.files, progress, resumable=True)
+    _verify(plan, paths, progress)
+    if plan.composed:
+        return compose(plan.repo_id, paths)
+    discard(plan.repo_id)  # the published files go before their copies
+    return paths[0] if len(paths) == 1 else paths[0].parents[plan.files[0].filename.count("/")]
 
 
-def _haul(repo_id: str, files: Sequence[HubFile], composed: bool = False) -> Haul:
-    return Haul(repo_id, tuple(files), composed, _free_bytes(hub.cache_folder()))
+def _plan(repo_id: str, files: Sequence[HubFile], composed: bool = False) -> DownloadPlan:
+    return DownloadPlan(repo_id, tuple(files), composed, _free_bytes(hub.cache_folder()))
 
 
 def _free_bytes(folder: Path) -> int:
@@ -82,22 +82,22 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def _require_room(haul: Haul) -> None:
-    if not haul.fits:
+def _require_room(plan: DownloadPlan) -> None:
+    if not plan.fits:
         raise SourceError(
-            f"{haul.repo_id}: {haul.missing_bytes:,} bytes are to be fetched, "
-            f"the disk of the cache has {haul.free_bytes:,} free.\n"
+            f"{plan.repo_id}: {plan.missing_bytes:,} bytes are to be fetched, "
+            f"the disk of the cache has {plan.free_bytes:,} free.\n"
             f"  1. Make room on the disk of {hub.cache_folder()}.\n"
             "  2. Or set HF_HOME to a folder on a larger disk, for this and every later command.\n"
             "  Or fetch a smaller file: fluxserve pull city96/FLUX.1-schnell-gguf/flux1-schnell-Q4_K_S.gguf."
         )
 
 
-def _verify(haul: Haul, paths: Sequence[Path], progress: ByteProgress) -> None:
+def _verify(plan: DownloadPlan, paths: Sequence[Path], progress: ByteProgress) -> None:
     manifest = Manifest(hub.manifest_path())
-    pinned = [file.sha256 for file in UNGATED[haul.repo_id]] if haul.composed else [None] * len(paths)
-    for file, path, sha256 in zip(haul.files, paths, pinned, strict=True):
-        expected = sha256 or told_hash(path)
+    pinned = [file.sha256 for file in ungated_files(plan.repo_id)] if plan.composed else [None] * len(paths)
+    for file, path, sha256 in zip(plan.files, paths, pinned, strict=True):
+        expected = sha256 or cached_hash(path)
         if expected is not None:
             _require_right(path, expected, manifest, partial(_checking, progress, file))
 

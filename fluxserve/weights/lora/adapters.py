@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fluxserve.errors import ConfigError
-from fluxserve.models.flux1.lora_names import NetworkName, lora_targets
 from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.checkpoint import Checkpoint
 from fluxserve.weights.lora.apply import MergedReader, Weighted, weigh
@@ -19,22 +18,22 @@ LORA_SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Adapters:
-    """beside: what could not be merged, by network. shelf: the LoRAs that requests may name. files: of all LoRAs."""
+    """beside: what could not be merged, by network. by_name: the LoRAs that requests may name. files: of all LoRAs."""
 
-    beside: Mapping[NetworkName, Weighted]
-    shelf: Mapping[str, Lora]
+    beside: Mapping[str, Weighted]
+    by_name: Mapping[str, Lora]
     files: tuple[Path, ...] = ()
 
     @property
-    def shelf_values(self) -> int:
-        """How many numbers the largest LoRA of the shelf has: so much room is kept for requests' LoRAs."""
-        return max((sum(map(_values, lora.all_branches)) for lora in self.shelf.values()), default=0)
+    def requestable_values(self) -> int:
+        """How many numbers the largest LoRA that requests may name has: so much room is kept for requests' LoRAs."""
+        return max((sum(map(_values, lora.all_branches)) for lora in self.by_name.values()), default=0)
 
     @property
     def values(self) -> int:
         """How many numbers lie beside the weights, at most as planned."""
         linears = (own for weighted in self.beside.values() for own in weighted.values())
-        return self.shelf_values + sum(_values(branch) for own in linears for branch, _ in own)
+        return self.requestable_values + sum(_values(branch) for own in linears for branch, _ in own)
 
 
 NO_ADAPTERS = Adapters({}, {})
@@ -51,24 +50,19 @@ def adapt(checkpoint: Checkpoint, loras: Sequence[str], folder: str | None) -> t
     """
     if not loras and folder is None:
         return checkpoint, NO_ADAPTERS
-    targets = lora_targets(checkpoint.transformer_params, checkpoint.clip_params, checkpoint.t5_params)
+    targets = checkpoint.architecture.lora_targets()
     named = [parse_lora(text) for text in loras]
-    on_shelf = lora_files(folder) if folder is not None else []
+    requestable = lora_files(folder) if folder is not None else []
     chosen = [(read_lora(path, targets), scale) for path, scale in named]
+    merged = {name: _merged(name, checkpoint.readers[name], chosen) for name in {t.network for t in targets.values()}}
+    beside = {name: reader.unmerged for name, reader in merged.items()}
+    by_name = {path.stem: read_lora(path, targets) for path in requestable}
+    files = (*(path for path, _ in named), *requestable)
+    return replace(checkpoint, readers={**checkpoint.readers, **merged}), Adapters(beside, by_name, files)
 
-    def merged(name: NetworkName, reader: TensorReader) -> MergedReader:
-        return MergedReader(reader, weigh((lora.branches.get(name, {}), scale) for lora, scale in chosen))
 
-    transformer = merged("transformer", checkpoint.transformer)
-    t5, clip = merged("t5", checkpoint.t5), merged("clip", checkpoint.clip)
-    beside: dict[NetworkName, Weighted] = {
-        "transformer": transformer.unmerged,
-        "t5": t5.unmerged,
-        "clip": clip.unmerged,
-    }
-    shelf = {path.stem: read_lora(path, targets) for path in on_shelf}
-    files = (*(path for path, _ in named), *on_shelf)
-    return replace(checkpoint, transformer=transformer, t5=t5, clip=clip), Adapters(beside, shelf, files)
+def _merged(name: str, reader: TensorReader, loras: Sequence[tuple[Lora, float]]) -> MergedReader:
+    return MergedReader(reader, weigh((lora.branches.get(name, {}), scale) for lora, scale in loras))
 
 
 def parse_lora(text: str) -> tuple[Path, float]:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fluxserve.models.flux1.lora_names import NetworkName
 from fluxserve.tensors.packed import PackedWeight
 from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.lora.file import Branch, Branches, Lora
@@ -73,7 +72,7 @@ class MergedReader:
 
 
 @dataclass(frozen=True)
-class Home:
+class LoraHost:
     """A network that branches run beside. dtype: what it computes in."""
 
     network: nn.Module
@@ -85,22 +84,22 @@ class Home:
         return branch.to(module.weight.device, self.dtype)
 
 
-def placed(lora: Lora, homes: Mapping[NetworkName, Home]) -> Lora:
+def placed(lora: Lora, hosts: Mapping[str, LoraHost]) -> Lora:
     """A LoRA on the devices of its networks."""
     branches = {
-        name: {linear: tuple(homes[name].place(linear, branch) for branch in own) for linear, own in linears.items()}
+        name: {linear: tuple(hosts[name].place(linear, branch) for branch in own) for linear, own in linears.items()}
         for name, linears in lora.branches.items()
     }
     return replace(lora, branches=branches)
 
 
-def attach(home: Home, branches: Weighted) -> None:
+def attach(host: LoraHost, branches: Weighted) -> None:
     """Adds the branches, wherever they lie, to what the network's Linears give, for good."""
     here = {
-        linear: tuple((home.place(linear, branch), strength) for branch, strength in own)
+        linear: tuple((host.place(linear, branch), strength) for branch, strength in own)
         for linear, own in branches.items()
     }
-    _hook(home.network, here)
+    _hook(host.network, here)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """LoRA files: low-rank changes of Linears, read for the networks at hand. Knows no layers and no requests.
 
-delta W = scale * up @ down, scale = alpha / rank (1 without alpha), added to rows of the fused BFL matrices.
+delta W = scale * up @ down, scale = alpha / rank (1 without alpha), added to rows of the networks' matrices.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.flux1.lora_names import NetworkName, Target
+from fluxserve.models.lora_target import LoraTarget
 from fluxserve.tensors.reader import TensorReader, name_some
 from fluxserve.weights.files.identify import open_file
 from fluxserve.weights.files.json_file import parse_json
@@ -86,7 +86,7 @@ class Lora:
     """One file. branches: by network. skipped: keys of what is not supported, all of it zero."""
 
     name: str
-    branches: Mapping[NetworkName, Branches]
+    branches: Mapping[str, Branches]
     skipped: tuple[str, ...]
 
     @property
@@ -99,8 +99,10 @@ class Lora:
         return sum(branch.nbytes for branch in self.all_branches)
 
 
-def read_lora(path: Path, targets: Mapping[str, Target]) -> Lora:
-    """A LoRA file for the networks that `targets` names (see `lora_targets`); every key is used, or refused by name.
+def read_lora(path: Path, targets: Mapping[str, LoraTarget]) -> Lora:
+    """A LoRA file for the networks that `targets` names ; every key is used, or refused by name.
+
+    targets: see `Architecture.lora_targets`.
 
     Raises:
         CheckpointError: damaged, of another model or size, or of a family that is not supported; names the keys.
@@ -111,7 +113,7 @@ def read_lora(path: Path, targets: Mapping[str, Target]) -> Lora:
     skipped = _skipped(reader)
     modules = _modules(reader, [key for key in reader.keys() if key not in skipped], targets)
     alphas = _Alphas(reader)
-    branches: dict[NetworkName, dict[str, tuple[Branch, ...]]] = {}
+    branches: dict[str, dict[str, tuple[Branch, ...]]] = {}
     for module, keys in modules.items():
         target = targets[module]
         linears = branches.setdefault(target.network, {})
@@ -139,7 +141,9 @@ def _refusal(key: str) -> str | None:
     return None
 
 
-def _modules(reader: TensorReader, keys: Collection[str], targets: Mapping[str, Target]) -> dict[str, dict[str, str]]:
+def _modules(
+    reader: TensorReader, keys: Collection[str], targets: Mapping[str, LoraTarget]
+) -> dict[str, dict[str, str]]:
     """Module -> kind -> key."""
     modules: dict[str, dict[str, str]] = {}
     unknown = []
@@ -157,7 +161,7 @@ def _modules(reader: TensorReader, keys: Collection[str], targets: Mapping[str, 
     return modules
 
 
-def _branch(reader: TensorReader, module: str, keys: Mapping[str, str], target: Target, alphas: _Alphas) -> Branch:
+def _branch(reader: TensorReader, module: str, keys: Mapping[str, str], target: LoraTarget, alphas: _Alphas) -> Branch:
     if _DOWN not in keys or _UP not in keys:
         raise CheckpointError(f"{reader.source}: {module} lacks its {_DOWN if _UP in keys else _UP} matrix")
     down, up = reader.read(keys[_DOWN]), reader.read(keys[_UP])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fluxserve.models.flux1.blocks import apply_rotary, rotary_table
+from fluxserve.models.parts.attention import apply_rotary, rotary_table
 
 
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of its own deprecations

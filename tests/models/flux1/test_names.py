@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from fluxserve.models.flux1 import dimensions
+from fluxserve.models.flux1.family import AUTOENCODER, CLIP, T5, TRANSFORMER
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
-from fluxserve.models.flux1.sizes import CLIP_L, T5_XXL
+from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, FLUX1_AE, T5_XXL, FluxParams
 from fluxserve.models.flux1.text_names import clip_shapes, t5_shapes
-from fluxserve.models.flux1.variants import FLUX1, FLUX1_AE, AutoencoderParams, FluxParams
+from fluxserve.models.parts.autoencoder import AutoencoderParams
 from fluxserve.tensors.reader import Mapped, Recipe
 from fluxserve.weights.files.identify import components
 from tests.weights.stored_files import ListedReader, listed
@@ -38,12 +39,12 @@ def test_text_encoders_have_the_published_names_and_shapes() -> None:
 @pytest.mark.parametrize("variant", ["schnell", "dev"])
 def test_diffusers_names_cover_the_transformer_with_none_left_over(variant: str) -> None:
     stored = ListedReader(listed(f"diffusers_flux1_{variant}"))
-    transformer = components(stored)["transformer"]  # refuses what is missing or left over
+    transformer = components(stored)[TRANSFORMER]  # refuses what is missing or left over
     assert {key: transformer.shape(key) for key in transformer.keys()} == listed(f"bfl_flux1_{variant}")
 
 
 def test_diffusers_names_cover_the_autoencoder_with_none_left_over() -> None:
-    autoencoder = components(ListedReader(listed("diffusers_ae")))["autoencoder"]
+    autoencoder = components(ListedReader(listed("diffusers_ae")))[AUTOENCODER]
     assert {key: autoencoder.shape(key) for key in autoencoder.keys()} == listed("bfl_ae")
 
 
@@ -53,8 +54,8 @@ def test_sizes_are_read_from_the_published_shapes() -> None:
 
     assert dimensions.transformer_params(reader("bfl_flux1_dev"), {}) == FLUX1_DEV
     assert dimensions.autoencoder_params(reader("bfl_ae"), {}) == FLUX1_AE
-    t5 = components(reader("t5xxl_encoder"))["t5"]
-    clip = components(reader("clip_l_text", "text_model."))["clip"]
+    t5 = components(reader("t5xxl_encoder"))[T5]
+    clip = components(reader("clip_l_text", "text_model."))[CLIP]
     assert dimensions.t5_params(t5, {}) == T5_XXL
     assert dimensions.clip_params(clip, {}) == CLIP_L
 

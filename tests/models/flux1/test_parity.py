@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
-from fluxserve.models.flux1.blocks import rotary_table
-from fluxserve.models.parts import latents as sampling
+from fluxserve.models.flux1.variants import shifted
+from fluxserve.models.parts.attention import rotary_table
 from fluxserve.pipeline.flux_pipeline import FluxPipeline as OurPipeline
 from tests.conftest import MakeCheckpoint
 
@@ -19,7 +19,7 @@ TOLERANCE = 1e-5
 @torch.inference_mode()
 def test_transformer_forward(tiny_checkpoint: MakeCheckpoint, variant: str, time: float) -> None:
     folder = tiny_checkpoint(variant)
-    ours = OurPipeline.from_pretrained(str(folder), dtype="float32", device="cpu").transformer
+    ours = OurPipeline.from_pretrained(str(folder), dtype="float32", device="cpu").networks.model.denoiser
     theirs = FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
     params = ours.params
     rows, columns, text_tokens = 6, 4, 10
@@ -66,8 +66,10 @@ def test_rotary_tables_are_exact_far_beyond_bfloat16() -> None:
 
 @torch.inference_mode()
 def test_modulation_of_all_steps_equals_one_at_a_time(tiny_checkpoint: MakeCheckpoint) -> None:
-    transformer = OurPipeline.from_pretrained(str(tiny_checkpoint("dev")), dtype="float32", device="cpu").transformer
-    times = torch.tensor(sampling.schedule(8, 256, shifted=True)[:-1])
+    transformer = OurPipeline.from_pretrained(
+        str(tiny_checkpoint("dev")), dtype="float32", device="cpu"
+    ).networks.model.denoiser
+    times = torch.tensor(shifted(8, 256)[:-1])
     pooled = torch.randn(1, transformer.params.vec_in_dim)
     together = transformer.modulation(times, torch.full_like(times, 3.5), pooled.expand(8, -1))
     for row, t in zip(together, times, strict=True):

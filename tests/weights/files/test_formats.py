@@ -15,7 +15,7 @@ from fluxserve.errors import CheckpointError
 from fluxserve.models.flux1.transformer import FluxTransformer
 from fluxserve.placement.bind import bind
 from fluxserve.tensors.packed import PackedWeight
-from fluxserve.tensors.quantize import Storage
+from fluxserve.tensors.quantize import QuantMode
 from fluxserve.tensors.quantize import quantize as quantize_rows
 from fluxserve.weights.describe import describe
 from fluxserve.weights.files.bitsandbytes import FourBitReader
@@ -114,7 +114,7 @@ def assert_same_sizes(meta: PackedWeight | None, packed: PackedWeight) -> None:
 def test_packed_parts_of_a_diffusers_folder_are_stacked_packed(
     packed_model: PackedModel, plain: dict[str, Tensor]
 ) -> None:
-    reader = open_quietly(packed_model("fp8", "diffusers")).transformer
+    reader = open_quietly(packed_model("fp8", "diffusers")).readers["transformer"]
     for key in (QKV, "single_blocks.0.linear1.weight", "final_layer.adaLN_modulation.1.weight"):
         packed = reader.packed(key)
         assert packed is not None
@@ -171,7 +171,7 @@ def test_damaged_four_bit_files_are_refused(
 
 @pytest.mark.parametrize(("storage", "bound"), [("fp8", 0.028), ("int8", 0.009)])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_rows_are_quantised_within_the_stated_error(storage: Storage, bound: float, scale: float) -> None:
+def test_rows_are_quantised_within_the_stated_error(storage: QuantMode, bound: float, scale: float) -> None:
     weight = torch.randn(128, 3072, generator=torch.Generator().manual_seed(0)) * scale
     weight[5] = 0
     packed = quantize_rows(weight, storage)
@@ -194,7 +194,7 @@ def test_the_transformer_computes_with_packed_weights(
     bound: float,
 ) -> None:
     """Within the format's error of bfloat16's output, and within rounding of the same weights unpacked."""
-    reader = open_quietly(packed_model(packing, "bfl")).transformer
+    reader = open_quietly(packed_model(packing, "bfl")).readers["transformer"]
     unpacked = {key: reader.read(key).float() for key in reader.keys()}
     packed = {key: value if (value := reader.packed(key)) is not None else unpacked[key] for key in reader.keys()}
     outputs = []

@@ -100,16 +100,19 @@ def test_reshaped_gguf_tensors_get_their_shape_back(tmp_path: Path) -> None:
 
 def test_q4_0_models_open_whole(packed_model: PackedModel, published_widths: Path) -> None:
     opened, plain = open_quietly(packed_model("q4_0", "bfl")), open_quietly(published_widths)
-    for one, other in ((opened.transformer, plain.transformer), (opened.t5, plain.t5)):
+    for one, other in (
+        (opened.readers["transformer"], plain.readers["transformer"]),
+        (opened.readers["t5"], plain.readers["t5"]),
+    ):
         assert set(one.keys()) == set(other.keys())
         for key in one.keys():
             packed = one.packed(key)
             assert relative_error(one.read(key), other.read(key)) < (0.11 if one.dtype(key) == torch.float32 else 1e-9)
             assert packed is None or torch.equal(packed.unpack(torch.float32), one.read(key))
-    assert opened.transformer.packed(QKV) is not None
-    assert opened.t5.packed("encoder.block.0.layer.0.SelfAttention.q.weight") is not None
-    assert opened.t5.packed("shared.weight") is None  # looked up by row, not multiplied with
-    assert "Q4_0" in str(describe(Path(opened.transformer.source)))
+    assert opened.readers["transformer"].packed(QKV) is not None
+    assert opened.readers["t5"].packed("encoder.block.0.layer.0.SelfAttention.q.weight") is not None
+    assert opened.readers["t5"].packed("shared.weight") is None  # looked up by row, not multiplied with
+    assert "Q4_0" in str(describe(Path(opened.readers["transformer"].source)))
 
 
 def test_partial_gguf_files_are_refused_with_what_they_lack(plain: dict[str, Tensor], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ for model in sys.argv[1:]:
     seen = []
     try:
         opened = open_checkpoint(model, None, lambda *progress: seen.append(progress))
-        answer = {"id": opened.id, "keys": len(opened.transformer.keys())}
+        answer = {"id": opened.id, "keys": len(opened.readers["transformer"].keys())}
     except FluxserveError as error:
         answer = {"error": type(error).__name__, "message": error.message}
     print(json.dumps(answer | {"progress": seen}))

@@ -29,12 +29,13 @@ PREFIXES = {
 COMMAND = """
 import json, shutil, sys
 from fluxserve.cli import app
-from fluxserve.weights.hub import pull
-from fluxserve.weights.hub import ungated
+from dataclasses import replace
+from fluxserve.models.flux1.variants import VARIANTS
+from fluxserve.models.variant import UngatedFile
 
 replaced = json.loads(sys.argv.pop(1))
-files = tuple(ungated.UngatedFile(*file) for file in replaced["files"])
-pull.UNGATED = ungated.UNGATED = {"black-forest-labs/FLUX.1-schnell": files}
+files = tuple(UngatedFile(*file) for file in replaced["files"])
+VARIANTS["schnell"] = replace(VARIANTS["schnell"], ungated=files)
 if replaced["free"] is not None:
     real = shutil.disk_usage
     shutil.disk_usage = lambda path: real(path)._replace(free=replaced["free"])

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.flux1.lora_names import Target, lora_targets
+from fluxserve.models.flux1.lora_names import lora_targets
 from fluxserve.models.flux1.names import linear_parts
-from fluxserve.models.flux1.sizes import CLIP_L, T5_XXL, TINY
+from fluxserve.models.flux1.sizes import FLUX1, FULL, TINY
 from fluxserve.models.flux1.transformer import FluxTransformer
-from fluxserve.models.flux1.variants import FLUX1
+from fluxserve.models.lora_target import LoraTarget
 from fluxserve.placement.bind import bind
 from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.checkpoint import Checkpoint
@@ -31,22 +31,22 @@ from tests.weights.conftest import PUBLISHED_WIDTHS, PackedModel
 from tests.weights.stored_files import open_quietly
 
 RANK = 4
-Targets = Mapping[str, Target]
+Targets = Mapping[str, LoraTarget]
 
 
 @pytest.fixture(scope="module")
 def full_width() -> Targets:
     """Of a transformer in published widths with one block of each kind, as dev has them."""
     flux = replace(FLUX1, depth=1, depth_single_blocks=1, guidance_embed=True)
-    return lora_targets(flux, TINY.clip, TINY.t5)
+    return lora_targets(replace(TINY, transformer=flux))
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Targets:
-    return lora_targets(replace(TINY.transformer, guidance_embed=True), TINY.clip, TINY.t5)
+    return lora_targets(replace(TINY, transformer=replace(TINY.transformer, guidance_embed=True)))
 
 
-def matrices(target: Target, module: str, rank: int = RANK) -> tuple[Tensor, Tensor]:
+def matrices(target: LoraTarget, module: str, rank: int = RANK) -> tuple[Tensor, Tensor]:
     """down and up of a module, seeded by its name."""
     generator = torch.Generator().manual_seed(sum(module.encode()))
     down = torch.randn(rank, target.columns, generator=generator) / target.columns**0.5
@@ -101,7 +101,7 @@ def assert_as_diffusers(lora: Lora, converted: Mapping[str, Tensor], targets: Ta
 
 
 def test_names_are_built_from_the_model_without_collisions() -> None:
-    targets = lora_targets(replace(FLUX1, guidance_embed=True), CLIP_L, T5_XXL)
+    targets = lora_targets(replace(FULL, transformer=replace(FLUX1, guidance_embed=True)))
     assert len({name for name in targets if name.startswith("lora_unet_")}) == 314
     assert len({target.linear for target in targets.values() if target.network == "transformer"}) == 314
     assert len({target.linear for target in targets.values() if target.network == "clip"}) == 72
@@ -223,7 +223,7 @@ def velocity(model: FluxTransformer) -> Tensor:
 
 def built(checkpoint: Checkpoint, reader: TensorReader) -> FluxTransformer:
     with torch.device("meta"):
-        model = FluxTransformer(checkpoint.transformer_params)
+        model = FluxTransformer(checkpoint.architecture.sizes.transformer)
     packed = {key: reader.packed(key) for key in reader.keys()}
     bind(model, {key: weight or reader.read(key).float() for key, weight in packed.items()})
     return model
@@ -239,14 +239,14 @@ def test_peft_files_draw_as_diffusers_does_merged_and_beside(
     expected = diffusers_velocity(folder, tensors, alphas, strength)
     checkpoint = open_quietly(folder)
     weighted = weigh([(read_lora(tmp_path / "a.safetensors", tiny).branches["transformer"], strength)])
-    plain = built(checkpoint, checkpoint.transformer)
+    plain = built(checkpoint, checkpoint.readers["transformer"])
     before = velocity(plain)
     with side_branches(plain, weighted):
         beside = velocity(plain)
     assert (beside - expected).abs().max() <= 1e-4
     assert (beside - before).abs().max() > 0.1
     assert torch.equal(velocity(plain), before)  # nothing is left of it
-    in_float32 = MergedReader(_InFloat32(checkpoint.transformer), weighted)
+    in_float32 = MergedReader(_InFloat32(checkpoint.readers["transformer"]), weighted)
     assert (velocity(built(checkpoint, in_float32)) - expected).abs().max() <= 1e-4
     assert in_float32.unmerged == {}
 
@@ -286,10 +286,10 @@ def test_metadata_tells_the_scale_where_no_tensor_does(tiny: Targets, tmp_path: 
 
 def test_packed_weights_keep_their_bytes_and_get_the_change_beside(packed_model: PackedModel, tmp_path: Path) -> None:
     checkpoint = open_quietly(packed_model("q4_0", "bfl"))
-    targets = lora_targets(PUBLISHED_WIDTHS.transformer, PUBLISHED_WIDTHS.clip, PUBLISHED_WIDTHS.t5)
+    targets = lora_targets(PUBLISHED_WIDTHS)
     lora = written(kohya(targets, "lora_unet_double_blocks_0_img_mlp_0"), tmp_path / "a.safetensors", targets)
     weighted = weigh([(lora.branches["transformer"], 0.5), (lora.branches["transformer"], 0.25)])
-    merged = MergedReader(checkpoint.transformer, weighted)
+    merged = MergedReader(checkpoint.readers["transformer"], weighted)
     assert set(merged.unmerged) == {"double_blocks.0.img_mlp.0"}
     model = built(checkpoint, merged)
     layer = model.double_blocks[0].get_submodule("img_mlp.0")

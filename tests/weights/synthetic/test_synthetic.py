@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from fluxserve.errors import ConfigError
-from fluxserve.models.flux1.sizes import FULL, TINY
+from fluxserve.models.flux1.sizes import TINY
 from fluxserve.weights.checkpoint import open_checkpoint
 from fluxserve.weights.synthetic import write as synthetic
-from fluxserve.weights.synthetic.write import untrained_demo, write_model
+from fluxserve.weights.synthetic.write import cached_model, write_model
 from tests.conftest import MakeCheckpoint
 from tests.weights.stored_files import DATA
 
@@ -48,7 +48,7 @@ def test_diffusers_draws_with_it(tiny_checkpoint: MakeCheckpoint, variant: str) 
 
 def test_the_seed_alone_tells_the_weights(tmp_path: Path) -> None:
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
-        write_model(tmp_path / name, TINY, "schnell", "bfl", seed)
+        write_model(tmp_path / name, "tiny", "schnell", "bfl", seed)
     a, b, c = (load_file(tmp_path / name / "flux1-schnell.safetensors") for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not any(torch.equal(a[key], c[key]) for key in a)
@@ -56,27 +56,27 @@ def test_the_seed_alone_tells_the_weights(tmp_path: Path) -> None:
 
 def test_large_networks_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    write_model(whole, TINY, "schnell", "diffusers", seed=1)
+    write_model(whole, "tiny", "schnell", "diffusers", seed=1)
     monkeypatch.setattr(synthetic, "SHARD_BYTES", 500_000)
-    write_model(cut, TINY, "schnell", "diffusers", seed=1)
+    write_model(cut, "tiny", "schnell", "diffusers", seed=1)
     assert len(list((cut / "transformer").glob("diffusion_pytorch_model-0000?-of-0000?.safetensors"))) == 3
     one, other = (open_checkpoint(str(folder), None, lambda *_: None) for folder in (whole, cut))
-    for key in one.transformer.keys():  # q, k and v may lie in different shards
-        assert torch.equal(one.transformer.read(key), other.transformer.read(key))
+    for key in one.readers["transformer"].keys():  # q, k and v may lie in different shards
+        assert torch.equal(one.readers["transformer"].read(key), other.readers["transformer"].read(key))
 
 
 def test_a_disk_without_room_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=30_000_000_000))
     with pytest.raises(ConfigError, match=r"takes 33\.\d GB, the disk has 30\.0 GB free"):
-        write_model(tmp_path / "full", FULL, "schnell", "diffusers", seed=0)
+        write_model(tmp_path / "full", "full", "schnell", "diffusers", seed=0)
     assert list((tmp_path / "full").iterdir()) == []
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(ConfigError, match="is not empty"):
-        write_model(tmp_path, TINY, "schnell", "bfl", seed=0)
+        write_model(tmp_path, "tiny", "schnell", "bfl", seed=0)
     assert (tmp_path / "mine").read_text() == "precious"
 
 
@@ -91,9 +91,9 @@ def test_the_script_writes_what_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_untrained_demo_is_made_once(tmp_path: Path) -> None:
-    first = untrained_demo(tmp_path)
+    first = cached_model(tmp_path, "demo-untrained")
     made = (first / "model_index.json").stat().st_mtime_ns
-    assert untrained_demo(tmp_path) == first
+    assert cached_model(tmp_path, "demo-untrained") == first
     assert (first / "model_index.json").stat().st_mtime_ns == made
     assert [path.name for path in tmp_path.iterdir()] == [first.name]
 

@@ -1,0 +1,32 @@
+"""What files are that people try and fluxserve does not draw with, told from the names and shapes of their tensors."""
+
+from __future__ import annotations
+
+from fluxserve.tensors.reader import TensorReader
+
+FOREIGN = {
+    (".qweight", ".wscales"): "quantised by nunchaku (SVDQuant); use a GGUF Q4_K_S or an NF4 file instead",
+    (".encoded_exponent", ".sign_mantissa"): "compressed by DFloat11; use the bfloat16 file instead",
+    (".SCB",): "quantised by bitsandbytes to LLM.int8; use an fp8, GGUF Q8_0 or NF4 file instead",
+    ("single_stream_modulation.lin.weight",): "FLUX.2; fluxserve draws with FLUX.1",
+    ("distilled_guidance_layer.in_proj.bias",): "Chroma; fluxserve draws with FLUX.1",
+    ("redux_up.weight",): "FLUX.1 Redux, an adapter that fluxserve does not support; name a transformer",
+    ("decoder.layers.0.weight",): "TAEF1; fluxserve decodes with FLUX.1's own autoencoder (ae.safetensors)",
+    (".lora_down.weight",): "a LoRA, which changes a model and is none; give it with --lora",
+    (".lora_A.weight",): "a LoRA, which changes a model and is none; give it with --lora",
+}
+"""Endings of tensor names that together give a foreign file away, and what it is."""
+
+LONGCAT_TEXT_WIDTH = 3584
+
+
+def foreign_name(reader: TensorReader) -> str | None:
+    """What a file is, and what to use instead; None if nothing gives it away."""
+    keys = reader.keys()
+    for endings, what in FOREIGN.items():
+        if all(any(key.endswith(ending) for key in keys) for ending in endings):
+            return what
+    for key in keys:
+        if key.endswith("txt_in.weight") and reader.shape(key)[1:] == (LONGCAT_TEXT_WIDTH,):
+            return "LongCat-Image; fluxserve draws with FLUX.1"
+    return None

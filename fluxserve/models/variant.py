@@ -1,0 +1,49 @@
+"""What a model's files cannot tell: a row for each published model. Plain data, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Schedule = Callable[[int, int], tuple[float, ...]]
+"""(steps, image tokens) -> the steps + 1 times from 1 (noise) to 0 (image)."""
+
+
+@dataclass(frozen=True)
+class UngatedFile:
+    """A file of a copy that needs no account. place: its name in the folder that is composed of them.
+
+    sha256: None where nobody has pinned it; the Hub's word then counts.
+    """
+
+    repo_id: str
+    filename: str
+    place: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a model's files cannot tell.
+
+    schedule: its denoising times. steps: default step counts by quality word. guidance_scale: the default, None where
+    the model takes none. native_area: pixels the model was made for; `resamples`: it draws at that area whatever size
+    is asked. repository: the Hub id it is published under. ungated: copies of a gated one, the weights first.
+    notice: a warning that goes out with every answer.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    schedule: Schedule
+    max_sequence_length: int
+    steps: Mapping[str, int]
+    guidance_scale: float | None
+    guidance_max: float
+    native_area: int
+    resamples: bool
+    default_size: tuple[int, int]
+    licence: str
+    description: str
+    repository: str | None = None
+    ungated: tuple[UngatedFile, ...] = ()
+    notice: str | None = None
