@@ -65,7 +65,7 @@ def test_a_request_draws_as_a_model_with_the_lora_merged(
     """Merged, the weights are rounded to the file's bfloat16."""
     plain = latents(shelved)
     beside = latents(shelved, LoraChoice(name, 0.5))
-    merged = latents(load(lora=(f"{folder / name}.safetensors:0.5",)))
+    merged = latents(load(loras=(f"{folder / name}.safetensors:0.5",)))
     assert difference(beside, plain) > 0.02
     assert difference(beside, merged) < 0.2 * difference(beside, plain)
     assert torch.equal(latents(shelved), plain)  # nothing of it stays
@@ -77,7 +77,7 @@ def test_from_pretrained_takes_them_as_the_command_line_does(
     loras = (f"{folder / 'style'}.safetensors:0.5", f"{folder / 'words'}.safetensors")
     model = str(tiny_checkpoint("schnell"))
     pipeline = FluxPipeline.from_pretrained(model, device="cpu", dtype="float32", loras=loras)
-    assert torch.equal(latents(pipeline), latents(load(lora=loras)))
+    assert torch.equal(latents(pipeline), latents(load(loras=loras)))
 
 
 def test_streamed_and_packed_at_load_they_still_act(load: Load, folder: Path) -> None:
@@ -86,7 +86,7 @@ def test_streamed_and_packed_at_load_they_still_act(load: Load, folder: Path) ->
     expected = latents(load(lora_dir=str(folder)), *chosen)
     assert difference(expected, latents(load())) > 1
     for options in ({"offload": "stream"}, {"storage": "int8"}):
-        at_load, at_request = load(lora=files, **options), load(lora_dir=str(folder), **options)
+        at_load, at_request = load(loras=files, **options), load(lora_dir=str(folder), **options)
         assert difference(latents(at_load), expected) < 0.1
         assert difference(latents(at_request, *chosen), expected) < 0.1
 
@@ -100,7 +100,7 @@ def test_packed_files_are_left_alone_and_loras_run_beside_them(
     files = tuple(f"{folder / name}.safetensors" for name in PREFIXES)
     shelved = load(lora_dir=str(folder), **options)
     at_request = latents(shelved, *(LoraChoice(name) for name in PREFIXES))
-    assert difference(latents(load(lora=files, **options)), at_request) < 0.05  # CLIP alone is merged, and rounded
+    assert difference(latents(load(loras=files, **options)), at_request) < 0.05  # CLIP alone is merged, and rounded
     assert difference(latents(shelved), at_request) > 1
 
 
