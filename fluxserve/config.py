@@ -49,8 +49,6 @@ class Option:
 class PipelineConfig:
     """What to load and where.
 
-    Raises ConfigError for a value that an option does not take.
-
     text_encoders: holds text_encoder/, text_encoder_2/, tokenizer/ and tokenizer_2/. memory_budget: bytes. storage: a
     scale for each row of a matrix, computed at load.
     """
@@ -108,15 +106,22 @@ class PipelineConfig:
     ] = "auto"
 
     def __post_init__(self) -> None:
+        if isinstance(self.loras, list):
+            object.__setattr__(self, "loras", tuple(self.loras))
+
+    def check(self) -> None:
+        """What settings have been checked for, for values that come from Python.
+
+        Raises:
+            ConfigError: an option does not take its value.
+        """
         for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name, None)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise ConfigError(f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise ConfigError(f"{name} must be one of {', '.join(get_args(hint))}, got {getattr(self, name)!r}")
         if self.memory_budget is not None and not (type(self.memory_budget) is int and self.memory_budget > 0):
             raise ConfigError(f"memory_budget must be a number of bytes above 0, got {self.memory_budget!r}")
         if isinstance(self.loras, str):
             raise ConfigError(f"loras must be a sequence of PATH or PATH:SCALE, got the text {self.loras!r}")
-        object.__setattr__(self, "loras", tuple(self.loras))
 
 
 @dataclass(frozen=True)

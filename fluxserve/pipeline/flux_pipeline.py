@@ -112,6 +112,7 @@ class FluxPipeline:
         """
         from fluxserve.pipeline.loading import load_pipeline
 
+        config.check()
         return load_pipeline(config, log_progress)
 
     def most_together(self, sample: Sample) -> int:

@@ -149,9 +149,9 @@ def test_the_plan_keeps_room_for_them(tiny_checkpoint: MakeCheckpoint, folder: P
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"lora": ("missing.safetensors",)}, "no LoRA file 'missing.safetensors'"),
-        ({"lora": ("{folder}/style.safetensors:much",)}, "must be a number, got 'much'"),
-        ({"lora": ("{folder}/style.safetensors:inf",)}, "must be a number"),
+        ({"loras": ("missing.safetensors",)}, "no LoRA file 'missing.safetensors'"),
+        ({"loras": ("{folder}/style.safetensors:much",)}, "must be a number, got 'much'"),
+        ({"loras": ("{folder}/style.safetensors:inf",)}, "must be a number"),
         ({"lora_dir": "{folder}/missing"}, "cannot be read"),
         ({"lora_dir": "{folder}", "compile": True}, "--compile and --lora-dir exclude each other"),
     ],
@@ -168,7 +168,7 @@ def test_wrong_options_are_told(load: Load, folder: Path, options: dict[str, obj
 
 def test_a_file_of_another_model_is_refused_by_its_keys(load: Load, tmp_path: Path) -> None:
     save_file({"lora_unet_down_blocks_0.lora_up.weight": torch.ones(2, 2)}, tmp_path / "sdxl.safetensors")
-    for options in ({"lora": (str(tmp_path / "sdxl.safetensors"),)}, {"lora_dir": str(tmp_path)}):
+    for options in ({"loras": (str(tmp_path / "sdxl.safetensors"),)}, {"lora_dir": str(tmp_path)}):
         with pytest.raises(CheckpointError, match="no place for: lora_unet_down_blocks_0"):
             load(**options)
 
