@@ -69,8 +69,11 @@ def test_the_file_may_be_a_pipe(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = subprocess.Popen(["sh", "-c", f"echo 'port = 77' > {pipe}"])
-    assert read_settings({}, pipe).server.port == 77
-    assert writer.wait(10) == 0
+    try:
+        assert read_settings({}, pipe).server.port == 77
+    finally:
+        writer.kill()
+        writer.wait()
 
 
 def test_lists_switches_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
