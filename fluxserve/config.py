@@ -1,56 +1,134 @@
-"""The options of the pipeline and of the server: each default's one home. Plain data; reading flags is the CLI's."""
+"""The options of the pipeline, the server and the engine: their one list, with defaults, bounds and help.
+
+Plain data. The command line, the variables, `fluxserve.toml`, the Python parameters and docs/options.md are made from
+it by `cli/options.py`, `cli/settings.py` and `takes_fields_of`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import ipaddress
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
-Device = str
+from fluxserve.errors import ConfigError
+
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["auto", "none", "stream"]
 Storage = Literal["native", "fp8", "int8"]
 Verify = Literal["auto", "always", "off"]
+ResponseFormat = Literal["url", "b64_json"]
 
-DEFAULT_MODEL = "demo"
+P = ParamSpec("P")
+C = TypeVar("C")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What makes a field an option, which people may set.
+
+    group: of the options it is shown with. name: as people write it, where that is not the field's name. size: bytes,
+    which people may write as 8GiB. gt, ge, le: bounds. check: returns a value, or raises ValueError.
+    """
+
+    help: str
+    group: str
+    _: KW_ONLY
+    name: str | None = None
+    size: bool = False
+    gt: float | None = None
+    ge: float | None = None
+    le: float | None = None
+    check: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
 class PipelineConfig:
     """What to load and where.
 
-    model: `demo`, a Hub id, a folder in diffusers' layout, or a BFL transformer file.
-    device: auto, cpu, cuda, cuda:N or mps. text_encoders: a folder or Hub id that holds text_encoder/, text_encoder_2/,
-    tokenizer/ and tokenizer_2/ for a transformer file that has none beside it.
-    offload: auto keeps on the device what the budget allows and streams the rest, none keeps everything there, stream
-    keeps as little as possible. memory_budget: bytes of the device's memory to use; None: what is free, on a CPU half.
-    storage: fp8 or int8 pack the blocks' matrices at load, with a scale a row: half the memory, a small error.
-    compile: each transformer block by torch.compile, which takes a while at the first picture of each size.
-    lora: LoRA files that change the model from the start, `PATH` or `PATH:SCALE`. lora_dir: a folder of those that
-    requests may name, by the files' stems.
-    verify: which files of a known SHA-256 are read and checked first: auto those that were not yet found right or have
-    changed since, always all, off none.
+    text_encoders: holds text_encoder/, text_encoder_2/, tokenizer/ and tokenizer_2/. memory_budget: bytes. storage: a
+    scale for each row of a matrix, computed at load.
     """
 
-    model: str = DEFAULT_MODEL
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    offload: Offload = "auto"
-    text_encoders: str | None = None
-    memory_budget: int | None = None
-    storage: Storage = "native"
-    compile: bool = False
-    lora: tuple[str, ...] = ()
-    lora_dir: str | None = None
-    verify: Verify = "auto"
+    model: Annotated[
+        str,
+        Option(
+            "demo, schnell, dev, a Hub id such as black-forest-labs/FLUX.1-schnell, a folder in diffusers' layout, "
+            "or a transformer's .safetensors or .gguf file.",
+            "model",
+        ),
+    ] = "demo"
+    _: KW_ONLY
+    text_encoders: Annotated[
+        str | None,
+        Option(
+            "A folder or Hub id with the text encoders and tokenizers, for a transformer file that has none beside it.",
+            "model",
+        ),
+    ] = None
+    loras: Annotated[
+        Sequence[str],
+        Option("A LoRA that changes the model from the start, as PATH or PATH:SCALE.", "model", name="lora"),
+    ] = ()
+    lora_dir: Annotated[
+        str | None, Option("A folder of LoRAs that requests may name, by the files' stems.", "model")
+    ] = None
+    verify: Annotated[
+        Verify,
+        Option(
+            "Check files of known SHA-256 first: auto those that are new or changed, always all, off none.", "model"
+        ),
+    ] = "auto"
+    device: Annotated[str, Option("auto, cpu, cuda, cuda:N or mps.", "device")] = "auto"
+    dtype: Annotated[Dtype, Option("What to compute in: auto, bfloat16, float16 or float32.", "device")] = "auto"
+    memory_budget: Annotated[
+        int | None,
+        Option(
+            "How much of the device's memory to use, e.g. 8GiB; all that is free, on a CPU half of it.",
+            "device",
+            size=True,
+            gt=0,
+        ),
+    ] = None
+    storage: Annotated[Storage, Option("fp8 or int8: half the memory for the blocks, a small error.", "device")] = (
+        "native"
+    )
+    compile: Annotated[
+        bool,
+        Option("Compile the transformer's blocks: slower to the first picture of each size, then faster.", "device"),
+    ] = False
+    offload: Annotated[
+        Offload,
+        Option("auto streams what does not fit, none keeps all on the device, stream as little as possible.", "device"),
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loras, list):
+            object.__setattr__(self, "loras", tuple(self.loras))
+
+    def check(self) -> None:
+        """What settings have been checked for, for values that come from Python.
+
+        Raises:
+            ConfigError: an option does not take its value.
+        """
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise ConfigError(f"{name} must be one of {', '.join(get_args(hint))}, got {getattr(self, name)!r}")
+        if self.memory_budget is not None and not (type(self.memory_budget) is int and self.memory_budget > 0):
+            raise ConfigError(f"memory_budget must be a number of bytes above 0, got {self.memory_budget!r}")
+        if isinstance(self.loras, str):
+            raise ConfigError(f"loras must be a sequence of PATH or PATH:SCALE, got the text {self.loras!r}")
 
 
 @dataclass(frozen=True)
 class EngineConfig:
     """Bounds on what is accepted, and how the worker is watched. Times are seconds of monotonic clock.
 
-    max_queue: jobs that wait. max_work: pixel-steps of one request, doubled by true CFG. max_job_seconds: from a job's
-    first step to its end. max_attempts: worker deaths that one job may see before it fails. ageing: how much of its
+    max_work is doubled by true CFG. max_job_seconds: from a job's first step to its end. ageing: how much of its
     remaining time a job's waiting makes up for (0: shortest first for ever; large: first come, first served).
     hand_over: jobs the worker may hold at once. watchdog_floor_s: the least silence that counts as hung;
     unmeasured_grace_s: the same for work whose speed is not known yet; loading_grace_s: without a loading chunk.
@@ -58,12 +136,16 @@ class EngineConfig:
     max_failed_starts: starts in a row that never reach ready; max_barren_deaths: deaths in a row with no job finished.
     """
 
-    max_queue: int = 32
-    max_work: int = 10 * 1024 * 1024 * 50
-    max_job_seconds: float = 3600.0
-    max_attempts: int = 2
-    ageing: float = 0.1
-    drain_timeout_s: float = 30.0
+    max_queue: Annotated[int, Option("How many requests may wait.", "limits", gt=0)] = 32
+    max_work: Annotated[
+        int, Option("The most pixel-steps of one request: n x width x height x steps.", "limits", gt=0)
+    ] = 10 * 1024 * 1024 * 50
+    max_job_seconds: Annotated[float, Option("How long one request may run.", "limits", gt=0)] = 3600.0
+    max_attempts: Annotated[int, Option("Worker deaths after which a request fails.", "limits", gt=0)] = 2
+    ageing: Annotated[float, Option("How much waiting counts against being short.", "limits", ge=0, le=10)] = 0.1
+    drain_timeout_s: Annotated[
+        float, Option("How long open requests may take at the end, in seconds.", "limits", name="drain_timeout", gt=0)
+    ] = 30.0
     hand_over: int = 8
     watchdog_floor_s: float = 10.0
     unmeasured_grace_s: float = 300.0
@@ -74,41 +156,93 @@ class EngineConfig:
     max_barren_deaths: int = 10
 
 
-ResponseFormat = Literal["url", "b64_json"]
+def _web_address(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s?#]+", value):
+        raise ValueError("an address such as https://pictures.example/flux is wanted")
+    return value
+
+
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        ipaddress.ip_network(value)
+    return values
 
 
 @dataclass(frozen=True)
 class ServerConfig:
     """The front's options: what it accepts, from whom, and how it answers.
 
-    public_url: what image URLs start with; None: what the request said. trusted_proxies: addresses or networks whose
-    X-Forwarded-* count. allowed_hosts: Host names accepted on a loopback address, beside localhost. cors_origins: web
-    pages that may call. api_keys: none: everybody may. rate_limit: requests a minute for each key; None: unlimited.
-    output_dir: where pictures lie behind their URLs, for url_ttl_s seconds, within store_quota_bytes; None: the user's
-    cache. strict: unknown parameters are an error. strict_model: OpenAI's model names are none of ours.
-    content_filter: `module:function`, asked before each generation. log_prompts: the log holds them.
-    max_connections: open at the same time.
+    public_url: None: what the request said. api_keys: none: everybody may; those of api_key_file are among them once
+    the settings are read. rate_limit, None: unlimited.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 1234
-    public_url: str | None = None
-    trusted_proxies: tuple[str, ...] = ()
-    allowed_hosts: tuple[str, ...] = ()
-    cors_origins: tuple[str, ...] = ()
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
-    insecure: bool = False
-    rate_limit: int | None = None
-    output_dir: Path | None = None
-    url_ttl_s: float = 3600.0
-    store_quota_bytes: int = 2 * 2**30
-    metadata: bool = True
-    served_model_names: tuple[str, ...] = ()
-    strict_model: bool = False
-    strict: bool = False
-    default_response_format: ResponseFormat = "url"
-    content_filter: str | None = None
-    log_prompts: bool = False
-    max_pixels: int = 2048 * 2048
-    max_input_pixels: int = 4096 * 4096
-    max_connections: int = 1024
+    host: Annotated[str, Option("The address to listen on.", "network")] = "127.0.0.1"
+    port: Annotated[int, Option("The port to listen on; 0: any free.", "network", ge=0, le=65535)] = 1234
+    public_url: Annotated[str | None, Option("What image URLs start with.", "network", check=_web_address)] = None
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Option("Addresses or networks of proxies whose X-Forwarded-* headers count.", "network", check=_networks),
+    ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...], Option("A further Host name served on a loopback address.", "network", name="allowed_host")
+    ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...], Option("A web origin whose pages may call.", "network", name="cors_origin")
+    ] = ()
+    max_connections: Annotated[int, Option("How many connections may be open.", "network", gt=0)] = 1024
+
+    api_keys: Annotated[
+        tuple[str, ...],
+        Option("A key clients must send; visible in ps: prefer the variable.", "access", name="api_key"),
+    ] = field(default=(), repr=False)
+    api_key_file: Annotated[Path | None, Option("A file of further keys, one a line.", "access")] = None
+    insecure: Annotated[bool, Option("Listen beyond this machine without a key.", "access")] = False
+    rate_limit: Annotated[int | None, Option("Requests a minute for each client.", "access", gt=0)] = None
+
+    output_dir: Annotated[
+        Path | None, Option("Where images lie behind their URLs; by default in the user's cache.", "store")
+    ] = None
+    url_ttl_s: Annotated[float, Option("How long image URLs live, in seconds.", "store", name="url_ttl", gt=0)] = 3600.0
+    store_quota_bytes: Annotated[
+        int, Option("How much the images may take.", "store", name="store_quota", size=True, gt=0)
+    ] = 2 * 2**30
+    metadata: Annotated[bool, Option("Write no prompt and seed into the images.", "store")] = True
+
+    max_pixels: Annotated[int, Option("The most pixels of an image.", "limits", gt=0)] = 2048 * 2048
+    max_input_pixels: Annotated[int, Option("The most pixels of an uploaded image.", "limits", gt=0)] = 4096 * 4096
+
+    served_model_names: Annotated[
+        tuple[str, ...], Option("A further name for the model.", "answers", name="served_model_name")
+    ] = ()
+    strict_model: Annotated[bool, Option("Refuse OpenAI's model names.", "answers")] = False
+    default_response_format: Annotated[
+        ResponseFormat, Option("What clients get that do not say: url or b64_json.", "answers")
+    ] = "url"
+    strict: Annotated[bool, Option("Refuse unknown parameters.", "answers")] = False
+    content_filter: Annotated[
+        str | None, Option("module:function, asked with (prompt, image) before each generation.", "answers")
+    ] = None
+    log_prompts: Annotated[bool, Option("Write each request's prompt into the log.", "answers")] = False
+
+
+def takes_fields_of(
+    config: Callable[P, C],
+) -> Callable[[Callable[[type[T], C], T]], Callable[Concatenate[type[T], P], T]]:
+    """Turns a constructor that takes a config into one that takes the config's fields, for type checkers too.
+
+    Raises (the constructor): TypeError: a parameter is no field; names those there are.
+    """
+    names = [each.name for each in fields(config)]  # type: ignore[arg-type]
+
+    def spread(build: Callable[[type[T], C], T]) -> Callable[Concatenate[type[T], P], T]:
+        def construct(cls: type[T], /, *args: P.args, **options: P.kwargs) -> T:
+            unknown = [name for name in options if name not in names]
+            if unknown:
+                raise TypeError(f"{build.__name__} takes no {', '.join(unknown)}; it takes {', '.join(names)}")
+            return build(cls, config(*args, **options))
+
+        construct.__name__, construct.__qualname__ = build.__name__, build.__qualname__
+        construct.__doc__ = build.__doc__
+        return construct
+
+    return spread

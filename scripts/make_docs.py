@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fluxserve.cli.settings import ServeSettings, default_of, flag_of, variable_of  # noqa: E402
+from fluxserve.cli.options import Setting, settings_of  # noqa: E402
+from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig  # noqa: E402
 from scripts.reliability_page import reliability_page  # noqa: E402
 from tests.behaviours import BEHAVIOURS  # noqa: E402
 
@@ -20,21 +21,35 @@ from tests.behaviours import BEHAVIOURS  # noqa: E402
 def options() -> str:
     """docs/options.md"""
     lines = ["# Options of `fluxserve serve [MODEL]`", "", *_PRECEDENCE, ""]
-    fields = ServeSettings.model_fields
-    for group, names in groupby(fields, key=lambda name: fields[name].title):
-        lines += [f"## {str(group).capitalize()}", "", "| option | variable | default | meaning |", "|---|---|---|---|"]
-        for name in names:
-            option = "MODEL" if name == "model" else f"`{flag_of(name)}`"
-            meaning = fields[name].description
-            lines.append(f"| {option} | `{variable_of(name)}` | {default_of(name)} | {meaning} |")
+    loading = settings_of(PipelineConfig)
+    settings = settings_of(PipelineConfig, ServerConfig, EngineConfig)
+    for group, members in groupby(settings, key=lambda setting: setting.option.group):
+        python = any(setting.option.group == group for setting in loading)
+        names = ["option", "variable", *(["in Python"] if python else []), "default", "meaning"]
+        lines += [f"## {group.capitalize()}", "", _row(names), f"|{'---|' * len(names)}"]
+        lines += [_row(_cells(setting, python)) for setting in members]
         lines.append("")
     return "\n".join(lines)
+
+
+def _cells(setting: Setting, python: bool) -> list[str]:
+    flag = "MODEL" if setting.name == "model" else f"`{setting.flag}`"
+    field = [f"`{setting.field}`"] if python else []
+    return [flag, f"`{setting.variable}`", *field, setting.default_text, setting.meaning]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 _PRECEDENCE = [
     "A flag wins over a variable, a variable over `fluxserve.toml` in the working folder (or the file named with",
     "`--config`), that over the default. The file's keys are the options' names, with `-` or `_`. In a variable,",
-    "switches are 1 or 0, options that may be given more than once are a comma list. API keys of all sources add up.",
+    "switches are true or false (or 1 or 0, yes or no, on or off), and what is repeatable is a comma list. The keys of",
+    "`--api-key-file` come on top of those of `--api-key`.",
+    "",
+    "The options under *Model* and *Device* are also those of `fluxserve generate` (where MODEL is `--model`), `bench`",
+    "and `doctor`, which read variables but no file, and the parameters of `FluxPipeline.from_pretrained`.",
 ]
 
 

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +25,7 @@ from fluxserve.cli import options
 from fluxserve.cli.failures import failures_to_exit_codes
 from fluxserve.cli.generate import parse_size
 from fluxserve.cli.loading import load_with_progress
-from fluxserve.cli.settings import PREFIX, flag_of
+from fluxserve.cli.settings import read_loading
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import WorkerUnavailable
 from fluxserve.request import GenerationRequest, complete_request
@@ -39,16 +39,16 @@ START_TIMEOUT_S = 600
 @options.spread
 def bench(
     *,
-    model: options.ModelArgument = PipelineConfig.model,
+    model: options.ModelArgument = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT; the model's own if left out.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own if left out.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each part, after one that is not.")] = 5,
-    loading: options.Loading,
+    loading: options.LoadingFlags,
 ) -> None:
     """Time text, step, decode, encode and the overhead of HTTP."""
     with failures_to_exit_codes():
         width, height = parse_size(size)
-        config = loading.config(model)
+        config = read_loading({"model": model, **loading})
         pipeline, request = _load(config, width, height, steps)
         report = {
             "machine": _machine(),
@@ -149,9 +149,9 @@ def _server(config: PipelineConfig) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "fluxserve", "serve", config.model, "--port", str(port), *_flags(config)]
+    command = [sys.executable, "-m", "fluxserve", "serve", config.model, "--port", str(port), *loading_words(config)]
     command += ["--config", os.devnull]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(options.PREFIX)}
     with tempfile.TemporaryDirectory() as pictures:
         command += ["--output-dir", pictures]  # beside a running server, which has locked the usual folder
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -163,16 +163,16 @@ def _server(config: PipelineConfig) -> Iterator[str]:
             process.wait()
 
 
-def _flags(config: PipelineConfig) -> Iterator[str]:
+def loading_words(config: PipelineConfig) -> Iterator[str]:
     """What to tell `fluxserve serve` so that it loads as `config` says, beside the model."""
-    for field in fields(config)[1:]:
-        value, flag = getattr(config, field.name), flag_of(field.name)
-        if value == field.default:
+    for setting in options.settings_of(PipelineConfig):
+        value = getattr(config, setting.field)
+        if setting.name == "model" or value == setting.default:
             continue
         if isinstance(value, tuple):
-            yield from (word for item in value for word in (flag, item))
+            yield from (word for item in value for word in (setting.flag, item))
         else:
-            yield from [flag] if value is True else [flag, str(value)]
+            yield from [setting.flag] if value is True else [setting.flag, str(value)]
 
 
 def _wait_ready(process: subprocess.Popen[bytes], base: str) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fluxserve.cli import options
 from fluxserve.cli.failures import failures_to_exit_codes
+from fluxserve.cli.settings import read_loading
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import SourceError
 from fluxserve.request import Placement
@@ -20,18 +21,18 @@ GIB = 2**30
 
 
 @options.spread
-def doctor(*, model: options.ModelArgument = PipelineConfig.model, loading: options.Loading) -> None:
+def doctor(*, model: options.ModelArgument = None, loading: options.LoadingFlags) -> None:
     """Say what is here, what a file is, and what will be used. Fetches nothing."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, below
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    config = loading.config(model)
     with failures_to_exit_codes():
+        config = read_loading({"model": model, **loading})
         try:
             for row in _machine():
                 table.add_row(*row)
-            described, draws = _description(Path(model))
+            described, draws = _description(Path(config.model))
             for row in described:
                 table.add_row(*row)
             for row in _choice(config) if draws else []:

@@ -1,4 +1,4 @@
-"""What a failure looks like on the command line: its message on stderr and an exit code. Knows no HTTP."""
+"""What a failure looks like on the command line: its message on stderr and an exit code."""
 
 from __future__ import annotations
 

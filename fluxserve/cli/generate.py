@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from fluxserve.cli import options
 from fluxserve.cli.failures import failures_to_exit_codes
 from fluxserve.cli.loading import console, load_with_progress
-from fluxserve.config import PipelineConfig
+from fluxserve.cli.settings import read_loading
 from fluxserve.errors import InvalidRequest
 from fluxserve.request import GenerationRequest, OutputFormat, check_size, complete_request
 
@@ -43,18 +43,18 @@ class Drawing:
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     *,
-    model: options.ModelOption = PipelineConfig.model,
+    model: options.ModelOption = None,
     output: Annotated[
         str, typer.Option("--output", "-o", help="A .png, .jpg or .webp file; - writes a PNG to stdout.")
     ] = "out.png",
     drawing: Drawing,
-    loading: options.Loading,
+    loading: options.LoadingFlags,
 ) -> None:
     """Draw pictures from a prompt, into files."""
     with failures_to_exit_codes():
         output_format = _output_format(output, drawing.n)
         width, height = parse_size(drawing.size)
-        pipeline = load_with_progress(loading.config(model))
+        pipeline = load_with_progress(read_loading({"model": model, **loading}))
         request = complete_request(
             pipeline.card,
             prompt,

@@ -1,4 +1,4 @@
-"""A pipeline for commands that draw themselves, with a bar while files are fetched and read. Knows no requests."""
+"""A pipeline for commands that draw themselves, with a bar while files are fetched and read."""
 
 from __future__ import annotations
 

@@ -1,129 +1,160 @@
-"""The options that several commands share, each written once. Knows no command."""
+"""The options of `config.py` as people meet them: names, help, defaults, flags.
+
+Flags are typer's: the command line of pydantic-settings splits what is given at commas, takes [x] for JSON and null for
+nothing, ends in a traceback on a bad value, and shows no groups.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import wraps
-from typing import Annotated, Any, get_type_hints
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import typer
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import ByteSize
 
-from fluxserve.config import Dtype, Offload, PipelineConfig, Storage, Verify
+from fluxserve.config import EngineConfig, Option, PipelineConfig, ServerConfig
 
-MODEL_HELP = (
-    "demo, schnell, dev, a Hub id such as black-forest-labs/FLUX.1-schnell, a folder in diffusers' layout, "
-    "or a transformer's .safetensors or .gguf file."
-)
-
-ModelOption = Annotated[str, typer.Option("--model", "-m", envvar="FLUXSERVE_MODEL", help=MODEL_HELP)]
-ModelArgument = Annotated[str, typer.Argument(envvar="FLUXSERVE_MODEL", help=MODEL_HELP)]
+PREFIX = "FLUXSERVE_"
 
 
 @dataclass(frozen=True)
-class Loading:
-    """How a command loads a model. What each option means: see `PipelineConfig`."""
+class Setting:
+    """A field of a config as people set it. kind: its type without None; `tuple` for several texts."""
 
-    device: Annotated[
-        str, typer.Option("--device", envvar="FLUXSERVE_DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
-    ] = PipelineConfig.device
-    dtype: Annotated[Dtype, typer.Option("--dtype", envvar="FLUXSERVE_DTYPE", help="What to compute in.")] = (
-        PipelineConfig.dtype
-    )
-    offload: Annotated[
-        Offload,
-        typer.Option(
-            "--offload",
-            envvar="FLUXSERVE_OFFLOAD",
-            help="auto streams what does not fit the memory, none keeps all on the device, "
-            "stream as little as possible.",
-        ),
-    ] = PipelineConfig.offload
-    text_encoders: Annotated[
-        str | None,
-        typer.Option(
-            "--text-encoders",
-            envvar="FLUXSERVE_TEXT_ENCODERS",
-            help="A folder or Hub id with the text encoders and tokenizers, for a transformer file without them.",
-        ),
-    ] = PipelineConfig.text_encoders
-    memory_budget: Annotated[
-        str | None,
-        typer.Option(
-            "--memory-budget",
-            envvar="FLUXSERVE_MEMORY_BUDGET",
-            help="How much of the device's memory to use, for example 8GiB; "
-            "if left out, all that is free, on a CPU half of it.",
-        ),
-    ] = None
-    storage: Annotated[
-        Storage,
-        typer.Option(
-            "--storage", envvar="FLUXSERVE_STORAGE", help="fp8 or int8: half the memory for the blocks, a small error."
-        ),
-    ] = PipelineConfig.storage
-    compile: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            envvar="FLUXSERVE_COMPILE",
-            help="Compile the transformer's blocks: slower to the first picture, then faster.",
-        ),
-    ] = PipelineConfig.compile
-    lora: Annotated[
-        list[str] | None,
-        typer.Option("--lora", help="A LoRA that changes the model, as PATH or PATH:SCALE; repeatable."),
-    ] = None
-    verify: Annotated[
-        Verify,
-        typer.Option(
-            "--verify",
-            envvar="FLUXSERVE_VERIFY",
-            help="Check files whose SHA-256 is known: auto those that are new or have changed, always all, off none.",
-        ),
-    ] = PipelineConfig.verify
+    field: str
+    kind: Any
+    default: Any
+    option: Option
 
-    def config(self, model: str) -> PipelineConfig:
-        """Raises: typer.BadParameter: the budget is not a size."""
-        texts = {"memory_budget": _bytes(self.memory_budget), "lora": tuple(self.lora or ())}
-        return PipelineConfig(model, **asdict(self) | texts)
+    @property
+    def negated(self) -> bool:
+        """A switch that is on: what people set is no_NAME."""
+        return self.default is True
+
+    @property
+    def name(self) -> str:
+        """What flag, variable and key of the file are called after."""
+        return self.option.name or ("no_" if self.negated else "") + self.field
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def meaning(self) -> str:
+        return self.option.help + (" Repeatable." if self.kind is tuple else "")
+
+    @property
+    def default_text(self) -> str:
+        match self.default:
+            case None | ():
+                return "none"
+            case bool():
+                return "off"
+            case int(size) if self.option.size:
+                return ByteSize(size).human_readable(separator=" ").replace(".0 ", " ")
+            case float(number):
+                return f"{number:g}"
+            case value:
+                return str(value)
+
+    @property
+    def help(self) -> str:
+        return f"{self.meaning} ({self.variable}, default {self.default_text})"
 
 
-def _bytes(text: str | None) -> int | None:
-    """8GiB, 500MB, 1000000: bytes."""
-    if text is None:
-        return None
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
-        raise typer.BadParameter(f"a size such as 8GiB or 500MB is wanted, got {text!r}") from None
+def settings_of(*configs: type[Any]) -> list[Setting]:
+    """What can be set of configs, the members of a group together."""
+    settings = [setting for config in configs for setting in _settings_of(config)]
+    groups = list(dict.fromkeys(setting.option.group for setting in settings))
+    return sorted(settings, key=lambda setting: groups.index(setting.option.group))
 
 
-def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """A command in which an option for each field stands for every parameter of a dataclass's type.
+def _settings_of(config: type[Any]) -> Iterator[Setting]:
+    hints = get_type_hints(config, include_extras=True)
+    for each in fields(config):
+        match getattr(hints[each.name], "__metadata__", ()):
+            case (Option() as option,):
+                yield Setting(each.name, _kind(get_args(hints[each.name])[0]), each.default, option)
 
-    typer reads options from a function's signature; the fields are written as its parameters would be.
+
+def _kind(hint: Any) -> Any:
+    kind = get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+    return tuple if get_origin(kind) in (tuple, Sequence) else kind
+
+
+# Flags
+
+Flags = dict[str, Any]
+"""What a command line says, by the options' names; None: nothing."""
+
+LoadingFlags = Annotated[Flags, PipelineConfig]
+ServeFlags = Annotated[Flags, PipelineConfig, ServerConfig, EngineConfig]
+
+_MODEL = settings_of(PipelineConfig)[0]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help=_MODEL.help)]
+ModelArgument = Annotated[str | None, typer.Argument(help=_MODEL.help)]
+
+
+class _Member(NamedTuple):
+    """A parameter as typer reads it."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+
+class _Group(NamedTuple):
+    """Parameters that a command takes as one value."""
+
+    make: Callable[..., Any]
+    members: list[_Member]
+
+
+def spread(command: Callable[..., None]) -> type[Any]:
+    """A command with a parameter for each member of its groups, which are dataclasses and `Flags` of configs.
+
+    typer reads parameters from the signature of what it calls: here that is a class whose making runs the command.
     """
     parameters = inspect.signature(command, eval_str=True).parameters.values()
-    groups = {p.name: p.annotation for p in parameters if isinstance(p.annotation, type) and is_dataclass(p.annotation)}
+    groups = {parameter.name: group for parameter in parameters if (group := _group(parameter.annotation))}
 
-    @wraps(command)
-    def run(**given: Any) -> None:
+    def run(given: Any) -> None:
+        values = dict(vars(given))
         for name, group in groups.items():
-            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
-        command(**given)
+            values[name] = group.make(**{member.name: values.pop(member.name) for member in group.members})
+        command(**values)
 
-    options = [option for p in parameters for option in (_options(groups[p.name]) if p.name in groups else [p])]
-    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    return run
+    members = [each for p in parameters for each in (groups[p.name].members if p.name in groups else [_member(p)])]
+    own = [(each.name, each.annotation, field(default=each.default)) for each in members]
+    namespace = {"__doc__": command.__doc__, "__post_init__": run}
+    return make_dataclass(command.__name__, own, kw_only=True, namespace=namespace)
 
 
-def _options(group: type[Any]) -> Iterator[inspect.Parameter]:
-    """A keyword parameter for each field."""
-    hints = get_type_hints(group, include_extras=True)
-    for field in fields(group):
-        yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
+def _member(parameter: inspect.Parameter) -> _Member:
+    default = MISSING if parameter.default is parameter.empty else parameter.default
+    return _Member(parameter.name, parameter.annotation, default)
+
+
+def _group(annotation: Any) -> _Group | None:
+    if is_dataclass(annotation) and isinstance(annotation, type):
+        hints = get_type_hints(annotation, include_extras=True)
+        return _Group(annotation, [_Member(each.name, hints[each.name], each.default) for each in fields(annotation)])
+    base, *configs = get_args(annotation) if get_origin(annotation) is Annotated else [annotation]
+    if base != Flags:
+        return None
+    return _Group(dict, [_flag(setting) for setting in settings_of(*configs) if setting != _MODEL])
+
+
+def _flag(setting: Setting) -> _Member:
+    """Ranges and forms are checked with the settings."""
+    kind = str if setting.option.size else list[str] if setting.kind is tuple else setting.kind
+    told = typer.Option(setting.flag, help=setting.help, rich_help_panel=setting.option.group)
+    return _Member(setting.name, Annotated[kind | None, told], None)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fluxserve import request as words
-from fluxserve.config import Dtype, Offload, PipelineConfig, Storage
+from fluxserve.config import PipelineConfig, takes_fields_of
 from fluxserve.errors import NonFiniteOutput
 from fluxserve.models import solvers
 from fluxserve.models.cancellation import never_cancelled
@@ -96,31 +96,21 @@ class FluxPipeline:
         return cls(blueprint, networks)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        model: str = PipelineConfig.model,
-        *,
-        device: str = PipelineConfig.device,
-        dtype: Dtype = PipelineConfig.dtype,
-        offload: Offload = PipelineConfig.offload,
-        text_encoders: str | None = None,
-        memory_budget: int | None = None,
-        storage: Storage = PipelineConfig.storage,
-        compile: bool = PipelineConfig.compile,
-        loras: Sequence[str] = PipelineConfig.lora,
-    ) -> FluxPipeline:
-        """Loads a model: `demo`, a Hub id, a diffusers folder or a BFL transformer file. Options: see `PipelineConfig`.
+    @takes_fields_of(PipelineConfig)
+    def from_pretrained(cls, config: PipelineConfig) -> FluxPipeline:
+        """Loads a model. Takes the fields of `PipelineConfig`: model, and by name device, dtype, offload, loras, ...
 
-        loras: files that change the model from the start, each as `PATH` or `PATH:SCALE`.
+        docs/options.md tells what each means.
 
         Raises:
             SourceError: a Hub repository is gated, missing or unreachable.
             CheckpointError: the files are damaged, incomplete or of a kind that is refused, or a LoRA does not fit.
-            ConfigError: the model or a LoRA's file is not there, or a scale is no number.
+            ConfigError: the model or a LoRA's file is not there, a scale is no number, or an option has no such value.
             DeviceError: the device is not there, or too small for the model.
+            TypeError: there is no such option; names those there are.
         """
-        options = (device, dtype, offload, text_encoders, memory_budget, storage, compile)
-        return cls.load(PipelineConfig(model, *options, lora=tuple(loras)), log_progress)
+        config.check()
+        return cls.load(config, log_progress)
 
     def most_together(self, sample: Sample) -> int:
         """How many samples like this one to step together: `max_batch`, or as many as fit beside the weights."""

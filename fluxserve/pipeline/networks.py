@@ -191,7 +191,7 @@ def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Bluepr
     if config.compile and config.lora_dir is not None:
         raise ConfigError("--compile and --lora-dir exclude each other: compiled blocks cannot change between requests")
     checkpoint = open_checkpoint(config.model, config.text_encoders, progress)
-    checkpoint, adapters = adapt(checkpoint, config.lora, config.lora_dir)
+    checkpoint, adapters = adapt(checkpoint, config.loras, config.lora_dir)
     quant: QuantMode | None = None if config.storage == "native" else config.storage
     return Blueprint(checkpoint, device, choice.dtype, choice.reason, quant, config.compile, adapters)
 

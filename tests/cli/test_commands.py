@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 from typer.main import get_command
 
 from fluxserve.cli import app
+from fluxserve.cli.options import settings_of
 from fluxserve.config import PipelineConfig
 from tests.conftest import MakeCheckpoint
 from tests.loras import write_loras
@@ -56,6 +56,9 @@ def test_generate_writes_a_png_to_stdout_and_nothing_else() -> None:
         (["a cat", "-o", "-", "--n", "2"], 2, "n must be 1"),
         (["a cat", "--model", "no-such-model"], 78, "no model named 'no-such-model'"),
         (["a cat", "--device", "toaster"], 78, "device must be"),
+        (["a cat", "--dtype", "int4"], 2, "'int4' is not one of"),
+        (["a cat", "--memory-budget", "much"], 2, "'--memory-budget': a size such as 8GiB or 500MB is wanted"),
+        (["a cat", "--colour", "red"], 2, "No such option: --colour"),
         (["a cat", "--model", "black-forest-labs/FLUX.1-schnell"], 69, "HF_HUB_OFFLINE"),
     ],
 )
@@ -65,6 +68,14 @@ def test_mistakes_are_told_in_a_line_and_an_exit_code(arguments: list[str], code
     message = result.stderr.decode()
     assert says in message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("command", [["generate", "a cat"], ["doctor"], ["bench"], ["serve"]])
+def test_a_bad_variable_is_told_alike_by_every_command(command: list[str]) -> None:
+    result = fluxserve(*command, FLUXSERVE_COMPILE="perhaps")
+    assert (result.returncode, result.stdout) == (78, b"")
+    assert result.stderr.decode().startswith("FLUXSERVE_COMPILE: true or false is wanted")
+    assert result.stderr.count(b"\n") == 1
 
 
 def test_a_damaged_checkpoint_is_named(tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
@@ -100,7 +111,7 @@ def test_generate_takes_loras_with_their_scales(tiny_checkpoint: MakeCheckpoint,
 @pytest.mark.parametrize("command", ["generate", "bench", "doctor"])
 def test_whatever_loads_a_model_takes_the_options_of_loading(command: str) -> None:
     taken = {parameter.name for parameter in get_command(app).commands[command].params}  # type: ignore[attr-defined]
-    assert {field.name for field in fields(PipelineConfig)} - taken <= {"lora_dir"}  # for requests of a server
+    assert {setting.name for setting in settings_of(PipelineConfig)} <= taken
 
 
 def test_doctor_counts_loras_in(tiny_checkpoint: MakeCheckpoint) -> None:

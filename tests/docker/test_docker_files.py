@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from fluxserve.cli.front import check_access
-from fluxserve.cli.settings import ServeSettings, variable_of
-from fluxserve.config import EngineConfig, ServerConfig
+from fluxserve.cli.options import settings_of
+from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig
 from fluxserve.errors import ConfigError
 from tests.docker.dockerfile import Dockerfile, read_dockerfile
 
@@ -103,7 +103,7 @@ class TestImage:
 
     def test_sets_only_settings_there_are_and_no_key(self, image: Dockerfile) -> None:
         ours = {name for name in image.environment() if name.startswith("FLUXSERVE_")}
-        assert ours <= {variable_of(name) for name in ServeSettings.model_fields}
+        assert ours <= {setting.variable for setting in settings_of(PipelineConfig, ServerConfig, EngineConfig)}
         assert "FLUXSERVE_API_KEY" not in ours
 
     def test_images_differ_in_torch_and_device_alone(self) -> None:
@@ -167,7 +167,7 @@ class TestCompose:
     def test_sample_settings_exist_and_hold_no_secret(self) -> None:
         sample = sample_settings()
         ours = {name for name in sample if name.startswith("FLUXSERVE_")}
-        assert ours <= {variable_of(name) for name in ServeSettings.model_fields}
+        assert ours <= {setting.variable for setting in settings_of(PipelineConfig, ServerConfig, EngineConfig)}
         assert sample["FLUXSERVE_API_KEY"] == sample["HF_TOKEN"] == ""
 
 

@@ -64,7 +64,7 @@ def test_a_request_draws_as_a_model_with_the_lora_merged(
     """Merged, the weights are rounded to the file's bfloat16."""
     plain = latents(shelved)
     beside = latents(shelved, LoraChoice(name, 0.5))
-    merged = latents(load(lora=(f"{folder / name}.safetensors:0.5",)))
+    merged = latents(load(loras=(f"{folder / name}.safetensors:0.5",)))
     assert difference(beside, plain) > 0.02
     assert difference(beside, merged) < 0.2 * difference(beside, plain)
     assert torch.equal(latents(shelved), plain)  # nothing of it stays
@@ -76,7 +76,7 @@ def test_from_pretrained_takes_them_as_the_command_line_does(
     loras = (f"{folder / 'style'}.safetensors:0.5", f"{folder / 'words'}.safetensors")
     model = str(tiny_checkpoint("schnell"))
     pipeline = FluxPipeline.from_pretrained(model, device="cpu", dtype="float32", loras=loras)
-    assert torch.equal(latents(pipeline), latents(load(lora=loras)))
+    assert torch.equal(latents(pipeline), latents(load(loras=loras)))
 
 
 def test_streamed_and_packed_at_load_they_still_act(load: Load, folder: Path) -> None:
@@ -85,7 +85,7 @@ def test_streamed_and_packed_at_load_they_still_act(load: Load, folder: Path) ->
     expected = latents(load(lora_dir=str(folder)), *chosen)
     assert difference(expected, latents(load())) > 1
     for options in ({"offload": "stream"}, {"storage": "int8"}):
-        at_load, at_request = load(lora=files, **options), load(lora_dir=str(folder), **options)
+        at_load, at_request = load(loras=files, **options), load(lora_dir=str(folder), **options)
         assert difference(latents(at_load), expected) < 0.1
         assert difference(latents(at_request, *chosen), expected) < 0.1
 
@@ -99,7 +99,7 @@ def test_packed_files_are_left_alone_and_loras_run_beside_them(
     files = tuple(f"{folder / name}.safetensors" for name in PREFIXES)
     shelved = load(lora_dir=str(folder), **options)
     at_request = latents(shelved, *(LoraChoice(name) for name in PREFIXES))
-    assert difference(latents(load(lora=files, **options)), at_request) < 0.05  # CLIP alone is merged, and rounded
+    assert difference(latents(load(loras=files, **options)), at_request) < 0.05  # CLIP alone is merged, and rounded
     assert difference(latents(shelved), at_request) > 1
 
 
@@ -148,9 +148,9 @@ def test_the_plan_keeps_room_for_them(tiny_checkpoint: MakeCheckpoint, folder: P
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"lora": ("missing.safetensors",)}, "no LoRA file 'missing.safetensors'"),
-        ({"lora": ("{folder}/style.safetensors:much",)}, "must be a number, got 'much'"),
-        ({"lora": ("{folder}/style.safetensors:inf",)}, "must be a number"),
+        ({"loras": ("missing.safetensors",)}, "no LoRA file 'missing.safetensors'"),
+        ({"loras": ("{folder}/style.safetensors:much",)}, "must be a number, got 'much'"),
+        ({"loras": ("{folder}/style.safetensors:inf",)}, "must be a number"),
         ({"lora_dir": "{folder}/missing"}, "cannot be read"),
         ({"lora_dir": "{folder}", "compile": True}, "--compile and --lora-dir exclude each other"),
     ],
@@ -167,7 +167,7 @@ def test_wrong_options_are_told(load: Load, folder: Path, options: dict[str, obj
 
 def test_a_file_of_another_model_is_refused_by_its_keys(load: Load, tmp_path: Path) -> None:
     save_file({"lora_unet_down_blocks_0.lora_up.weight": torch.ones(2, 2)}, tmp_path / "sdxl.safetensors")
-    for options in ({"lora": (str(tmp_path / "sdxl.safetensors"),)}, {"lora_dir": str(tmp_path)}):
+    for options in ({"loras": (str(tmp_path / "sdxl.safetensors"),)}, {"lora_dir": str(tmp_path)}):
         with pytest.raises(CheckpointError, match="no place for: lora_unet_down_blocks_0"):
             load(**options)
 

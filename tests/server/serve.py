@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Any
 
 import typer
 
-from fluxserve.cli.serve import serve, serve_with
+from fluxserve.cli import options
+from fluxserve.cli.serve import SettingsFile, serve_with
 
 
 def main() -> None:
     worker = sys.argv.pop(1)
 
-    def command(config: Path | None, **flags: Any) -> None:
-        sys.exit(serve_with(flags, config, worker))
+    @options.spread
+    def serve(*, model: options.ModelArgument = None, flags: options.ServeFlags, config: SettingsFile = None) -> None:
+        serve_with({"model": model, **flags}, config, worker)
 
-    command.__signature__ = serve.__signature__  # type: ignore[attr-defined]
-    typer.run(command)
+    typer.run(serve)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from fluxserve.config import Verify
 from fluxserve.errors import CheckpointError
 from fluxserve.weights import verify
-from fluxserve.weights.verify import SUMS, check_files, cached_hash
+from fluxserve.weights.verify import SUMS, cached_hash, check_files
 from tests.conftest import MakeCheckpoint
 from tests.faults import FAULTS
 from tests.server import running
