@@ -52,8 +52,9 @@ class Part:
     name: unique within the family. title: for people. folder: in diffusers' layout. markers: names of tensors, any of
     which tells the network from others. canonical: its reader under the names of the network's module, from any
     spelling. bundle_prefix: before its names in a file that holds several networks; bundle_ignored: names in such a
-    file that belong to it and are not used. layout: None for a network that is placed as a whole. float16: whether it
-    computes in float16 without overflow. tables: endings of matrices that are looked up, not multiplied with.
+    file that belong to it and are not used. gguf_architectures: what GGUF files of it call themselves. layout: None for
+    a network that is placed as a whole. float16: whether it computes in float16 without overflow. tables: endings of
+    matrices that are looked up, not multiplied with.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Part:
     canonical: Callable[[TensorReader], TensorReader]
     bundle_prefix: str
     bundle_ignored: tuple[str, ...] = ()
+    gguf_architectures: tuple[str, ...] = ()
     layout: BlockLayout | None = None
     float16: bool = True
     tables: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from torch import Tensor
 from fluxserve.models.flux1 import configs
 from fluxserve.models.flux1 import names as diffusers
 from fluxserve.models.flux1.sizes import ClipParams, T5Params
-from fluxserve.models.flux1.text_names import CLIP_PREFIX, T5_TIED_EMBEDDING
+from fluxserve.models.flux1.text.names import CLIP_PREFIX, T5_TIED_EMBEDDING
 from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
 from fluxserve.tensors.reader import Recipe
 from scripts.train_demo import sizes

@@ -13,7 +13,7 @@ from fluxserve.errors import DeviceError
 from fluxserve.models.flux1.family import is_modulation
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
 from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, FLUX1_AE, T5_XXL
-from fluxserve.models.flux1.text_names import clip_shapes, t5_shapes
+from fluxserve.models.flux1.text.names import clip_shapes, t5_shapes
 from fluxserve.placement.plan import GIB, ModelBytes, Work, make_plan, resident_plan, spread
 
 BUDGETS_GIB = (3, 4, 6, 8, 12, 16, 24, 40)

@@ -20,14 +20,15 @@ from fluxserve.models.family import (
     PromptStates,
     StepInputs,
 )
-from fluxserve.models.flux1 import dimensions, names, text_names
+from fluxserve.models.flux1 import dimensions, names
 from fluxserve.models.flux1.autoencoder import Autoencoder
 from fluxserve.models.flux1.lora_names import lora_targets
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
 from fluxserve.models.flux1.sizes import SIZES, ModelSizes
 from fluxserve.models.flux1.synthetic import synthetic_model
-from fluxserve.models.flux1.text import TextEncoders, load_t5_tokenizer
-from fluxserve.models.flux1.text_configs import clip_config, t5_config
+from fluxserve.models.flux1.text import names as text_names
+from fluxserve.models.flux1.text.configs import clip_config, t5_config
+from fluxserve.models.flux1.text.encoders import TextEncoders, load_t5_tokenizer
 from fluxserve.models.flux1.transformer import FluxTransformer
 from fluxserve.models.flux1.variants import VARIANTS
 from fluxserve.models.lora_target import LoraTarget
@@ -57,6 +58,7 @@ TRANSFORMER = Part(
     markers=(names.BFL_MARKER, names.DIFFUSERS_MARKER),
     canonical=names.canonical_transformer,
     bundle_prefix="model.diffusion_model.",
+    gguf_architectures=("flux",),
     layout=BlockLayout(prefixes=("double_blocks.", "single_blocks."), on_host=is_modulation),
 )
 AUTOENCODER = Part(
@@ -77,6 +79,7 @@ T5 = Part(
     canonical=text_names.canonical_t5,
     bundle_prefix="text_encoders.t5xxl.transformer.",
     bundle_ignored=("text_encoders.t5xxl.logit_scale",),
+    gguf_architectures=("t5", "t5encoder"),
     layout=BlockLayout(prefixes=("encoder.block.",), tables={text_names.T5_EMBEDDING: (text_names.T5_TIED_EMBEDDING,)}),
     float16=False,
     tables=text_names.TABLES,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from fluxserve.models.flux1.names import SWAPPED, linear_parts
 from fluxserve.models.flux1.shapes import transformer_shapes
 from fluxserve.models.flux1.sizes import FluxParams, ModelSizes
-from fluxserve.models.flux1.text_names import TABLES, clip_shapes, t5_shapes
+from fluxserve.models.flux1.text.names import TABLES, clip_shapes, t5_shapes
 from fluxserve.models.lora_target import LoraTarget, linears
 from fluxserve.models.markings import PREFIXES
 

@@ -8,7 +8,7 @@ from fluxserve.models.flux1 import configs
 from fluxserve.models.flux1.names import transformer_recipes
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
 from fluxserve.models.flux1.sizes import ModelSizes
-from fluxserve.models.flux1.text_names import clip_recipes, clip_shapes, t5_gguf_recipes, t5_recipes, t5_shapes
+from fluxserve.models.flux1.text.names import clip_recipes, clip_shapes, t5_gguf_recipes, t5_recipes, t5_shapes
 from fluxserve.models.flux1.toy_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel, SyntheticNetwork, as_named

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fluxserve.errors import CheckpointError, ConfigError
+from fluxserve.models import registry
 from fluxserve.tensors.packed import PackedWeight
 from fluxserve.weights.files.file_map import FileMap
 from fluxserve.weights.files.gguf_blocks import BLOCKS, Gguf
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-ARCHITECTURES = ("flux", "t5", "t5encoder")
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
 
@@ -48,7 +48,7 @@ class GgufFile:
         self.source, self.files = str(path), (path,)
         self._map = FileMap(path)
         parsed = _parse(path)
-        _require_flux(path, parsed)
+        _require_known(path, parsed)
         self._entries = {tensor.name: _entry(path, parsed, tensor) for tensor in parsed.tensors}
 
     def keys(self) -> Collection[str]:
@@ -99,12 +99,13 @@ def _parse(path: Path) -> GGUFReader:
         raise CheckpointError(f"{path}: is a damaged GGUF file, or was cut short: {error}") from error
 
 
-def _require_flux(path: Path, parsed: GGUFReader) -> None:
+def _require_known(path: Path, parsed: GGUFReader) -> None:
     """An absent architecture (stable-diffusion.cpp writes none) is told by the tensors' names."""
     field = parsed.get_field("general.architecture")
     architecture = field.contents() if field else None
-    if architecture is not None and architecture not in ARCHITECTURES:
-        raise CheckpointError(f"{path}: is a GGUF file of a {architecture}; fluxserve reads {', '.join(ARCHITECTURES)}")
+    known = [name for part in registry.parts() for name in part.gguf_architectures]
+    if architecture is not None and architecture not in known:
+        raise CheckpointError(f"{path}: is a GGUF file of a {architecture}; fluxserve reads {', '.join(known)}")
 
 
 def _entry(path: Path, parsed: GGUFReader, tensor: ReaderTensor) -> _Entry:

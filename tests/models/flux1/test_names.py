@@ -11,7 +11,7 @@ from fluxserve.models.flux1 import dimensions
 from fluxserve.models.flux1.family import AUTOENCODER, CLIP, T5, TRANSFORMER
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
 from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, FLUX1_AE, T5_XXL, FluxParams
-from fluxserve.models.flux1.text_names import clip_shapes, t5_shapes
+from fluxserve.models.flux1.text.names import clip_shapes, t5_shapes
 from fluxserve.models.parts.autoencoder import AutoencoderParams
 from fluxserve.tensors.reader import Mapped, Recipe
 from fluxserve.weights.files.identify import components

@@ -13,8 +13,8 @@ import sentencepiece
 from transformers import T5Tokenizer
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.flux1.spiece import read_vocabulary
-from fluxserve.models.flux1.text import load_t5_tokenizer
+from fluxserve.models.flux1.text.encoders import load_t5_tokenizer
+from fluxserve.models.flux1.text.spiece import read_vocabulary
 from tests.weights.stored_files import DATA
 
 PUBLISHED = DATA / "tokenizers/t5"

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from fluxserve.models.cancellation import CancellationPoint
 from fluxserve.models.family import CancellationCallback, PromptStates
-from fluxserve.models.flux1.spiece import read_vocabulary
+from fluxserve.models.flux1.text.spiece import read_vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import CLIPTextConfig, CLIPTokenizer, T5Config
 
 from fluxserve.models.flux1.sizes import ClipParams, T5Params
-from fluxserve.models.flux1.text import CLIP_LENGTH
+from fluxserve.models.flux1.text.encoders import CLIP_LENGTH
 
 
 def t5_config(params: T5Params) -> T5Config:

@@ -1,0 +1,1 @@
+"""T5 and CLIP, which read prompts for FLUX.1."""
