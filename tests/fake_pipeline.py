@@ -48,7 +48,7 @@ from PIL import Image, PngImagePlugin
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import CheckpointError, ConfigError, InvalidRequest, NonFiniteOutput, SourceError
 from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Timings
-from fluxserve.worker.verbs import CheckpointCallback, ProgressCallback
+from fluxserve.worker.pipeline_protocol import CheckpointCallback, ProgressCallback
 
 Pixels = NDArray[np.uint8]
 

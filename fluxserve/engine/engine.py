@@ -15,7 +15,7 @@ from fluxserve.engine.admission import Admission
 from fluxserve.engine.inflight import InFlight
 from fluxserve.engine.job import Job
 from fluxserve.engine.metrics import Metrics
-from fluxserve.engine.poison import PoisonList
+from fluxserve.engine.quarantine import PoisonList
 from fluxserve.engine.queue import JobQueue
 from fluxserve.engine.restarts import UNEXPECTED, Death, Fatal
 from fluxserve.engine.supervisor import LoadingProgress, Supervisor

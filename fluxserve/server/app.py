@@ -9,13 +9,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fluxserve.errors import FluxserveError, InvalidRequest
-from fluxserve.server.access import Cors, Guard
-from fluxserve.server.context import context_of
-from fluxserve.server.errors import error_response
-from fluxserve.server.headers import CLIENT_GONE, AnswerHeaders
+from fluxserve.server.http.access import Cors, Guard
+from fluxserve.server.http.context import context_of
+from fluxserve.server.http.errors import error_response
+from fluxserve.server.http.instrumentation import CLIENT_GONE, AnswerHeaders
+from fluxserve.server.http.pacing import Turnstile
 from fluxserve.server.routes import docs, files, health, images, metrics, models
 from fluxserve.server.services import Services
-from fluxserve.server.turnstile import Turnstile
 
 
 def create_app(services: Services) -> ASGIApp:

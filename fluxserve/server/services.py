@@ -12,14 +12,14 @@ from fastapi import Depends, Request
 from fluxserve.config import EngineConfig, ServerConfig
 from fluxserve.engine import Engine
 from fluxserve.request import ModelCard
-from fluxserve.server.body import BodyReader
-from fluxserve.server.content_filter import Judge, load_judge
-from fluxserve.server.ledger import Ledger
-from fluxserve.server.order import Terms
-from fluxserve.server.orphans import Orphans
-from fluxserve.server.rate_limit import RateLimiter
-from fluxserve.server.store import ImageStore
-from fluxserve.server.uploads import PictureReader
+from fluxserve.server.contract.resolve import Terms
+from fluxserve.server.contract.uploads import PictureReader
+from fluxserve.server.http.body import BodyReader
+from fluxserve.server.http.rate_limit import RateLimiter
+from fluxserve.server.jobs.content_filter import Judge, load_judge
+from fluxserve.server.jobs.detached import Orphans
+from fluxserve.server.jobs.idempotency import Ledger
+from fluxserve.server.jobs.image_store import ImageStore
 
 
 @dataclass(frozen=True)

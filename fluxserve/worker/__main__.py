@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fluxserve.config import PipelineConfig
+from fluxserve.worker.pipeline_protocol import ProgressCallback
 from fluxserve.worker.process import serve
-from fluxserve.worker.verbs import ProgressCallback
 
 if TYPE_CHECKING:
     from fluxserve.pipeline.flux_pipeline import FluxPipeline

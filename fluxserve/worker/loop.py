@@ -16,12 +16,12 @@ from fluxserve import wire
 from fluxserve.errors import Cancelled, DeviceError
 from fluxserve.scheduling import Stage, drawn_pixels
 from fluxserve.worker.channel import Channel
-from fluxserve.worker.encoder import Encoder
 from fluxserve.worker.failures import DEVICE_LOST, device_lost, failed, log_failure, out_of_memory
+from fluxserve.worker.image_writer import Encoder
+from fluxserve.worker.pipeline_protocol import CheckpointCallback, Pipeline, S
 from fluxserve.worker.scheduler import batch, next_task
-from fluxserve.worker.stages import Stages
+from fluxserve.worker.stage_timer import Stages
 from fluxserve.worker.task import Image, Task
-from fluxserve.worker.verbs import CheckpointCallback, Pipeline, S
 
 IDLE_BEAT_S = 1.0
 

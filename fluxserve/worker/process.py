@@ -21,8 +21,8 @@ from fluxserve.request import GenerationRequest
 from fluxserve.scheduling import drawn_pixels
 from fluxserve.worker.channel import Channel
 from fluxserve.worker.loop import Loop
-from fluxserve.worker.stages import Stages
-from fluxserve.worker.verbs import Loader, Pipeline, ProgressCallback, S
+from fluxserve.worker.pipeline_protocol import Loader, Pipeline, ProgressCallback, S
+from fluxserve.worker.stage_timer import Stages
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fluxserve.scheduling import Pace, rank
+from fluxserve.worker.pipeline_protocol import S
 from fluxserve.worker.task import Image, Task
-from fluxserve.worker.verbs import S
 
 
 def next_task(tasks: Sequence[Task[S]], pace: Pace, ageing: float, now: float) -> Task[S]:

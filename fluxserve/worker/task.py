@@ -11,7 +11,7 @@ from typing import Generic
 
 from fluxserve.request import GenerationRequest
 from fluxserve.scheduling import Outlook
-from fluxserve.worker.verbs import S
+from fluxserve.worker.pipeline_protocol import S
 
 Spent = defaultdict[str, float]
 """Wall milliseconds by field of `Timings`."""

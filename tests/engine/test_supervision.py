@@ -8,8 +8,8 @@ import pytest
 
 from fluxserve import wire
 from fluxserve.config import EngineConfig
-from fluxserve.engine import poison
-from fluxserve.engine.poison import PoisonList
+from fluxserve.engine import quarantine
+from fluxserve.engine.quarantine import PoisonList
 from fluxserve.engine.restarts import Death, Fatal, RestartPolicy
 from fluxserve.engine.watchdog import Watchdog
 from fluxserve.scheduling import Pace
@@ -107,10 +107,10 @@ def test_poison_is_remembered_for_a_while_and_not_without_bound(monkeypatch: pyt
     bodies.add("first")
     assert "first" in bodies
     assert "other" not in bodies
-    for number in range(poison.CAPACITY):
+    for number in range(quarantine.CAPACITY):
         bodies.add(f"body {number}")
     assert "first" not in bodies
     assert "body 0" in bodies
-    monkeypatch.setattr(poison, "FORGET_AFTER_S", -1.0)
+    monkeypatch.setattr(quarantine, "FORGET_AFTER_S", -1.0)
     bodies.add("body 0")
     assert "body 0" not in bodies

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.server.answers import MEDIA_TYPES
-from fluxserve.server.openapi import FILE_ANSWERS
+from fluxserve.server.answers.images import MEDIA_TYPES
+from fluxserve.server.contract.openapi import FILE_ANSWERS
+from fluxserve.server.jobs.image_store import PICTURE_NAME
 from fluxserve.server.services import ServicesOf
-from fluxserve.server.store import PICTURE_NAME
 
 router = APIRouter(tags=["images"])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
-from fluxserve.server.openapi import Responses
-from fluxserve.server.schemas import ErrorBody, Health
+from fluxserve.server.contract.openapi import Responses
+from fluxserve.server.contract.schemas import ErrorBody, Health
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(tags=["health"])

@@ -11,16 +11,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.server.desk import Desk, Errand
-from fluxserve.server.multipart import Form, parse_form
-from fluxserve.server.openapi import IMAGE_ANSWERS
-from fluxserve.server.order import Inputs, place_order
-from fluxserve.server.parameters import parse_parameters, parse_text_fields
-from fluxserve.server.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
+from fluxserve.server.answers.sse import EventKind
+from fluxserve.server.contract.multipart import Form, parse_form
+from fluxserve.server.contract.openapi import IMAGE_ANSWERS
+from fluxserve.server.contract.parameters import parse_parameters, parse_text_fields
+from fluxserve.server.contract.resolve import Inputs, place_order
+from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
+from fluxserve.server.contract.strict_json import parse_json_object
+from fluxserve.server.contract.uploads import Picture
+from fluxserve.server.serve_images import Desk, Errand
 from fluxserve.server.services import Services, ServicesOf
-from fluxserve.server.streaming import EventKind
-from fluxserve.server.strict_json import parse_json_object
-from fluxserve.server.uploads import Picture
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 

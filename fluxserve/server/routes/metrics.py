@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
-from fluxserve.server.openapi import errors
+from fluxserve.server.contract.openapi import errors
 from fluxserve.server.services import ServicesOf
 
 router = APIRouter(tags=["health"])

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.server.errors import error_body
+from fluxserve.server.http.errors import error_body
 
 HEAD_S = 10.0
 """For a request's head, counted from the connection or from the end of the answer before."""

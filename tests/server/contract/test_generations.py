@@ -367,7 +367,7 @@ def test_other_names_are_not_found(server: Server, start_server: StartServer) ->
 
 @pytest.mark.behaviour(22)
 def test_the_content_filter(start_server: StartServer) -> None:
-    server = start_server("--content-filter", "tests.server.judges:no_dogs")
+    server = start_server("--content-filter", "tests.server.content_filters:no_dogs")
     assert server.generate("a cat").status_code == 200
     refusal = assert_error(server.generate("a dog", seed=2222), 400, "content_policy_violation", "prompt")
     assert refusal["message"] == "no dogs here"

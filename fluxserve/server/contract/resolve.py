@@ -13,8 +13,8 @@ from typing import Literal
 from fluxserve.config import EngineConfig, ServerConfig
 from fluxserve.errors import InvalidRequest
 from fluxserve.request import GenerationRequest, LoraChoice, ModelCard, OutputFormat, consecutive_seeds
-from fluxserve.server.naming import OPENAI_GPT_IMAGE, check_model_name
-from fluxserve.server.schemas import (
+from fluxserve.server.contract.model_names import OPENAI_GPT_IMAGE, check_model_name
+from fluxserve.server.contract.schemas import (
     IGNORED,
     EchoedQuality,
     EditParameters,
@@ -23,8 +23,8 @@ from fluxserve.server.schemas import (
     Quality,
     VariationParameters,
 )
-from fluxserve.server.sizes import fit_size, parse_size
-from fluxserve.server.uploads import Picture
+from fluxserve.server.contract.sizes import fit_size, parse_size
+from fluxserve.server.contract.uploads import Picture
 
 Delivery = Literal["url", "b64_json", "file"]
 

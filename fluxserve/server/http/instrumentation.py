@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fluxserve.engine import Metrics
 from fluxserve.logs import FACTS
-from fluxserve.server.context import CLIENT_ID_CHARACTERS, RequestContext
-from fluxserve.server.request_log import request_facts
+from fluxserve.server.http.context import CLIENT_ID_CHARACTERS, RequestContext
+from fluxserve.server.http.request_log import request_facts
 
 log = logging.getLogger("fluxserve.http")
 

@@ -19,10 +19,10 @@ from starlette.types import Receive, Scope, Send
 from fluxserve.engine.job import CompletedImage, Job, PartialImage
 from fluxserve.errors import FluxserveError
 from fluxserve.request import GeneratedImage, Progress, Timings
-from fluxserve.server.answers import Outcome, base64_of, facts, timings_body, truncation_warning, usage
-from fluxserve.server.connection import until_gone
-from fluxserve.server.errors import error_body
-from fluxserve.server.order import Order
+from fluxserve.server.answers.images import Outcome, base64_of, facts, timings_body, truncation_warning, usage
+from fluxserve.server.contract.resolve import Order
+from fluxserve.server.http.disconnect import until_gone
+from fluxserve.server.http.errors import error_body
 
 EventKind = Literal["image_generation", "image_edit"]
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from fluxserve.server.headers import WARNING_HEADER
-from fluxserve.server.schemas import (
+from fluxserve.server.contract.schemas import (
     EditParameters,
     ErrorBody,
     GenerationParameters,
@@ -19,6 +18,7 @@ from fluxserve.server.schemas import (
     ImagesBody,
     VariationParameters,
 )
+from fluxserve.server.http.instrumentation import WARNING_HEADER
 
 Responses = dict[int | str, dict[str, Any]]
 

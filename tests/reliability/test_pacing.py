@@ -8,7 +8,7 @@ import itertools
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from fluxserve.server.turnstile import A_TURN, Turnstile
+from fluxserve.server.http.pacing import A_TURN, Turnstile
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fluxserve.errors import ConfigError, FluxserveError, InvalidRequest
-from fluxserve.server.answers import Outcome
-from fluxserve.server.ledger_file import FINAL_ERRORS, read_fingerprint, read_record, write_record
+from fluxserve.server.answers.images import Outcome
+from fluxserve.server.jobs.stored_answers import FINAL_ERRORS, read_fingerprint, read_record, write_record
 
 _KEEP_S = 24 * 3600.0
 _MOST_ENTRIES = 1000

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.server.schemas import ImageParameters
+from fluxserve.server.contract.schemas import ImageParameters
 
 Parameters = TypeVar("Parameters", bound=ImageParameters)
 

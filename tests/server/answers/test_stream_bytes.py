@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 from starlette.types import Message
 
-from fluxserve.server import streaming
-from fluxserve.server.streaming import EventStream
+from fluxserve.server.answers import sse
+from fluxserve.server.answers.sse import EventStream
 
 pytestmark = pytest.mark.anyio
 
@@ -48,8 +48,8 @@ async def run(client: Client, events: AsyncIterator[bytes]) -> int:
 
 @pytest.mark.behaviour(34)
 async def test_silence_is_filled_with_pings(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert streaming.PING_AFTER_S == 15
-    monkeypatch.setattr(streaming, "PING_AFTER_S", 0.05)
+    assert sse.PING_AFTER_S == 15
+    monkeypatch.setattr(sse, "PING_AFTER_S", 0.05)
     client = Client()
     assert await run(client, told(b"a", b"b", pause_s=0.3)) == 1
     assert client.bodies[0] == b": ping\n\n"
@@ -66,5 +66,5 @@ async def test_a_client_that_leaves_ends_the_stream() -> None:
 
 @pytest.mark.fault(25)
 async def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "_WRITE_DEADLINE_S", 0.05)
+    monkeypatch.setattr(sse, "_WRITE_DEADLINE_S", 0.05)
     assert await run(Client(blocked=True), told(b"a")) == 1

@@ -18,8 +18,8 @@ from starlette.responses import Response
 
 from fluxserve.engine.job import JobResult
 from fluxserve.request import GeneratedImage, GenerationRequest, Timings
-from fluxserve.server.order import Order
-from fluxserve.server.sizes import image_tokens
+from fluxserve.server.contract.resolve import Order
+from fluxserve.server.contract.sizes import image_tokens
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "jpg": "image/jpeg", "webp": "image/webp"}
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}

@@ -11,7 +11,7 @@ from typing import Any
 from fluxserve.engine.job import JobResult
 from fluxserve.errors import FluxserveError, NonFiniteOutput, WorkerCrashed
 from fluxserve.request import GeneratedImage, Timings
-from fluxserve.server.answers import Outcome
+from fluxserve.server.answers.images import Outcome
 
 FINAL_ERRORS: dict[str, type[FluxserveError]] = {error.code: error for error in (WorkerCrashed, NonFiniteOutput)}
 """Failures that the same request would meet again."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Generic
 from fluxserve import wire
 from fluxserve.worker.channel import Channel
 from fluxserve.worker.failures import failed, log_failure
+from fluxserve.worker.pipeline_protocol import Pipeline, S
 from fluxserve.worker.task import Image, Task
-from fluxserve.worker.verbs import Pipeline, S
 
 if TYPE_CHECKING:
-    from fluxserve.worker.verbs import Pixels
+    from fluxserve.worker.pipeline_protocol import Pixels
 
 
 class Encoder(Generic[S]):

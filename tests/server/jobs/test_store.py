@@ -13,12 +13,12 @@ import pytest
 from fluxserve.engine.job import Job, JobResult
 from fluxserve.errors import ConfigError, InUse, InvalidRequest, NonFiniteOutput, RateLimitExceeded, StorageFull
 from fluxserve.request import GeneratedImage, Timings
-from fluxserve.server import ledger, orphans, store
-from fluxserve.server.answers import Outcome
-from fluxserve.server.ledger import Ledger
-from fluxserve.server.orphans import Orphans
-from fluxserve.server.rate_limit import RateLimiter
-from fluxserve.server.store import ImageStore
+from fluxserve.server.answers.images import Outcome
+from fluxserve.server.http.rate_limit import RateLimiter
+from fluxserve.server.jobs import detached, idempotency, image_store
+from fluxserve.server.jobs.detached import Orphans
+from fluxserve.server.jobs.idempotency import Ledger
+from fluxserve.server.jobs.image_store import ImageStore
 from tests.jobs import request
 
 pytestmark = pytest.mark.anyio
@@ -81,7 +81,7 @@ async def test_times_are_of_the_monotonic_clock(make_store: MakeStore, monkeypat
 
 
 async def test_the_expired_names_remembered_are_bounded(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_REMEMBERED", 2)
+    monkeypatch.setattr(image_store, "_REMEMBERED", 2)
     clock = Clock()
     pictures = make_store(clock)
     names = await pictures.put([image(), image(), image()])
@@ -109,7 +109,7 @@ async def test_a_folder_is_private_and_held_by_one(make_store: MakeStore, tmp_pa
 async def test_names_cannot_be_guessed(make_store: MakeStore) -> None:
     names = await make_store(Clock(), 10**6).put([image(1, i) for i in range(100)])
     assert len({name[:10] for name in names}) == 100
-    assert all(store.PICTURE_NAME.fullmatch(name) for name in names)
+    assert all(image_store.PICTURE_NAME.fullmatch(name) for name in names)
 
 
 def outcome(size: int = 100, names: tuple[str, ...] = ()) -> Outcome:
@@ -143,8 +143,8 @@ async def test_answers_end_by_age(tmp_path: Path) -> None:
 
 
 async def test_answers_end_by_number_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "_MOST_ENTRIES", 3)
-    monkeypatch.setattr(ledger, "_QUOTA_BYTES", 2500)
+    monkeypatch.setattr(idempotency, "_MOST_ENTRIES", 3)
+    monkeypatch.setattr(idempotency, "_QUOTA_BYTES", 2500)
     book = Ledger(tmp_path, url_ttl_s=60)
     for i in range(5):
         await book.open(str(i), "f", made(outcome(100))).outcome()
@@ -196,8 +196,8 @@ def job(number: int) -> Job:
 
 
 async def test_an_orphan_is_kept_for_seconds_and_its_result_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orphans, "KEEP_RUNNING_S", 0.05)
-    monkeypatch.setattr(orphans, "KEEP_FINISHED_S", 0.3)
+    monkeypatch.setattr(detached, "KEEP_RUNNING_S", 0.05)
+    monkeypatch.setattr(detached, "KEEP_FINISHED_S", 0.3)
     home = Orphans()
     running, done = job(1), job(2)
     home.keep("same", running)

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from fluxserve.errors import FluxserveError, InvalidRequest, Refused
-from fluxserve.server.context import context_of
+from fluxserve.server.http.context import context_of
 
 LONGEST_RETRY_AFTER_S = 60
 """openai-python 1.109 and 2.8 ignore a Retry-After above this and retry within a second."""

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import Scope
 
 from fluxserve.engine import Job
-from fluxserve.server.context import RequestContext
+from fluxserve.server.http.context import RequestContext
 
 SHOWN_CHARACTERS = 1000
 

@@ -14,17 +14,17 @@ from starlette.responses import Response
 from fluxserve.engine.job import Job
 from fluxserve.errors import InvalidRequest, StorageFull
 from fluxserve.request import GeneratedImage, ModelCard
-from fluxserve.server.answers import Outcome, image_answer, outcome_of, truncation_warning
-from fluxserve.server.connection import while_connected
-from fluxserve.server.content_filter import judge_content
-from fluxserve.server.context import RequestContext, context_of
-from fluxserve.server.ledger import Entry
-from fluxserve.server.order import Order
-from fluxserve.server.patience import Patience, read_patience
-from fluxserve.server.public_url import base_url
-from fluxserve.server.request_log import loggable
+from fluxserve.server.answers.images import Outcome, image_answer, outcome_of, truncation_warning
+from fluxserve.server.answers.sse import EventKind, EventStream, Narrator
+from fluxserve.server.contract.resolve import Order
+from fluxserve.server.http.client_timeout import Patience, read_patience
+from fluxserve.server.http.context import RequestContext, context_of
+from fluxserve.server.http.disconnect import while_connected
+from fluxserve.server.http.public_url import base_url
+from fluxserve.server.http.request_log import loggable
+from fluxserve.server.jobs.content_filter import judge_content
+from fluxserve.server.jobs.idempotency import Entry
 from fluxserve.server.services import Services
-from fluxserve.server.streaming import EventKind, EventStream, Narrator
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 

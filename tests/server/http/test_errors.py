@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fluxserve.server.errors import ERROR_RULES
+from fluxserve.server.http.errors import ERROR_RULES
 from tests.server.conftest import StartServer
 from tests.server.running import EDITS, GENERATIONS, VARIATIONS, Server, assert_error, exchange, png
 

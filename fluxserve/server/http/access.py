@@ -18,10 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fluxserve.config import ServerConfig
 from fluxserve.errors import FluxserveError, InvalidRequest, QueueFull
-from fluxserve.server.context import context_of
-from fluxserve.server.errors import error_response
-from fluxserve.server.headers import WARNING_HEADER
-from fluxserve.server.protocol import CROWDED
+from fluxserve.server.http.context import context_of
+from fluxserve.server.http.errors import error_response
+from fluxserve.server.http.instrumentation import WARNING_HEADER
+from fluxserve.server.http.protocol import CROWDED
 
 _OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
