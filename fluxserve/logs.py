@@ -1,4 +1,4 @@
-"""How log records look: for people on a terminal, one JSON object a line elsewhere. Knows nothing of what is logged."""
+"""How log records look: for people on a terminal, one JSON object a line elsewhere."""
 
 from __future__ import annotations
 

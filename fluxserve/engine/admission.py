@@ -10,7 +10,7 @@ from fluxserve.engine.inflight import InFlight
 from fluxserve.engine.job import Job
 from fluxserve.engine.queue import JobQueue
 from fluxserve.errors import QueueFull, WaitExceedsTimeout
-from fluxserve.scheduling import Pace, rank
+from fluxserve.scheduling import CostModel, rank
 
 CLIENT_SHARE = 0.75
 """One client may fill this part of the queue while others wait too."""
@@ -20,16 +20,16 @@ HORIZON_S = 60.0
 
 
 class Admission:
-    def __init__(self, limits: EngineConfig, pace: Pace, inflight: InFlight) -> None:
+    def __init__(self, limits: EngineConfig, costs: CostModel, inflight: InFlight) -> None:
         self._limits = limits
-        self._pace = pace
+        self._costs = costs
         self._inflight = inflight
         self._promised: deque[float] = deque()
 
     def rank_of(self, job: Job) -> float:
         """Smallest is served next. In the worker it is served, as far as is known here, since it began."""
         waited_s = (job.began_at or time.monotonic()) - job.submitted_at
-        return rank(self._pace.remaining_s(job.outlook()), waited_s, self._limits.ageing)
+        return rank(self._costs.remaining_s(job.remaining_work()), waited_s, self._limits.ageing)
 
     def waiting(self, queue: JobQueue) -> int:
         """Accepted jobs that wait for their start. A worker that has jobs is at one of them."""
@@ -39,7 +39,7 @@ class Admission:
         """The work that will be done before `job` is begun, in seconds."""
         own = self.rank_of(job)
         others = (other for other in (*self._inflight, *queue) if other is not job)
-        return sum(self._pace.remaining_s(other.outlook()) for other in others if self.rank_of(other) <= own)
+        return sum(self._costs.remaining_s(other.remaining_work()) for other in others if self.rank_of(other) <= own)
 
     def check(self, job: Job, queue: JobQueue, patience_s: float | None, until_ready_s: float) -> None:
         """until_ready_s: until a worker takes jobs.
@@ -61,7 +61,7 @@ class Admission:
                 retry_after_s=self._promise_s(queue, until_ready_s),
             )
         wait_s = until_ready_s + self.ahead_s(job, queue)
-        if patience_s is not None and self._pace.calibrated and wait_s > patience_s:
+        if patience_s is not None and self._costs.calibrated and wait_s > patience_s:
             raise WaitExceedsTimeout(
                 f"the request would start in about {wait_s:.0f} s and was to wait at most {patience_s:g} s",
                 retry_after_s=wait_s - patience_s,
@@ -72,9 +72,9 @@ class Admission:
         now = time.monotonic()
         while self._promised and self._promised[0] <= now:
             self._promised.popleft()
-        left_s = [self._pace.remaining_s(job.outlook()) for job in self._inflight]
+        left_s = [self._costs.remaining_s(job.remaining_work()) for job in self._inflight]
         first_s = until_ready_s + min(left_s, default=0.0)
-        left_s += [self._pace.remaining_s(job.outlook()) for job in queue]
+        left_s += [self._costs.remaining_s(job.remaining_work()) for job in queue]
         mean_s = sum(left_s) / max(len(left_s), 1)
         promise_s = max(first_s, min(first_s + len(self._promised) * mean_s, HORIZON_S))
         if promise_s < HORIZON_S:

@@ -15,12 +15,12 @@ from fluxserve.engine.admission import Admission
 from fluxserve.engine.inflight import InFlight
 from fluxserve.engine.job import Job
 from fluxserve.engine.metrics import Metrics
-from fluxserve.engine.quarantine import PoisonList
+from fluxserve.engine.quarantine import Quarantine
 from fluxserve.engine.queue import JobQueue
 from fluxserve.engine.restarts import UNEXPECTED, Death, Fatal
 from fluxserve.engine.supervisor import LoadingProgress, Supervisor
 from fluxserve.request import GenerationRequest, ModelCard, Timings
-from fluxserve.scheduling import Pace, drawn_pixels
+from fluxserve.scheduling import CostModel, drawn_pixels
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +46,14 @@ class Engine:
         self.fatal: Fatal | None = None
         self.metrics = Metrics()
         self._limits = limits
-        self._pace = Pace()
+        self._costs = CostModel()
         self._inflight = InFlight()
-        self._admission = Admission(limits, self._pace, self._inflight)
+        self._admission = Admission(limits, self._costs, self._inflight)
         self._queue = JobQueue(self._admission.rank_of)
         self._supervisor = Supervisor(
-            worker_module, wire.Load(pipeline, limits.ageing), limits, self._pace, listener=self
+            worker_module, wire.Load(pipeline, limits.ageing), limits, self._costs, listener=self
         )
-        self._poison = PoisonList()
+        self._quarantine = Quarantine()
         self._ids = itertools.count(1)
         self._feed = FEED
         self._draining = False
@@ -157,7 +157,7 @@ class Engine:
             WorkerCrashed: this very body has crashed its workers before.
         """
         card = self.serving_card()
-        if digest is not None and digest in self._poison:
+        if digest is not None and digest in self._quarantine:
             raise errors.WorkerCrashed("this request has crashed its workers before and is not run again for now")
         pixels = drawn_pixels(request, card)
         job = Job(next(self._ids), request, client=client, pixels=pixels, digest=digest, on_end=self._on_end)
@@ -171,10 +171,10 @@ class Engine:
 
     def eta_s(self, job: Job) -> float | None:
         """Predicted seconds until `job` is finished; None before anything has been measured."""
-        if not self._pace.calibrated:
+        if not self._costs.calibrated:
             return None
         ahead_s = self._admission.ahead_s(job, self._queue) if job.queued else 0.0
-        return self._supervisor.until_ready_s + ahead_s + self._pace.remaining_s(job.outlook())
+        return self._supervisor.until_ready_s + ahead_s + self._costs.remaining_s(job.remaining_work())
 
     async def drain(self, timeout_s: float) -> None:
         """Refuses new requests from now on and returns when no job is open.
@@ -250,7 +250,7 @@ class Engine:
 
     def _condemn(self, job: Job) -> None:
         if job.digest is not None:
-            self._poison.add(job.digest)
+            self._quarantine.add(job.digest)
         job.fail(errors.WorkerCrashed(f"the worker crashed {job.attempts} times on this request; it is not retried"))
 
     def _fail_all(self, error: errors.FluxserveError) -> None:
@@ -264,7 +264,7 @@ class Engine:
     # Admission and figures
 
     def _measure(self, message: wire.Measured) -> None:
-        self._pace.observe(message.stage, message.pixels, message.seconds)
+        self._costs.observe(message.stage, message.pixels, message.seconds)
         self.metrics.stage.labels(message.stage).observe(message.seconds)
         if message.stage == "denoise":
             self.metrics.denoise_step.observe(message.seconds)

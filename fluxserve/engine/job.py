@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from fluxserve.errors import Cancelled, FluxserveError
 from fluxserve.request import GeneratedImage, GenerationRequest, Progress, Timings
-from fluxserve.scheduling import Outlook
+from fluxserve.scheduling import RemainingWork
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,9 @@ class Job:
         """Fails it with `error` unless it is done by then."""
         self._limits.append(asyncio.get_running_loop().call_later(seconds, self.fail, error))
 
-    def outlook(self) -> Outlook:
+    def remaining_work(self) -> RemainingWork:
         """What is left of it, for the scheduler."""
-        return Outlook(self.pixels, self._prepared, tuple(self._steps_left.values()))
+        return RemainingWork(self.pixels, self._prepared, tuple(self._steps_left.values()))
 
     def missing(self) -> tuple[int, ...]:
         """The places in the request whose images have not arrived."""
@@ -205,7 +205,7 @@ class Job:
         self._emit(CompletedImage(image, self._clocked(timings)))
 
     def finish(self, timings: Timings) -> None:
-        """The job is done; every image has been handed to `completed` before."""
+        """The job is done; every image has been given to `completed` before."""
         images = tuple(self._images[index] for index in range(len(self.request.seeds)))
         self._result = JobResult(images, self._clocked(timings), self.text_tokens, self.truncated_from)
         self._events.append(self._result)

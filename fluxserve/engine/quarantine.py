@@ -1,4 +1,4 @@
-"""Remembers for a while which bodies have crashed workers, so that they are not run again. Knows no jobs."""
+"""Request bodies that have crashed workers, remembered for a while so that they are not run again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FORGET_AFTER_S = 600.0
 CAPACITY = 256
 
 
-class PoisonList:
+class Quarantine:
     """Digests of request bodies; the oldest goes when there are too many."""
 
     def __init__(self) -> None:

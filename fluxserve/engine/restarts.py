@@ -1,4 +1,4 @@
-"""When a dead worker is replaced, and when that is given up. Pure accounting: knows no processes and no clock."""
+"""When a dead worker is replaced, and when that is given up. Pure accounting, without processes or a clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns pixels into files in a thread of its own, beside the next denoise step, and sends them. Touches no device."""
+"""Encodes pixels as files in a thread of its own, beside the next denoise step, and sends them. Touches no device."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from fluxserve.worker.pipeline_protocol import Pixels
 
 
-class Encoder(Generic[S]):
+class ImageWriter(Generic[S]):
     """One thread, so a job's messages leave in the order they were asked for."""
 
     def __init__(self, pipeline: Pipeline[S], channel: Channel) -> None:
         self._pipeline = pipeline
         self._channel = channel
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="image writer")
 
     def preview(self, task: Task[S], image: Image[S], number: int, pixels: Pixels) -> None:
         """Sends preview `number` (from 0) of the image."""

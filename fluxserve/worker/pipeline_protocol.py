@@ -1,4 +1,4 @@
-"""What the worker asks of a pipeline and its samples. Knows no pipeline in particular."""
+"""The protocol that a pipeline and its samples follow, for the worker to drive them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-CheckpointCallback = Callable[[], None]
+CancellationCallback = Callable[[], None]
 ProgressCallback = Callable[[str, int, int], None]
 
 
@@ -41,23 +41,23 @@ S = TypeVar("S", bound=Sample)
 
 
 class Pipeline(Protocol[S]):
-    """The verbs. All but `encode` are called from one thread; `encode` from another, beside them.
+    """All methods but `encode` are called from one thread; `encode` from another, beside them.
 
-    checkpoint: called inside long verbs; what it raises ends them. max_batch: samples worth stepping together, of which
-    `most_together` tells how many the memory has room for.
+    cancellation: called inside long methods; what it raises ends them. max_batch: samples worth stepping together, of
+    which `most_together` tells how many the memory has room for.
     """
 
     card: ModelCard
     max_batch: int
 
-    def begin(self, request: GenerationRequest, checkpoint: CheckpointCallback) -> list[S]: ...
+    def begin(self, request: GenerationRequest, cancellation: CancellationCallback, /) -> list[S]: ...
     def text_usage(self, samples: Sequence[S]) -> tuple[int, int | None]: ...
     def most_together(self, sample: S) -> int: ...
     def step(self, samples: Sequence[S]) -> None: ...
-    def preview(self, sample: S, checkpoint: CheckpointCallback) -> Pixels: ...
-    def decode(self, sample: S, checkpoint: CheckpointCallback) -> Pixels: ...
+    def preview(self, sample: S, cancellation: CancellationCallback, /) -> Pixels: ...
+    def decode(self, sample: S, cancellation: CancellationCallback, /) -> Pixels: ...
     def encode(self, pixels: Pixels, sample: S) -> GeneratedImage: ...
-    def replan(self, checkpoint: CheckpointCallback) -> None:
+    def replan(self, cancellation: CancellationCallback, /) -> None:
         """Takes less memory from now on. Raises DeviceError if that cannot be."""
         ...
 

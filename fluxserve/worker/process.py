@@ -1,4 +1,4 @@
-"""The life of the worker process: harden, load, warm up, serve. Knows no model; the loader is given."""
+"""The life of the worker process: harden, load, warm up, serve. Knows no model: a loader makes the pipeline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fluxserve.scheduling import drawn_pixels
 from fluxserve.worker.channel import Channel
 from fluxserve.worker.loop import Loop
 from fluxserve.worker.pipeline_protocol import Loader, Pipeline, ProgressCallback, S
-from fluxserve.worker.stage_timer import Stages
+from fluxserve.worker.stage_timer import StageTimer
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +65,13 @@ def run(load: Loader[S], channel: Channel) -> NoReturn:
     first = channel.inbox.get()
     assert isinstance(first, wire.Load)
     pipeline = load(first.config, _progress(channel))
-    stages = Stages(channel)
-    warm_up(pipeline, stages)
+    timer = StageTimer(channel)
+    warm_up(pipeline, timer)
     channel.send(wire.Ready(pipeline.card, pipeline.max_batch))
-    Loop(pipeline, channel, stages, first.ageing).run()
+    Loop(pipeline, channel, timer, first.ageing).run()
 
 
-def warm_up(pipeline: Pipeline[S], stages: Stages) -> None:
+def warm_up(pipeline: Pipeline[S], timer: StageTimer) -> None:
     """One small image: proves that pictures are finite, and measures each stage for a first guess at other sizes.
 
     Raises:
@@ -81,15 +81,15 @@ def warm_up(pipeline: Pipeline[S], stages: Stages) -> None:
     request = GenerationRequest("", 64, 64, (0,), 1, card.guidance_scale, card.max_sequence_length)
     pixels = drawn_pixels(request, card)
 
-    def checkpoint() -> None:
-        stages.beat("warm_up", pixels)
+    def cancellation() -> None:
+        timer.beat("warm_up", pixels)
 
-    with stages.run("text", pixels):
-        samples = pipeline.begin(request, checkpoint)
-    with stages.run("denoise", pixels):
+    with timer.run("text", pixels):
+        samples = pipeline.begin(request, cancellation)
+    with timer.run("denoise", pixels):
         pipeline.step(samples)
-    with stages.run("vae", pixels):
-        pipeline.decode(samples[0], checkpoint)
+    with timer.run("vae", pixels):
+        pipeline.decode(samples[0], cancellation)
 
 
 def harden(parent: int) -> None:

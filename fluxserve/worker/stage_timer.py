@@ -1,4 +1,4 @@
-"""Times every stage and tells the front: a beat before, the figure after. Knows no jobs."""
+"""Times every stage and tells the front: a beat before, the figure after."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from fluxserve import wire
-from fluxserve.scheduling import Pace, Stage
+from fluxserve.scheduling import CostModel, Stage
 from fluxserve.worker.channel import Channel
 
 
-class Stages:
-    """pace: what has been measured so far; the scheduler judges by it."""
+class StageTimer:
+    """costs: what has been measured so far; the scheduler decides by it."""
 
     def __init__(self, channel: Channel) -> None:
-        self.pace = Pace()
+        self.costs = CostModel()
         self._channel = channel
 
     def beat(self, stage: Stage, pixels: int) -> None:
@@ -31,5 +31,5 @@ class Stages:
         self.measured(stage, pixels, perf_counter() - start)
 
     def measured(self, stage: Stage, pixels: int, seconds: float) -> None:
-        self.pace.observe(stage, pixels, seconds)
+        self.costs.observe(stage, pixels, seconds)
         self._channel.send(wire.Measured(stage, pixels, seconds))

@@ -9,7 +9,7 @@ import pytest
 from fluxserve.engine.job import CompletedImage, Job, PartialImage
 from fluxserve.errors import Cancelled, DeadlineExceeded, WorkerCrashed
 from fluxserve.request import GeneratedImage, Progress, Timings
-from fluxserve.scheduling import Outlook
+from fluxserve.scheduling import RemainingWork
 from tests.jobs import request
 
 pytestmark = pytest.mark.anyio
@@ -91,9 +91,9 @@ async def test_a_rerun_repeats_no_preview_and_starts_what_is_missing_anew() -> N
     job.partial(PartialImage(1, 0, picture(1)))
     job.completed(picture(0), Timings())
     job.progress(Progress(1, 3, 4))
-    assert job.outlook().steps_left == (1,)
+    assert job.remaining_work().steps_left == (1,)
     job.start_over()
-    assert job.outlook() == Outlook(4096, False, (4,))
+    assert job.remaining_work() == RemainingWork(4096, False, (4,))
     job.partial(PartialImage(1, 0, picture(1)))
     job.completed(picture(1), Timings())
     job.finish(Timings())

@@ -10,7 +10,7 @@ from fluxserve.engine.inflight import InFlight
 from fluxserve.engine.job import Job
 from fluxserve.engine.queue import JobQueue
 from fluxserve.errors import QueueFull, WaitExceedsTimeout
-from fluxserve.scheduling import Pace
+from fluxserve.scheduling import CostModel
 from tests.jobs import request
 
 AREA = 64 * 64
@@ -106,8 +106,8 @@ def test_only_what_would_overtake_is_taken_out_of_turn() -> None:
     assert drain(queue) == [1]
 
 
-def admission(pace: Pace | None = None, **limits: int) -> Admission:
-    return Admission(EngineConfig(**limits), pace or Pace(), InFlight())
+def admission(costs: CostModel | None = None, **limits: int) -> Admission:
+    return Admission(EngineConfig(**limits), costs or CostModel(), InFlight())
 
 
 def test_the_bound_counts_all_that_wait() -> None:
@@ -128,10 +128,10 @@ def test_one_client_may_fill_the_queue_only_while_it_is_alone() -> None:
 
 
 def test_the_wait_is_the_work_ahead_and_the_restart() -> None:
-    pace = Pace()
-    pace.observe("denoise", AREA, 1.0)
+    costs = CostModel()
+    costs.observe("denoise", AREA, 1.0)
     queue = queue_of(make(1, steps=10), make(2, steps=90))
-    judge = admission(pace)
+    judge = admission(costs)
     assert judge.ahead_s(make(3, steps=20), queue) == pytest.approx(10, abs=0.1)
     judge.check(make(3, steps=20), queue, 15, 0.0)
     with pytest.raises(WaitExceedsTimeout, match="about 30 s") as refusal:
@@ -146,9 +146,9 @@ def test_nothing_is_refused_on_a_guess() -> None:
 
 @pytest.mark.fault(28)
 def test_each_refused_client_is_told_of_a_place_of_its_own() -> None:
-    pace = Pace()
-    pace.observe("denoise", AREA, 1.0)
-    full, judge = queue_of(*(make(id, steps=2) for id in range(1, 5))), admission(pace, max_queue=4)
+    costs = CostModel()
+    costs.observe("denoise", AREA, 1.0)
+    full, judge = queue_of(*(make(id, steps=2) for id in range(1, 5))), admission(costs, max_queue=4)
 
     def told_s() -> float:
         with pytest.raises(QueueFull) as refusal:
