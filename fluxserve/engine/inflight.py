@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fluxserve import errors, wire
-from fluxserve.engine.job import Job, PartialImage
+from fluxserve.engine.events import PartialImage
+from fluxserve.engine.job import Job
 from fluxserve.errors import FluxserveError, GenerationFailed, InvalidRequest
 from fluxserve.request import GeneratedImage, Progress
 
@@ -45,24 +45,24 @@ class InFlight:
         """The worker must get nothing beside the job it has."""
         return any(job.alone for job in self)
 
-    def hand(self, job: Job) -> wire.Submit:
+    def dispatch(self, job: Job) -> wire.Submit:
         """The message that gives the job to the worker: the request, with the seeds that are still missing."""
-        places = job.missing()
+        places = job.progress.missing()
         self._dispatched[job.id] = Dispatched(job, places)
         seeds = tuple(job.request.seeds[place] for place in places)
-        return wire.Submit(job.id, replace(job.request, seeds=seeds), time.monotonic() - job.submitted_at)
+        return wire.Submit(job.id, replace(job.request, seeds=seeds), job.clock.age_s)
 
     def drop(self, job: Job) -> bool:
         """Whether the worker had it."""
         return self._dispatched.pop(job.id, None) is not None
 
-    def lose(self) -> list[Job]:
+    def take_lost(self) -> list[Job]:
         """The worker is gone: all it had, oldest first. Those it had begun have spent an attempt."""
         lost = sorted(self._dispatched.values(), key=lambda dispatched: dispatched.job.id)
         self._dispatched.clear()
         for dispatched in lost:
             dispatched.job.attempts += dispatched.began
-            dispatched.job.start_over()
+            dispatched.job.restart()
         return [dispatched.job for dispatched in lost]
 
     def on_message(self, message: wire.Message) -> None:
@@ -78,10 +78,10 @@ class InFlight:
             case wire.Prepared(_, text_tokens, truncated_from):
                 job.prepared(text_tokens, truncated_from)
             case wire.Stepped(_, index, step, steps):
-                job.progress(Progress(dispatched.places[index], step, steps))
+                job.stepped(Progress(dispatched.places[index], step, steps))
             case wire.Previewed(_, number, image):
                 placed = _placed(image, dispatched)
-                job.partial(PartialImage(placed.index, number, placed))
+                job.previewed(PartialImage(placed.index, number, placed))
             case wire.Finished(_, image, timings):
                 job.completed(_placed(image, dispatched), timings)
             case wire.Done(_, timings):

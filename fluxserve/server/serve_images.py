@@ -99,7 +99,7 @@ class Desk:
         job = self._services.engine.submit(
             errand.order.request,
             client=errand.context.client,
-            patience_s=patience.start_s(errand.order.stream),
+            start_timeout_s=patience.start_s(errand.order.stream),
             deadline_s=patience.limit_s,
             digest=errand.digest,
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from fluxserve.engine.job import JobResult
+from fluxserve.engine.events import JobResult
 from fluxserve.request import GeneratedImage, GenerationRequest, Timings
 from fluxserve.server.contract.resolve import Order
 from fluxserve.server.contract.sizes import image_tokens

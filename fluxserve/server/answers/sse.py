@@ -16,7 +16,8 @@ from typing import Any, Literal
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from fluxserve.engine.job import CompletedImage, Job, PartialImage
+from fluxserve.engine.events import CompletedImage, PartialImage
+from fluxserve.engine.job import Job
 from fluxserve.errors import FluxserveError
 from fluxserve.request import GeneratedImage, Progress, Timings
 from fluxserve.server.answers.images import Outcome, base64_of, facts, timings_body, truncation_warning, usage
@@ -51,8 +52,8 @@ class Narrator:
                     case PartialImage():
                         yield self._partial(event)
                     case CompletedImage():
-                        warnings = truncation_warning(job.request, job.truncated_from)
-                        yield self._completed(event.image, event.timings, job.text_tokens, warnings)
+                        warnings = truncation_warning(job.request, job.progress.truncated_from)
+                        yield self._completed(event.image, event.timings, job.progress.text_tokens, warnings)
         except FluxserveError as error:
             yield _failure(error)
 

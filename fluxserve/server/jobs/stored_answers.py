@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fluxserve.engine.job import JobResult
+from fluxserve.engine.events import JobResult
 from fluxserve.errors import FluxserveError, NonFiniteOutput, WorkerCrashed
 from fluxserve.request import GeneratedImage, Timings
 from fluxserve.server.answers.images import Outcome

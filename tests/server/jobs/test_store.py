@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fluxserve.engine.job import Job, JobResult
+from fluxserve.engine.events import JobResult
+from fluxserve.engine.job import Job
 from fluxserve.errors import ConfigError, InUse, InvalidRequest, NonFiniteOutput, RateLimitExceeded, StorageFull
 from fluxserve.request import GeneratedImage, Timings
 from fluxserve.server.answers.images import Outcome
