@@ -1,4 +1,4 @@
-"""The application: routes, layers around them, and what errors become. Knows nothing of processes or sockets."""
+"""The application: routes, layers around them, and what errors become."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fluxserve.errors import FluxserveError, InvalidRequest
-from fluxserve.server.http.access import Cors, Guard
+from fluxserve.server.http.access import AccessControl, Cors
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.errors import error_response
-from fluxserve.server.http.instrumentation import CLIENT_GONE, AnswerHeaders
-from fluxserve.server.http.pacing import Turnstile
+from fluxserve.server.http.instrumentation import CLIENT_GONE, Instrumentation
+from fluxserve.server.http.pacing import Pacing
 from fluxserve.server.routes import docs, files, health, images, metrics, models
 from fluxserve.server.services import Services
 
@@ -35,10 +35,10 @@ def create_app(services: Services) -> ASGIApp:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_client_gone)
     app.add_exception_handler(Exception, _on_bug)
-    guarded: ASGIApp = Guard(app, services.config, services.engine.serving_card)
+    guarded: ASGIApp = AccessControl(app, services.config, services.engine.serving_card)
     if services.config.cors_origins:
         guarded = Cors(guarded, services.config.cors_origins)
-    return AnswerHeaders(Turnstile(guarded), services.engine.metrics)
+    return Instrumentation(Pacing(guarded), services.engine.metrics)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -131,13 +131,13 @@ def test_the_wait_is_the_work_ahead_and_the_restart() -> None:
     costs = CostModel()
     costs.observe("denoise", AREA, 1.0)
     queue = queue_of(make(1, steps=10), make(2, steps=90))
-    judge = admission(costs)
-    assert judge.ahead_s(make(3, steps=20), queue) == pytest.approx(10, abs=0.1)
-    judge.check(make(3, steps=20), queue, 15, 0.0)
+    gate = admission(costs)
+    assert gate.ahead_s(make(3, steps=20), queue) == pytest.approx(10, abs=0.1)
+    gate.check(make(3, steps=20), queue, 15, 0.0)
     with pytest.raises(WaitExceedsTimeout, match="about 30 s") as refusal:
-        judge.check(make(3, steps=20), queue, 15, 20.0)
+        gate.check(make(3, steps=20), queue, 15, 20.0)
     assert refusal.value.retry_after_s == pytest.approx(15, abs=0.1)
-    judge.check(make(3, steps=20), queue, None, 20.0)
+    gate.check(make(3, steps=20), queue, None, 20.0)
 
 
 def test_nothing_is_refused_on_a_guess() -> None:
@@ -148,11 +148,11 @@ def test_nothing_is_refused_on_a_guess() -> None:
 def test_each_refused_client_is_told_of_a_place_of_its_own() -> None:
     costs = CostModel()
     costs.observe("denoise", AREA, 1.0)
-    full, judge = queue_of(*(make(id, steps=2) for id in range(1, 5))), admission(costs, max_queue=4)
+    full, gate = queue_of(*(make(id, steps=2) for id in range(1, 5))), admission(costs, max_queue=4)
 
     def told_s() -> float:
         with pytest.raises(QueueFull) as refusal:
-            judge.check(make(9), full, None, 1.0)
+            gate.check(make(9), full, None, 1.0)
         return refusal.value.retry_after_s or 0.0
 
     assert [round(told_s()) for _ in range(5)] == [1, 3, 5, 7, 9]

@@ -1,4 +1,4 @@
-"""When a worker is given up: the watchdog's patience, the restart policy, the list of poison bodies."""
+"""When a worker is given up: the watchdog's limits, the restart policy, quarantined bodies."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def allowed_s(message: wire.Message, costs: CostModel | None = None) -> float:
     return watchdog.left_s
 
 
-def test_silence_is_judged_by_what_was_begun() -> None:
+def test_the_silence_allowed_follows_what_was_begun() -> None:
     costs = CostModel()
     costs.observe("denoise", AREA, 100.0)
     costs.observe("vae", AREA, 0.1)
@@ -102,7 +102,7 @@ def test_only_the_main_loop_proves_that_it_turns() -> None:
     assert watchdog.left_s > 0
 
 
-def test_poison_is_remembered_for_a_while_and_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_is_quarantined_for_a_while_and_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     bodies = Quarantine()
     bodies.add("first")
     assert "first" in bodies

@@ -8,7 +8,7 @@ import itertools
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from fluxserve.server.http.pacing import A_TURN, Turnstile
+from fluxserve.server.http.pacing import REQUESTS_A_TURN, Pacing
 
 pytestmark = pytest.mark.anyio
 
@@ -27,16 +27,16 @@ async def test_a_burst_begins_a_few_at_a_time_in_its_order_and_health_at_once() 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         begun.append(scope["path"])
 
-    turnstile = Turnstile(app)
+    pacing = Pacing(app)
     paths = [f"/{number}" for number in range(40)]
     burst = [
-        asyncio.create_task(turnstile({"type": "http", "path": path}, nothing, ignore)) for path in [*paths, "/livez"]
+        asyncio.create_task(pacing({"type": "http", "path": path}, nothing, ignore)) for path in [*paths, "/livez"]
     ]
     sizes = [0]
     while len(begun) <= len(paths):
         await asyncio.sleep(0)
         sizes.append(len(begun))
-    assert begun[A_TURN] == "/livez"
-    assert max(later - earlier for earlier, later in itertools.pairwise(sizes)) <= A_TURN + 1
+    assert begun[REQUESTS_A_TURN] == "/livez"
+    assert max(later - earlier for earlier, later in itertools.pairwise(sizes)) <= REQUESTS_A_TURN + 1
     assert [path for path in begun if path != "/livez"] == paths
     await asyncio.gather(*burst)

@@ -1,25 +1,22 @@
-"""The answers to image requests, as ready-made bytes: base64 is put in place, never passed through a JSON encoder.
-
-An `Outcome` is what a finished job leaves, in a form that can be answered again later. Knows nothing of routes.
-"""
+"""The answers to image requests, as ready-made bytes: base64 is put in place, never passed through a JSON encoder."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from starlette.responses import Response
 
-from fluxserve.engine.events import JobResult
 from fluxserve.request import GeneratedImage, GenerationRequest, Timings
-from fluxserve.server.contract.resolve import Order
+from fluxserve.server.contract.resolve import ResolvedRequest
 from fluxserve.server.contract.sizes import image_tokens
+from fluxserve.server.http.paths import PICTURES
+from fluxserve.server.jobs.outcome import Outcome
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "jpg": "image/jpeg", "webp": "image/webp"}
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -27,34 +24,19 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest a zip can tell: the same pictures make the same archive."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one job made. names: the pictures' file names in the store, where they were put there."""
-
-    created: int
-    model: str
-    result: JobResult
-    names: tuple[str, ...] = ()
-
-
-def outcome_of(result: JobResult, model: str, names: Sequence[str] = ()) -> Outcome:
-    """The outcome of a job that has just finished."""
-    return Outcome(int(time.time()), model, result, tuple(names))
-
-
-def image_answer(outcome: Outcome, order: Order, base_url: str) -> Response:
-    """The whole answer, in the form that was ordered."""
-    if order.delivery == "file":
-        return _file_answer(outcome.result.images, order)
-    if order.delivery == "url":
-        key, values = b"url", [json.dumps(f"{base_url}/images/{name}").strip('"').encode() for name in outcome.names]
+def image_answer(outcome: Outcome, resolved: ResolvedRequest, base_url: str) -> Response:
+    """The whole answer, in the form that was asked for."""
+    if resolved.delivery == "file":
+        return _file_answer(outcome.result.images, resolved)
+    if resolved.delivery == "url":
+        key, values = b"url", [json.dumps(f"{base_url}{PICTURES}/{name}").strip('"').encode() for name in outcome.names]
     else:
         key, values = b"b64_json", [base64_of(image) for image in outcome.result.images]
     pieces = [b'{"data":[']
     for image, value in zip(outcome.result.images, values, strict=True):
         pieces += [b'{"', key, b'":"', value, b'","seed":%d}' % image.seed, b","]
     pieces[-1] = b"],"
-    pieces.append(_json(_about(outcome, order))[1:])
+    pieces.append(_json(_about(outcome, resolved))[1:])
     return Response(b"".join(pieces), media_type="application/json")
 
 
@@ -63,21 +45,21 @@ def base64_of(image: GeneratedImage) -> bytes:
     return base64.b64encode(image.data)
 
 
-def facts(order: Order) -> dict[str, Any]:
+def description(resolved: ResolvedRequest) -> dict[str, Any]:
     """What every answer and every stream event says about its pictures."""
-    request = order.request
+    request = resolved.request
     return {
         "background": "opaque",
         "output_format": request.output_format,
-        "quality": order.quality,
+        "quality": resolved.quality,
         "size": f"{request.width}x{request.height}",
     }
 
 
-def usage(order: Order, text_tokens: int, images: int) -> dict[str, Any]:
-    """OpenAI's token counts for `images` of the order's pictures."""
-    read = image_tokens(*order.input_size) if order.input_size else 0
-    drawn = images * image_tokens(order.request.width, order.request.height)
+def usage(resolved: ResolvedRequest, text_tokens: int, images: int) -> dict[str, Any]:
+    """OpenAI's token counts for `images` of the request's pictures."""
+    read = image_tokens(*resolved.input_size) if resolved.input_size else 0
+    drawn = images * image_tokens(resolved.request.width, resolved.request.height)
     return {
         "input_tokens": text_tokens + read,
         "input_tokens_details": {"text_tokens": text_tokens, "image_tokens": read},
@@ -97,12 +79,12 @@ def truncation_warning(request: GenerationRequest, truncated_from: int | None) -
     return [] if truncated_from is None else [f"truncated:prompt={truncated_from}/{request.max_sequence_length}"]
 
 
-def _about(outcome: Outcome, order: Order) -> dict[str, Any]:
+def _about(outcome: Outcome, resolved: ResolvedRequest) -> dict[str, Any]:
     result = outcome.result
     return {
         "created": outcome.created,
-        **facts(order),
-        "usage": usage(order, result.text_tokens, len(result.images)),
+        **description(resolved),
+        "usage": usage(resolved, result.text_tokens, len(result.images)),
         "model": outcome.model,
         "timings": timings_body(result.timings),
     }
@@ -112,8 +94,8 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _file_answer(images: Sequence[GeneratedImage], order: Order) -> Response:
-    extension = _EXTENSIONS[order.request.output_format]
+def _file_answer(images: Sequence[GeneratedImage], resolved: ResolvedRequest) -> Response:
+    extension = _EXTENSIONS[resolved.request.output_format]
     names = [f"image-{image.index}-{image.seed}.{extension}" for image in images]
     if len(images) == 1:
         content, name, media_type = images[0].data, names[0], MEDIA_TYPES[extension]

@@ -1,4 +1,4 @@
-"""Server-sent events of a job: previews, finished pictures, errors. Knows nothing of how the job came about.
+"""Server-sent events of a job: previews, finished pictures, errors.
 
 Three kinds of events and no other, as OpenAI's clients take any unknown type for a preview; the rest is comments.
 A stream ends with the last picture or with one error event, and never silently.
@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -20,12 +20,11 @@ from fluxserve.engine.events import CompletedImage, PartialImage
 from fluxserve.engine.job import Job
 from fluxserve.errors import FluxserveError
 from fluxserve.request import GeneratedImage, Progress, Timings
-from fluxserve.server.answers.images import Outcome, base64_of, facts, timings_body, truncation_warning, usage
-from fluxserve.server.contract.resolve import Order
+from fluxserve.server.answers.images import base64_of, description, timings_body, truncation_warning, usage
+from fluxserve.server.contract.resolve import ResolvedRequest
 from fluxserve.server.http.disconnect import until_gone
 from fluxserve.server.http.errors import error_body
-
-EventKind = Literal["image_generation", "image_edit"]
+from fluxserve.server.jobs.outcome import Outcome
 
 PING_AFTER_S = 15.0
 _PROGRESS_EVERY_S = 0.25
@@ -34,20 +33,19 @@ _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 @dataclass(frozen=True)
-class Narrator:
-    """Puts what happens to one order into events."""
+class SseWriter:
+    """Writes what happens to one request as events."""
 
-    order: Order
-    kind: EventKind
+    resolved: ResolvedRequest
 
     async def live(self, job: Job, eta_s: Callable[[Job], float | None]) -> AsyncIterator[bytes]:
         """The events of a job that runs, as they happen."""
-        told_at = 0.0
+        sent_at = 0.0
         try:
             async for event in job.events():
                 match event:
-                    case Progress() if time.monotonic() - told_at >= _PROGRESS_EVERY_S:
-                        told_at = time.monotonic()
+                    case Progress() if time.monotonic() - sent_at >= _PROGRESS_EVERY_S:
+                        sent_at = time.monotonic()
                         yield _progress(event, eta_s(job))
                     case PartialImage():
                         yield self._partial(event)
@@ -65,7 +63,7 @@ class Narrator:
             yield _failure(error)
             return
         result = outcome.result
-        warnings = truncation_warning(self.order.request, result.truncated_from)
+        warnings = truncation_warning(self.resolved.request, result.truncated_from)
         for image in result.images:
             yield self._completed(image, result.timings, result.text_tokens, warnings)
 
@@ -77,14 +75,16 @@ class Narrator:
         about = {
             "image_index": image.index,
             "seed": image.seed,
-            "usage": usage(self.order, text_tokens, images=1),
+            "usage": usage(self.resolved, text_tokens, images=1),
             "timings": timings_body(timings),
         }
         return self._picture("completed", image, {**about, **({"warnings": warnings} if warnings else {})})
 
     def _picture(self, name: str, image: GeneratedImage, about: dict[str, Any]) -> bytes:
-        kind = f"{self.kind}.{name}"
-        rest = json.dumps({"type": kind, "created_at": int(time.time()), **facts(self.order), **about}).encode()
+        kind = f"{self.resolved.event_kind}.{name}"
+        rest = json.dumps(
+            {"type": kind, "created_at": int(time.time()), **description(self.resolved), **about}
+        ).encode()
         return _event(kind, b'{"b64_json":"' + base64_of(image) + b'",' + rest[1:])
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document as one HTML page, without scripts or foreign assets. Knows nothing of the routes themselves."""
+"""The OpenAPI document as one HTML page, without scripts or foreign assets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which names mean the served model. Knows nothing of the model beyond its card."""
+"""Which names mean the served model."""
 
 from __future__ import annotations
 

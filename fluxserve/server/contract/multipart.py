@@ -1,4 +1,4 @@
-"""Multipart forms from raw bytes: text fields and files, within bounds. Knows nothing of what the fields mean."""
+"""Multipart forms from raw bytes: text fields and files, within bounds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What `/openapi.json` says beyond what the framework can tell: bodies read by hand, answers in many forms, errors.
-
-Knows nothing of handling requests.
-"""
+"""What `/openapi.json` says beyond what the framework can tell: bodies read by hand, answers in many forms, errors."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from fluxserve.server.contract.schemas import (
+    ALIASES,
     EditParameters,
     ErrorBody,
     GenerationParameters,
@@ -19,18 +17,18 @@ from fluxserve.server.contract.schemas import (
     VariationParameters,
 )
 from fluxserve.server.http.instrumentation import WARNING_HEADER
+from fluxserve.server.http.paths import IMAGE_REQUESTS
 
 Responses = dict[int | str, dict[str, Any]]
 
 _BODIES: dict[str, tuple[type[ImageParameters], tuple[str, ...]]] = {
-    "/v1/images/generations": (GenerationParameters, ()),
-    "/v1/images/edits": (EditParameters, ("image", "mask")),
-    "/v1/images/variations": (VariationParameters, ("image",)),
+    f"{IMAGE_REQUESTS}/generations": (GenerationParameters, ()),
+    f"{IMAGE_REQUESTS}/edits": (EditParameters, ("image", "mask")),
+    f"{IMAGE_REQUESTS}/variations": (VariationParameters, ("image",)),
 }
 """Each image route's parameters and its files; without files the body is JSON."""
 
 _BINARY = {"type": "string", "format": "binary"}
-_ALIASES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 _PICTURES: dict[str, Any] = {f"image/{name}": {"schema": _BINARY} for name in ("png", "jpeg", "webp")}
 _EVENTS = "Server-sent events: KIND.partial_image, KIND.completed and error; KIND is image_generation or image_edit."
 _HEADERS = {
@@ -94,10 +92,10 @@ def _body_schema(parameters: type[ImageParameters], files: tuple[str, ...]) -> d
     body = parameters.model_json_schema()
     properties: dict[str, Any] = body["properties"]
     properties["loras"]["items"]["anyOf"][1] = body.pop("$defs")["Lora"]
-    for alias, name in _ALIASES.items():
+    for alias, name in ALIASES.items():
         properties[alias] = {**properties[name], "description": f"The same as {name}."}
     for side in ("width", "height"):
-        properties[side] = {"type": "integer", "description": "With its fellow, the same as size."}
+        properties[side] = {"type": "integer", "description": "Width and height together are the same as size."}
     one_lora = copy.deepcopy(properties["loras"]["items"]["anyOf"])
     properties["lora"] = {"anyOf": [*one_lora, {"type": "null"}], "description": "One LoRA."}
     for name in properties.keys() - set(body.get("required", ())):

@@ -1,4 +1,4 @@
-"""From the fields a client sent to checked parameters: aliases, types, ranges. Knows nothing of the model served.
+"""From the fields a client sent to checked parameters: aliases, types, ranges.
 
 Error messages are worded from the JSON schema of the field, so they say what `/openapi.json` says.
 """
@@ -15,11 +15,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.server.contract.schemas import ImageParameters
+from fluxserve.server.contract.schemas import ALIASES, ImageParameters
 
 Parameters = TypeVar("Parameters", bound=ImageParameters)
 
-_ALIASES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 _UNSUPPORTED = frozenset({"output_format", "background"})
 """Fields whose other values are OpenAI's, and only this server's lack."""
 _PRIVATE = frozenset({"prompt", "negative_prompt"})
@@ -58,7 +57,7 @@ def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _canonical(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """(fields under their own names, the client's spelling of each renamed one)."""
     spelling = {}
-    for alias, name in _ALIASES.items():
+    for alias, name in ALIASES.items():
         if alias in fields:
             _put(fields, name, fields.pop(alias), alias)
             spelling[name] = alias
@@ -158,7 +157,7 @@ def _show_kind(value: object) -> str:
 
 
 def _kind(name: str, schema: type[ImageParameters]) -> str | None:
-    rule = _properties(schema).get({**_ALIASES, "lora": "loras"}.get(name, name), {})
+    rule = _properties(schema).get({**ALIASES, "lora": "loras"}.get(name, name), {})
     return "integer" if name in ("width", "height") else rule.get("type")
 
 

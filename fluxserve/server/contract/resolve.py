@@ -1,6 +1,6 @@
-"""From checked parameters to an order: the request for the engine and the form of its answer.
+"""From checked parameters to a resolved request: what the engine is to draw, and the form of the answer.
 
-Fills in what the model's card says and the server's options limit. Knows nothing of HTTP bodies or of running anything.
+Fills in what the model's card says and holds it to the server's options.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from fluxserve.server.contract.schemas import (
     EditParameters,
     GenerationParameters,
     ImageParameters,
+    Operation,
     Quality,
     VariationParameters,
 )
 from fluxserve.server.contract.sizes import fit_size, parse_size
-from fluxserve.server.contract.uploads import Picture
+from fluxserve.server.contract.uploads import Upload
 
 Delivery = Literal["url", "b64_json", "file"]
 
@@ -47,57 +48,71 @@ _EDIT_STRENGTH, _MASKED_STRENGTH, _FAITHFUL_STRENGTH, _VARIATION_STRENGTH = 0.75
 
 
 @dataclass(frozen=True)
-class Inputs:
+class EditInputs:
     """The pictures a client sent. mask: None where the whole picture may change."""
 
-    image: Picture
-    mask: Picture | None = None
+    image: Upload
+    mask: Upload | None = None
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What orders are held to: the model's card and the server's options."""
+class ServingLimits:
+    """What requests are held to: the model's card and the server's options."""
 
     card: ModelCard
     config: ServerConfig
-    limits: EngineConfig
+    engine: EngineConfig
 
 
 @dataclass(frozen=True)
-class Order:
-    """One client's wish, complete. warnings: as the warning header lists them."""
+class ResolvedRequest:
+    """One client's request, complete. warnings: as the warning header lists them. input_size: of an edit's picture."""
 
     request: GenerationRequest
+    operation: Operation
     delivery: Delivery
     stream: bool
     quality: EchoedQuality
     warnings: tuple[str, ...]
     input_size: tuple[int, int] | None = None
 
+    @property
+    def event_kind(self) -> Literal["image_generation", "image_edit"]:
+        """What a stream's events are named after: OpenAI knows two kinds."""
+        return "image_generation" if self.operation == "image_generation" else "image_edit"
 
-def place_order(parameters: ImageParameters, inputs: Inputs | None, accept: str, terms: Terms) -> Order:
-    """The order that the parameters amount to. accept: the request's Accept header.
+
+def resolve_request(
+    parameters: ImageParameters, inputs: EditInputs | None, accept: str, limits: ServingLimits
+) -> ResolvedRequest:
+    """The request that the parameters amount to. accept: the request's Accept header.
 
     Raises:
         InvalidRequest: a value that this model or this server cannot serve.
     """
-    card, config = terms.card, terms.config
+    card, config = limits.card, limits.config
     if config.strict:
         _refuse_unknown(parameters)
     check_model_name(parameters.model, card, config)
     _check_loras(parameters, card)
     delivery, output_format = _choose_delivery(parameters, accept, config)
     quality = _QUALITY[parameters.quality]
-    request = _to_request(parameters, inputs, output_format, card.steps[quality], terms)
-    _check_work(request, terms.limits.max_work)
+    request = _to_request(parameters, inputs, output_format, card.steps[quality], limits)
+    _check_work(request, limits.engine.max_work)
     size = (inputs.image.width, inputs.image.height) if inputs else None
-    return Order(request, delivery, parameters.stream, quality, _warnings(parameters, request, card), size)
+    return ResolvedRequest(
+        request, parameters.operation, delivery, parameters.stream, quality, _warnings(parameters, request, card), size
+    )
 
 
 def _to_request(
-    parameters: ImageParameters, inputs: Inputs | None, output_format: OutputFormat, steps: int, terms: Terms
+    parameters: ImageParameters,
+    inputs: EditInputs | None,
+    output_format: OutputFormat,
+    steps: int,
+    limits: ServingLimits,
 ) -> GenerationRequest:
-    width, height = _size(parameters, inputs, terms)
+    width, height = _size(parameters, inputs, limits)
     first_seed = secrets.randbelow(2**32) if parameters.seed is None else parameters.seed
     return GenerationRequest(
         prompt=parameters.prompt if isinstance(parameters, GenerationParameters | EditParameters) else "",
@@ -105,8 +120,8 @@ def _to_request(
         height=height,
         seeds=consecutive_seeds(first_seed, parameters.n),
         num_inference_steps=parameters.num_inference_steps or steps,
-        guidance_scale=_guidance(parameters, terms.card),
-        max_sequence_length=_sequence_length(parameters, terms.card),
+        guidance_scale=_guidance(parameters, limits.card),
+        max_sequence_length=_sequence_length(parameters, limits.card),
         negative_prompt=parameters.negative_prompt,
         true_cfg_scale=parameters.true_cfg_scale,
         image=inputs.image.data if inputs else None,
@@ -115,14 +130,14 @@ def _to_request(
         partial_images=parameters.partial_images if parameters.stream else 0,
         output_format=output_format,
         output_compression=parameters.output_compression,
-        metadata=terms.config.metadata,
+        metadata=limits.config.metadata,
         loras=tuple(LoraChoice(lora.name, lora.scale) for lora in parameters.loras),
     )
 
 
-def _size(parameters: ImageParameters, inputs: Inputs | None, terms: Terms) -> tuple[int, int]:
-    width, height = _asked_size(parameters, inputs, terms)
-    card = terms.card
+def _size(parameters: ImageParameters, inputs: EditInputs | None, limits: ServingLimits) -> tuple[int, int]:
+    width, height = _asked_size(parameters, inputs, limits)
+    card = limits.card
     if card.max_pixels is not None and width * height > card.max_pixels:
         raise InvalidRequest(
             f"size must be at most {card.max_pixels} pixels in all within the server's memory budget "
@@ -133,8 +148,8 @@ def _size(parameters: ImageParameters, inputs: Inputs | None, terms: Terms) -> t
     return width, height
 
 
-def _asked_size(parameters: ImageParameters, inputs: Inputs | None, terms: Terms) -> tuple[int, int]:
-    card, max_pixels = terms.card, terms.config.max_pixels
+def _asked_size(parameters: ImageParameters, inputs: EditInputs | None, limits: ServingLimits) -> tuple[int, int]:
+    card, max_pixels = limits.card, limits.config.max_pixels
     if parameters.size != "auto":
         return parse_size(parameters.size, max_pixels)
     if inputs is None:
@@ -161,7 +176,7 @@ def _at_most(limit: float, value: float, param: str) -> float:
     return value
 
 
-def _strength(parameters: ImageParameters, inputs: Inputs | None) -> float:
+def _strength(parameters: ImageParameters, inputs: EditInputs | None) -> float:
     if inputs is None:
         return 1.0
     if parameters.strength is not None:
@@ -175,7 +190,7 @@ def _strength(parameters: ImageParameters, inputs: Inputs | None) -> float:
 
 
 def _choose_delivery(parameters: ImageParameters, accept: str, config: ServerConfig) -> tuple[Delivery, OutputFormat]:
-    """How the images travel: an explicit wish, what Accept names, what the client's fields betray, the default."""
+    """How the images travel: what was asked for, what Accept names, what the client's fields suggest, the default."""
     accepted = next((_FILE_TYPES[kind] for kind in _media_types(accept) if kind in _FILE_TYPES), None)
     delivery: Delivery
     output_format = parameters.output_format

@@ -1,4 +1,4 @@
-"""The OpenAI wire format: the fields of requests and the bodies of answers. Knows nothing of how they are used.
+"""The OpenAI wire format: the fields of requests and the bodies of answers.
 
 A field's type, range and words are written once, here: requests are checked against them, error messages are worded
 from them (`parameters.py`), `/openapi.json` publishes them. Follows openai-python 3.54: `types/images_response.py`,
@@ -7,7 +7,7 @@ from them (`parameters.py`), `/openapi.json` publishes them. Follows openai-pyth
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -16,6 +16,10 @@ from fluxserve.request import MAX_IMAGES, MAX_STEPS, SEED_SPACE, OutputFormat
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 EchoedQuality = Literal["low", "medium", "high", "xhigh", "max"]
+Operation = Literal["image_generation", "image_edit", "image_variation"]
+"""What a route does, as the metrics call it."""
+ALIASES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+"""Further names that a field may be sent under."""
 LONGEST_PROMPT = 32_000
 
 _CONTROLS = {code: None for code in range(1, 32) if chr(code) not in "\t\n"}
@@ -60,6 +64,7 @@ class ImageParameters(BaseModel):
     """What all three image routes take. `null` counts as not given; unknown fields are ignored with a warning."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    operation: ClassVar[Operation]
 
     model: str | None = Field(None, description="The served model or one of its aliases.")
     n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many images; image i has seed + i.")
@@ -106,11 +111,15 @@ IGNORED = frozenset({"style", "complexity", "svg", "frame_count", "frame_duratio
 class GenerationParameters(ImageParameters):
     """POST /v1/images/generations."""
 
+    operation: ClassVar[Operation] = "image_generation"
+
     prompt: Prompt = Field(description="What to draw.")
 
 
 class EditParameters(ImageParameters):
     """POST /v1/images/edits, beside its files."""
+
+    operation: ClassVar[Operation] = "image_edit"
 
     prompt: Prompt = Field(description="What to draw.")
     input_fidelity: Literal["low", "high"] | None = Field(
@@ -120,6 +129,8 @@ class EditParameters(ImageParameters):
 
 class VariationParameters(ImageParameters):
     """POST /v1/images/variations, beside its file."""
+
+    operation: ClassVar[Operation] = "image_variation"
 
 
 class Image(BaseModel):

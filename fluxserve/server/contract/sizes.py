@@ -1,4 +1,4 @@
-"""The rule for picture sizes: WIDTHxHEIGHT in multiples of 16. Knows nothing of models or of memory."""
+"""The rule for picture sizes: WIDTHxHEIGHT in multiples of 16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploaded pictures, looked at before a job is made of them. Knows nothing of what is drawn from them.
+"""Uploaded pictures, looked at before a job is made of them.
 
 A file is told by its bytes, never by the name or type it was sent under. Decoding runs in threads of its own.
 """
@@ -36,7 +36,7 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True)
-class Picture:
+class Upload:
     """A readable upload. width, height: upright, after EXIF. has_alpha: has an alpha channel, or a transparent colour.
 
     transparent: some pixel is not opaque.
@@ -49,14 +49,14 @@ class Picture:
     transparent: bool
 
 
-class PictureReader:
+class UploadReader:
     """Reads uploads, two at once. max_pixels: the largest it decodes."""
 
     def __init__(self, max_pixels: int) -> None:
         self._max_pixels = max_pixels
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="picture")
 
-    async def read(self, data: bytes, param: str, code: str) -> Picture:
+    async def read(self, data: bytes, param: str, code: str) -> Upload:
         """The picture that `data` holds.
 
         Raises:
@@ -75,7 +75,7 @@ class PictureReader:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _inspect(data: bytes, max_pixels: int, param: str, code: str) -> Picture:
+def _inspect(data: bytes, max_pixels: int, param: str, code: str) -> Upload:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_pixels(image, max_pixels, param, code)
@@ -84,7 +84,7 @@ def _inspect(data: bytes, max_pixels: int, param: str, code: str) -> Picture:
             has_alpha = image.has_transparency_data
             transparent = has_alpha and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
             width, height = image.size[::-1] if sideways else image.size
-            return Picture(data, width, height, has_alpha, transparent)
+            return Upload(data, width, height, has_alpha, transparent)
     except _UNREADABLE:
         raise InvalidRequest(
             f"{param} must be a whole PNG, JPEG or WebP file, got {len(data)} bytes that are none",

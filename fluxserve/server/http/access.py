@@ -1,4 +1,4 @@
-"""Who may call: hosts, origins and keys, decided before anything of the request is read. Knows nothing of routes' work.
+"""Who may call: hosts, origins and keys, decided before anything of the request is read.
 
 Default deny, by `scope["path"]` alone: what is not listed as open needs a key where keys are configured.
 """
@@ -21,9 +21,9 @@ from fluxserve.errors import FluxserveError, InvalidRequest, QueueFull
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.errors import error_response
 from fluxserve.server.http.instrumentation import WARNING_HEADER
-from fluxserve.server.http.protocol import CROWDED
+from fluxserve.server.http.paths import HEALTH_PATHS, IMAGE_REQUESTS, PICTURES
+from fluxserve.server.http.protocol import OVER_CAPACITY
 
-_OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _EXPOSED = (
     "x-request-id",
@@ -35,7 +35,7 @@ _EXPOSED = (
 )
 
 
-class KeyRing:
+class ApiKeys:
     """The accepted keys, as hashes. Without any, every request passes."""
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -59,12 +59,12 @@ class KeyRing:
         return digest.hex()[:16]
 
 
-class Guard:
+class AccessControl:
     """Turns away what may not call. check_serving: raises while no image request can be taken."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig, check_serving: Callable[[], object]) -> None:
         self._app = app
-        self._keys = KeyRing(config.api_keys)
+        self._keys = ApiKeys(config.api_keys)
         self._hosts = _allowed_hosts(config) if is_loopback(config.host) else None
         self._origins = frozenset(config.cors_origins)
         self._public = _authority(config.public_url or "")
@@ -81,15 +81,15 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
-        if CROWDED in scope.get("state", {}) and path not in _OPEN_PATHS:
+        if OVER_CAPACITY in scope.get("state", {}) and path not in HEALTH_PATHS:
             raise QueueFull("too many connections are open; try again", retry_after_s=1)
-        if method == "POST" and path.startswith("/v1/images/"):
+        if method == "POST" and path.startswith(f"{IMAGE_REQUESTS}/"):
             self._check_serving()
         self._check_host(headers.get("host", ""))
         if method not in _READING:
             self._check_origin(headers)
         address = scope["client"][0] if scope.get("client") else "local"
-        is_open = path in _OPEN_PATHS or path.startswith("/images/")
+        is_open = path in HEALTH_PATHS or path.startswith(f"{PICTURES}/")
         context_of(scope).client = (
             address if is_open and method in _READING else self._keys.client(headers.getlist("authorization"), address)
         )

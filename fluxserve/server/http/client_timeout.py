@@ -1,4 +1,4 @@
-"""How long a client says it will wait, and whether it has left because that time was up. Follows openai-python
+"""How long a client says it waits, and whether it has left because that time was up. Follows openai-python
 `_base_client.py` and openai-node `client.ts`, which announce their timeout and count their retries in headers.
 """
 
@@ -22,7 +22,7 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Patience:
+class ClientTimeout:
     """limit_s: the client's own bound on the whole request, if it set one. announced_s: when its library gives up.
 
     retry_count: which try this is, from 0; None for clients that do not say.
@@ -32,7 +32,7 @@ class Patience:
     announced_s: float | None
     retry_count: int | None
 
-    def start_s(self, stream: bool) -> float | None:
+    def start_timeout_s(self, stream: bool) -> float | None:
         """How long the request may wait for its start; None: for ever."""
         if self.limit_s is not None or stream:
             return self.limit_s
@@ -40,7 +40,7 @@ class Patience:
             return self.announced_s
         return _OTHERS_TIMEOUT_S if self.retry_count is None else OPENAI_TIMEOUT_S
 
-    def ran_out(self, waited_s: float) -> bool:
+    def has_expired(self, waited_s: float) -> bool:
         """Whether a client that leaves after `waited_s` seconds has timed out and will send the same again."""
         if self.retry_count is None or self.retry_count > _MOST_RETRIES_TO_COME:
             return False
@@ -51,7 +51,7 @@ class Patience:
         return bool(self.retry_count)
 
 
-def read_patience(headers: Headers) -> Patience:
+def read_client_timeout(headers: Headers) -> ClientTimeout:
     """What the request's headers say.
 
     Raises:
@@ -63,7 +63,7 @@ def read_patience(headers: Headers) -> Patience:
         raise InvalidRequest(f"X-Request-Timeout must be a positive number of seconds, got {limit[:32]!r}")
     announced_s = _seconds(headers.get("x-stainless-read-timeout")) or _seconds(headers.get("x-stainless-timeout"))
     count = headers.get("x-stainless-retry-count", "")
-    return Patience(limit_s, announced_s, int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None)
+    return ClientTimeout(limit_s, announced_s, int(count) if re.fullmatch(r"[0-9]{1,3}", count) else None)
 
 
 def _seconds(text: str | None) -> float | None:

@@ -40,7 +40,7 @@ class RequestContext:
 
 
 def context_of(scope: Any) -> RequestContext:
-    """The context of an ASGI scope; made by the outermost layer (`headers.AnswerHeaders`)."""
+    """The context of an ASGI scope; made by the outermost layer (`headers.Instrumentation`)."""
     context = scope["fluxserve"]
     assert isinstance(context, RequestContext)
     return context

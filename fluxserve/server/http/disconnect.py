@@ -1,4 +1,4 @@
-"""Noticing that a client has left while its answer is being made. Knows nothing of what is being made."""
+"""Noticing that a client has left while its answer is being made."""
 
 from __future__ import annotations
 

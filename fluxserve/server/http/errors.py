@@ -1,4 +1,4 @@
-"""The one table from error codes to HTTP, and the answer every error becomes. Knows nothing of why an error is raised.
+"""The one table from error codes to HTTP, and the answer every error becomes.
 
 The body is OpenAI's on every route and status: `{"error": {"message", "type", "param", "code"}}`.
 """

@@ -1,4 +1,4 @@
-"""The outermost layer: gives each request its context, each answer its common headers, and both their figures."""
+"""The outermost layer: each request's context, the headers that every answer has, metrics and the log's line."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fluxserve.engine import Metrics
-from fluxserve.logs import FACTS
+from fluxserve.logs import FIELDS
 from fluxserve.server.http.context import CLIENT_ID_CHARACTERS, RequestContext
-from fluxserve.server.http.request_log import request_facts
+from fluxserve.server.http.paths import HEALTH_PATHS, METRICS
+from fluxserve.server.http.request_log import request_fields
 
 log = logging.getLogger("fluxserve.http")
 
 WARNING_HEADER = "x-fluxserve-warning"
 CLIENT_GONE = 499
 """The status noted for a client that left before its answer; nginx's."""
-_POLLED = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+_POLLED = HEALTH_PATHS | {METRICS}
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
-class AnswerHeaders:
+class Instrumentation:
     """Wraps the whole application. The client's x-request-id is kept if it is harmless."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -60,9 +61,9 @@ class AnswerHeaders:
         if context.prompt is not None:
             ending += f" {context.prompt!r}"  # repr escapes what could move a terminal's cursor
         level = logging.DEBUG if scope["path"] in _POLLED and answer.status == 200 else logging.INFO
-        facts = request_facts(scope, context, answer.status, path)
+        fields = request_fields(scope, context, answer.status, path)
         what = (scope["method"], path, answer.status, context.elapsed_ms, ending)
-        log.log(level, "%s %s %d, %d ms%s", *what, extra={FACTS: facts})
+        log.log(level, "%s %s %d, %d ms%s", *what, extra={FIELDS: fields})
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Spreads a burst of requests over turns of the event loop, so that what is urgent gets its turn. Knows no routes.
+"""Spreads a burst of requests over turns of the event loop, so that what is urgent gets its turn.
 
 A request that is refused takes a millisecond from its first byte to its last without ever pausing; a hundred that come
 at once would hold up health checks, streams and the worker's messages for a tenth of a second.
@@ -10,12 +10,13 @@ import asyncio
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-A_TURN = 4
+from fluxserve.server.http.paths import HEALTH_PATHS
+
+REQUESTS_A_TURN = 4
 """Requests begun in one turn of the loop."""
-_URGENT = frozenset({"/livez", "/readyz", "/health"})
 
 
-class Turnstile:
+class Pacing:
     """Wraps the application. Belongs to one event loop."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -23,12 +24,12 @@ class Turnstile:
         self._begun = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _URGENT:
+        if scope["type"] == "http" and scope["path"] not in HEALTH_PATHS:
             await self._turn()
         await self._app(scope, receive, send)
 
     async def _turn(self) -> None:
-        while self._begun >= A_TURN:
+        while self._begun >= REQUESTS_A_TURN:
             await asyncio.sleep(0)
         if not self._begun:
             asyncio.get_running_loop().call_soon(self._next_turn)

@@ -23,7 +23,7 @@ WRITE_S = 60.0
 BYTES_A_SECOND = 256 * 1024
 """Bodies and answers get a second more for each of these."""
 LONGEST_HEAD = 32 * 1024
-CROWDED = "crowded"
+OVER_CAPACITY = "crowded"
 """In scope["state"]: there are too many connections to serve this one."""
 
 _RECEIVING = (h11.IDLE, h11.SEND_BODY)
@@ -58,7 +58,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
         super().connection_made(transport)
         if len(self.connections) > self.most and not self._make_room():
-            self.app_state = {**self.app_state, CROWDED: True}
+            self.app_state = {**self.app_state, OVER_CAPACITY: True}
         self._begin_phase()
 
     def data_received(self, data: bytes) -> None:

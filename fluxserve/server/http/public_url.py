@@ -1,4 +1,4 @@
-"""What the URLs handed out start with. Knows nothing of what lies behind them."""
+"""What the URLs handed out start with."""
 
 from __future__ import annotations
 

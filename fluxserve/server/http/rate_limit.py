@@ -1,4 +1,4 @@
-"""How many requests a minute a client may make: a token bucket each. Knows nothing of what is requested."""
+"""How many requests a minute a client may make: a token bucket each."""
 
 from __future__ import annotations
 

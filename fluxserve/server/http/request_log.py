@@ -1,7 +1,4 @@
-"""What the log keeps of a request: figures and ids, never a key, the prompt only where the operator asks for it.
-
-Knows nothing of how logs look.
-"""
+"""What the log keeps of a request: figures and ids, never a key, the prompt only where the operator asks for it."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ def loggable(prompt: str) -> str:
     return prompt[:SHOWN_CHARACTERS]
 
 
-def request_facts(scope: Scope, context: RequestContext, status: int, path: str) -> dict[str, Any]:
+def request_fields(scope: Scope, context: RequestContext, status: int, path: str) -> dict[str, Any]:
     """The fields of the request's line. path: printable."""
-    facts: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "request_id": context.request_id,
         "client": context.client,
         "method": scope["method"],
@@ -32,11 +29,11 @@ def request_facts(scope: Scope, context: RequestContext, status: int, path: str)
         "ms": context.elapsed_ms,
     }
     if context.prompt is not None:
-        facts["prompt"] = context.prompt
-    return facts if context.job is None else {**facts, **_job_facts(context.job)}
+        fields["prompt"] = context.prompt
+    return fields if context.job is None else {**fields, **_job_fields(context.job)}
 
 
-def _job_facts(job: Job) -> dict[str, Any]:
+def _job_fields(job: Job) -> dict[str, Any]:
     request, timings = job.request, job.timings
     return {
         "n": len(request.seeds),

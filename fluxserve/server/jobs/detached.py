@@ -1,4 +1,4 @@
-"""Jobs whose client timed out, kept for the retry that its library is about to send. Knows nothing of HTTP.
+"""Jobs whose client timed out, kept for the retry that its library is about to send.
 
 openai-python and openai-node wait, give up, and send the same request again within about a second: a job that was
 nearly done would start from nothing. Any other hang-up means that nobody wants the picture.
@@ -18,32 +18,32 @@ _MOST = 32
 
 
 @dataclass(eq=False)
-class _Orphan:
+class _Detached:
     fingerprint: str
     job: Job
     timer: asyncio.TimerHandle
 
 
-class Orphans:
+class DetachedJobs:
     """Holds one waiter's place in each job it keeps. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, _Orphan] = OrderedDict()
+        self._kept: OrderedDict[int, _Detached] = OrderedDict()
 
-    def keep(self, fingerprint: str, job: Job) -> None:
+    def detach(self, fingerprint: str, job: Job) -> None:
         """Takes over the leaving client's place."""
         timer = asyncio.get_running_loop().call_later(KEEP_RUNNING_S, self._time_up, job)
-        self._kept[job.id] = _Orphan(fingerprint, job, timer)
+        self._kept[job.id] = _Detached(fingerprint, job, timer)
         if len(self._kept) > _MOST:
             self._let_go(next(iter(self._kept)))
 
-    def adopt(self, fingerprint: str) -> Job | None:
-        """The oldest kept job of the same request, with the place in it; each is adopted once."""
-        for orphan in self._kept.values():
-            if orphan.fingerprint == fingerprint:
-                orphan.timer.cancel()
-                del self._kept[orphan.job.id]
-                return orphan.job
+    def reattach(self, fingerprint: str) -> Job | None:
+        """The oldest kept job of the same request, with the place in it; each is given once."""
+        for kept in self._kept.values():
+            if kept.fingerprint == fingerprint:
+                kept.timer.cancel()
+                del self._kept[kept.job.id]
+                return kept.job
         return None
 
     def close(self) -> None:
@@ -59,6 +59,6 @@ class Orphans:
             self._let_go(job.id)
 
     def _let_go(self, job_id: int) -> None:
-        orphan = self._kept.pop(job_id)
-        orphan.timer.cancel()
-        orphan.job.leave()
+        kept = self._kept.pop(job_id)
+        kept.timer.cancel()
+        kept.job.leave()

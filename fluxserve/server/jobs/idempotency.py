@@ -1,4 +1,4 @@
-"""Idempotency keys: which request each was first used for, and its answer while it is kept. Knows nothing of HTTP.
+"""Idempotency keys: which request each was first used for, and its answer while it is kept.
 
 A keyed request is done once: copies join it while it runs and get the stored answer afterwards.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxserve.errors import ConfigError, FluxserveError, InvalidRequest
-from fluxserve.server.answers.images import Outcome
+from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.jobs.stored_answers import FINAL_ERRORS, read_fingerprint, read_record, write_record
 
 _KEEP_S = 24 * 3600.0
@@ -42,7 +42,7 @@ class Entry:
         return await asyncio.to_thread(read_record, self.path)
 
 
-class Ledger:
+class IdempotencyStore:
     """folder: where answers lie. url_ttl_s: how long an answer of URLs is kept; others: a day. Times are monotonic.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Pictures behind URLs that expire: a flat folder with a time limit and a quota. Knows nothing of HTTP or of keys."""
+"""Pictures behind URLs that expire: a flat folder with a time limit and a quota."""
 
 from __future__ import annotations
 

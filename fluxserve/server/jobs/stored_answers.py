@@ -1,4 +1,4 @@
-"""A stored answer as one file: a line of JSON, then the pictures' bytes. Knows nothing of keys, times or quotas."""
+"""A stored answer as one file: a line of JSON, then the pictures' bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from fluxserve.engine.events import JobResult
 from fluxserve.errors import FluxserveError, NonFiniteOutput, WorkerCrashed
 from fluxserve.request import GeneratedImage, Timings
-from fluxserve.server.answers.images import Outcome
+from fluxserve.server.jobs.outcome import Outcome
 
 FINAL_ERRORS: dict[str, type[FluxserveError]] = {error.code: error for error in (WorkerCrashed, NonFiniteOutput)}
 """Failures that the same request would meet again."""

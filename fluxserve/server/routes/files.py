@@ -10,6 +10,7 @@ from starlette.responses import Response
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.answers.images import MEDIA_TYPES
 from fluxserve.server.contract.openapi import FILE_ANSWERS
+from fluxserve.server.http.paths import PICTURES
 from fluxserve.server.jobs.image_store import PICTURE_NAME
 from fluxserve.server.services import ServicesOf
 
@@ -18,8 +19,8 @@ router = APIRouter(tags=["images"])
 _RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
 
 
-@router.head("/images/{name:path}", response_class=Response, responses=FILE_ANSWERS)
-@router.get("/images/{name:path}", response_class=Response, responses=FILE_ANSWERS)
+@router.head(PICTURES + "/{name:path}", response_class=Response, responses=FILE_ANSWERS)
+@router.get(PICTURES + "/{name:path}", response_class=Response, responses=FILE_ANSWERS)
 async def get_image(name: str, request: Request, services: ServicesOf) -> Response:
     """The picture, or one range of it, until its URL expires."""
     if not PICTURE_NAME.fullmatch(name) or not request.scope["path"].endswith(name):  # the router drops a newline

@@ -1,4 +1,4 @@
-"""Whatever bytes arrive, parsing ends in an order or in a refusal that names its reason; nothing else is raised."""
+"""Whatever bytes arrive, parsing ends in a request or in a refusal that names its reason; nothing else is raised."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fluxserve.config import EngineConfig, ServerConfig
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.contract.multipart import Form, parse_form
 from fluxserve.server.contract.parameters import parse_parameters, parse_text_fields
-from fluxserve.server.contract.resolve import Order, Terms, place_order
+from fluxserve.server.contract.resolve import ResolvedRequest, ServingLimits, resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters
 from fluxserve.server.contract.strict_json import parse_json_object
 from fluxserve.server.http.errors import ERROR_RULES, error_rule
 from tests.fake_pipeline import CARD
 
-TERMS = Terms(CARD, ServerConfig(), EngineConfig())
+LIMITS = ServingLimits(CARD, ServerConfig(), EngineConfig())
 NAMES = [
     *GenerationParameters.model_fields,
     "steps",
@@ -67,16 +67,16 @@ fuzzed = settings(max_examples=200, deadline=None, derandomize=True)
 def test_any_json_body(fields: dict[str, Any], accept: str) -> None:
     body = json.dumps({"prompt": "a cat", **fields}).encode()
 
-    def parse() -> Order:
-        return place_order(parse_parameters(parse_json_object(body), GenerationParameters), None, accept, TERMS)
+    def parse() -> ResolvedRequest:
+        return resolve_request(parse_parameters(parse_json_object(body), GenerationParameters), None, accept, LIMITS)
 
-    order = outcome_of(parse)
-    if isinstance(order, Order):
-        assert order.request.work <= TERMS.limits.max_work
-        assert order.request.width % 16 == order.request.height % 16 == 0
-        assert all(0 <= seed < 2**63 for seed in order.request.seeds)
+    resolved = outcome_of(parse)
+    if isinstance(resolved, ResolvedRequest):
+        assert resolved.request.work <= LIMITS.engine.max_work
+        assert resolved.request.width % 16 == resolved.request.height % 16 == 0
+        assert all(0 <= seed < 2**63 for seed in resolved.request.seeds)
         assert all(
-            character.isprintable() and character.isascii() for warning in order.warnings for character in warning
+            character.isprintable() and character.isascii() for warning in resolved.warnings for character in warning
         )
 
 

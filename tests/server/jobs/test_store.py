@@ -1,4 +1,4 @@
-"""What the store, the ledger, the limiter and the orphanage do at their bounds; clocks are turned by hand."""
+"""What stores, the rate limit and detached jobs do at their bounds; clocks are turned by hand."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fluxserve.engine.events import JobResult
 from fluxserve.engine.job import Job
 from fluxserve.errors import ConfigError, InUse, InvalidRequest, NonFiniteOutput, RateLimitExceeded, StorageFull
 from fluxserve.request import GeneratedImage, Timings
-from fluxserve.server.answers.images import Outcome
 from fluxserve.server.http.rate_limit import RateLimiter
 from fluxserve.server.jobs import detached, idempotency, image_store
-from fluxserve.server.jobs.detached import Orphans
-from fluxserve.server.jobs.idempotency import Ledger
+from fluxserve.server.jobs.detached import DetachedJobs
+from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.image_store import ImageStore
+from fluxserve.server.jobs.outcome import Outcome
 from tests.jobs import request
 
 pytestmark = pytest.mark.anyio
@@ -128,45 +128,45 @@ async def failed(error: Exception) -> Outcome:
 
 async def test_answers_end_by_age(tmp_path: Path) -> None:
     clock = Clock()
-    ledger = Ledger(tmp_path, url_ttl_s=60, clock=clock)
-    assert await ledger.open("a", "f", made(outcome())).outcome() == outcome()
-    await ledger.open("u", "f", made(outcome(names=("x.png",)))).outcome()
+    store = IdempotencyStore(tmp_path, url_ttl_s=60, clock=clock)
+    assert await store.open("a", "f", made(outcome())).outcome() == outcome()
+    await store.open("u", "f", made(outcome(names=("x.png",)))).outcome()
     clock.now += 61
-    assert ledger.find("u", "f") is None
-    entry = ledger.find("a", "f")
+    assert store.find("u", "f") is None
+    entry = store.find("a", "f")
     assert entry is not None
     assert await entry.outcome() == outcome()
     with pytest.raises(InvalidRequest):
-        ledger.find("a", "other")
+        store.find("a", "other")
     clock.now += 24 * 3600
-    assert ledger.find("a", "f") is None
+    assert store.find("a", "f") is None
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_answers_end_by_number_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idempotency, "_MOST_ENTRIES", 3)
     monkeypatch.setattr(idempotency, "_QUOTA_BYTES", 2500)
-    book = Ledger(tmp_path, url_ttl_s=60)
+    store = IdempotencyStore(tmp_path, url_ttl_s=60)
     for i in range(5):
-        await book.open(str(i), "f", made(outcome(100))).outcome()
-    assert [book.find(str(i), "f") is not None for i in range(5)] == [False, False, True, True, True]
-    await book.open("large", "f", made(outcome(1200))).outcome()
+        await store.open(str(i), "f", made(outcome(100))).outcome()
+    assert [store.find(str(i), "f") is not None for i in range(5)] == [False, False, True, True, True]
+    await store.open("large", "f", made(outcome(1200))).outcome()
     assert len(list(tmp_path.iterdir())) < 3
 
 
 async def test_a_failure_that_is_not_final_frees_its_key(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, url_ttl_s=60)
+    store = IdempotencyStore(tmp_path, url_ttl_s=60)
     for error, kept in ((ValueError("bug"), False), (StorageFull("full"), False), (NonFiniteOutput("nan"), True)):
-        entry = ledger.open(type(error).__name__, "f", failed(error))
+        entry = store.open(type(error).__name__, "f", failed(error))
         with pytest.raises(type(error)):
             await entry.outcome()
-        assert (ledger.find(type(error).__name__, "f") is not None) == kept
+        assert (store.find(type(error).__name__, "f") is not None) == kept
 
 
 async def test_files_of_another_kind_are_swept(tmp_path: Path) -> None:
     for name in ("junk.answer", "half.tmp", "empty.answer"):
         (tmp_path / name).write_bytes(b"junk" if name[0] != "e" else b"")
-    Ledger(tmp_path, url_ttl_s=60)
+    IdempotencyStore(tmp_path, url_ttl_s=60)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -196,30 +196,30 @@ def job(number: int) -> Job:
     return Job(number, request(), client="me", pixels=1, digest=None, on_end=ended.append)
 
 
-async def test_an_orphan_is_kept_for_seconds_and_its_result_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_detached_job_is_kept_for_seconds_and_its_result_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detached, "KEEP_RUNNING_S", 0.05)
     monkeypatch.setattr(detached, "KEEP_FINISHED_S", 0.3)
-    home = Orphans()
+    detached_jobs = DetachedJobs()
     running, done = job(1), job(2)
-    home.keep("same", running)
-    home.keep("same", done)
+    detached_jobs.detach("same", running)
+    detached_jobs.detach("same", done)
     done.completed(image(), Timings())
     done.finish(Timings())
     await asyncio.sleep(0.12)
     assert running.done, "cancelled"
-    assert home.adopt("other") is None
-    assert home.adopt("same") is done
-    assert home.adopt("same") is None
-    home.keep("same", done)
+    assert detached_jobs.reattach("other") is None
+    assert detached_jobs.reattach("same") is done
+    assert detached_jobs.reattach("same") is None
+    detached_jobs.detach("same", done)
     await asyncio.sleep(0.5)
-    assert home.adopt("same") is None
+    assert detached_jobs.reattach("same") is None
 
 
-async def test_the_orphans_are_bounded() -> None:
-    home = Orphans()
+async def test_detached_jobs_are_bounded() -> None:
+    detached_jobs = DetachedJobs()
     jobs = [job(number) for number in range(40)]
     for one in jobs:
-        home.keep("same", one)
+        detached_jobs.detach("same", one)
     assert [one.done for one in jobs] == [True] * 8 + [False] * 32
-    home.close()
+    detached_jobs.close()
     assert all(one.done for one in jobs)

@@ -1,4 +1,4 @@
-"""The operator's own judge of prompts and pictures, named at start as `module:function`. Knows nothing of its rules."""
+"""The operator's own filter of prompts and pictures, named at start as `module:function`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from fluxserve.errors import ConfigError, ContentFilterFailed, InvalidRequest
 
-Judge = Callable[[str, bytes | None], str | None]
+ContentFilter = Callable[[str, bytes | None], str | None]
 
 
-def load_judge(name: str) -> Judge:
+def load_content_filter(name: str) -> ContentFilter:
     """The function called with (prompt, input picture or None); it returns None, or why the request is refused.
 
     Raises:
@@ -19,23 +19,23 @@ def load_judge(name: str) -> Judge:
     """
     module_name, _, function_name = name.partition(":")
     try:
-        judge = getattr(importlib.import_module(module_name), function_name)
+        function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"--content-filter must be module:function, got {name!r}: {error}") from error
-    if not callable(judge):
+    if not callable(function):
         raise ConfigError(f"--content-filter must name a function, got {name!r}")
-    return judge
+    return function
 
 
-async def judge_content(judge: Judge, prompt: str, image: bytes | None) -> None:
-    """Asks the judge, in a thread.
+async def check_content(content_filter: ContentFilter, prompt: str, image: bytes | None) -> None:
+    """Asks the filter, in a thread.
 
     Raises:
-        InvalidRequest: `content_policy_violation`, with the judge's reason.
-        ContentFilterFailed: the judge raised.
+        InvalidRequest: `content_policy_violation`, with the filter's reason.
+        ContentFilterFailed: the filter raised.
     """
     try:
-        reason = await asyncio.to_thread(judge, prompt, image)
+        reason = await asyncio.to_thread(content_filter, prompt, image)
     except Exception as error:  # the operator's code may raise anything, and then nothing may pass
         raise ContentFilterFailed(f"the content filter failed ({type(error).__name__})") from error
     if reason is not None:
