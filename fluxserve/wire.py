@@ -84,7 +84,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Unusable:
-    """The worker cannot serve this configuration; it exits with `exit_code` (65, 69 or 78)."""
+    """The worker cannot serve this configuration; it exits with `exit_code`, one of `exit_codes.REFUSALS`."""
 
     exit_code: int
     message: str

@@ -12,9 +12,9 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from fluxserve.cli.failures import exit_code
 from fluxserve.cli.settings import FILE, ServeSettings, UsageError, default_of, flag_of, read_settings, variable_of
 from fluxserve.errors import FluxserveError
+from fluxserve.exit_codes import exit_code
 
 _USAGE = 2
 

@@ -13,8 +13,9 @@ from fluxserve.config import EngineConfig, PipelineConfig
 from fluxserve.engine.dispatcher import Dispatcher
 from fluxserve.engine.job import Job
 from fluxserve.engine.metrics import Metrics
-from fluxserve.engine.restarts import UNEXPECTED, Death, Fatal
+from fluxserve.engine.restarts import Death, Fatal
 from fluxserve.engine.supervisor import LoadingProgress, Supervisor
+from fluxserve.exit_codes import UNEXPECTED
 from fluxserve.request import GenerationRequest, ModelCard
 from fluxserve.scheduling import CostModel, drawn_pixels
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +13,7 @@ from fluxserve.config import EngineConfig
 from fluxserve.engine.restarts import Death, Fatal, RestartPolicy
 from fluxserve.engine.watchdog import Watchdog
 from fluxserve.engine.worker_process import WorkerProcess
+from fluxserve.exit_codes import UNEXPECTED
 from fluxserve.scheduling import CostModel
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Supervisor:
             worker = self._worker = await WorkerProcess.spawn(self._module)
         except OSError as error:
             log.error("the worker could not be started: %s", error)
-            return Death(os.EX_OSERR, was_ready=False, finished_a_job=False)
+            return Death(UNEXPECTED, was_ready=False, finished_a_job=False)
         watch = asyncio.create_task(self._watch(worker))
         was_ready, exit_code, grace_s = False, None, 0.0
         try:

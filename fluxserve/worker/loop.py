@@ -14,9 +14,10 @@ from typing import Generic, NoReturn
 
 from fluxserve import wire
 from fluxserve.errors import Cancelled, DeviceError
+from fluxserve.exit_codes import DEVICE_LOST
 from fluxserve.scheduling import Stage, drawn_pixels
 from fluxserve.worker.channel import Channel
-from fluxserve.worker.failures import DEVICE_LOST, device_lost, failed, log_failure, out_of_memory
+from fluxserve.worker.failures import device_lost, failed, log_failure, out_of_memory
 from fluxserve.worker.image_writer import ImageWriter
 from fluxserve.worker.pipeline_protocol import CancellationCallback, Pipeline, S
 from fluxserve.worker.scheduler import batch, next_task

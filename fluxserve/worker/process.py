@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from fluxserve import logs, wire
-from fluxserve.errors import CheckpointError, ConfigError, FluxserveError, NonFiniteOutput, SourceError
+from fluxserve.errors import CheckpointError, FluxserveError, NonFiniteOutput
+from fluxserve.exit_codes import REFUSALS, exit_code
 from fluxserve.request import GenerationRequest
 from fluxserve.scheduling import drawn_pixels
 from fluxserve.worker.channel import Channel
@@ -25,14 +26,6 @@ from fluxserve.worker.pipeline_protocol import Loader, Pipeline, ProgressCallbac
 from fluxserve.worker.stage_timer import StageTimer
 
 log = logging.getLogger(__name__)
-
-EXIT_CODES: tuple[tuple[type[FluxserveError], int], ...] = (
-    (CheckpointError, 65),
-    (NonFiniteOutput, 65),
-    (SourceError, 69),
-    (ConfigError, 78),
-)
-"""Why a worker cannot serve, as the exit code of the whole server: no restart would help."""
 
 LOADING_MESSAGES_A_SECOND = 10
 OOM_SCORE_ADJ = 500
@@ -53,20 +46,23 @@ def serve(load: Loader[S]) -> NoReturn:
     try:
         run(load, channel)
     except FluxserveError as error:
-        codes = [code for kind, code in EXIT_CODES if isinstance(error, kind)]
-        if not codes:
+        code = exit_code(error)
+        if code not in REFUSALS:
             raise
-        channel.send(wire.Unusable(codes[0], error.message))
-        sys.exit(codes[0])
+        channel.send(wire.Unusable(code, error.message))
+        sys.exit(code)
 
 
 def run(load: Loader[S], channel: Channel) -> NoReturn:
     """Loads what the first message names, draws one small image, and serves."""
     first = channel.inbox.get()
     assert isinstance(first, wire.Load)
-    pipeline = load(first.config, _progress(channel))
     timer = StageTimer(channel)
-    warm_up(pipeline, timer)
+    try:
+        pipeline = load(first.config, _progress(channel))
+        warm_up(pipeline, timer)
+    except NonFiniteOutput as error:
+        raise CheckpointError(error.message) from error  # not one seed's misfortune: these weights draw nothing
     channel.send(wire.Ready(pipeline.card, pipeline.max_batch))
     Loop(pipeline, channel, timer, first.ageing).run()
 

@@ -104,7 +104,7 @@ def blocking(server: Server, seed: int) -> Iterator[None]:
     """A long job that runs until the end of the block."""
     fields = {"prompt": "a [slow:step:0.2]", "seed": seed, "steps": 100, "stream": True}
     with server.http.stream("POST", GENERATIONS, json=fields):
-        until(lambda: server.count("step", seed) >= 1)
+        until(lambda: server.count("step", seed) >= 3)  # so that its steps are known to be slow
         yield
 
 
