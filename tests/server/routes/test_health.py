@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from tests.fake_pipeline import expected_pixels
 from tests.server.conftest import StartServer
-from tests.server.running import Server, assert_error, kill_worker, picture, until
+from tests.server.running import EDITS, VARIATIONS, Server, assert_error, kill_worker, picture, png, until
 
 
 @pytest.mark.fault(40)
@@ -67,6 +68,20 @@ def test_polls_are_logged_where_something_is_missing(start_server: StartServer) 
     lines = map(json.loads, server.log.read_text().splitlines())
     polls = {(line["path"], line["status"]) for line in lines if "path" in line}
     assert polls == {("/readyz", 503), ("/metrics", 401)}
+
+
+def test_metrics_tell_edits_and_variations_from_generations(start_server: StartServer) -> None:
+    server = start_server()
+    assert server.generate().status_code == 200
+    for path, fields, count in ((EDITS, {"prompt": "a cat"}, 2), (VARIATIONS, {}, 3)):
+        for _ in range(count):
+            assert server.send_form(path, fields, [("image", png())]).status_code == 200
+    streamed = server.send_form(VARIATIONS, {"stream": "true"}, [("image", png())])
+    assert "event: image_edit.completed" in streamed.text, "of which OpenAI's clients know"
+    counted = re.findall(
+        r'request_duration_seconds_count{.*gen_ai_operation_name="(\w+)".*} (\d+)', server.get("/metrics").text
+    )
+    assert dict(counted) == {"image_generation": "1", "image_edit": "2", "image_variation": "4"}
 
 
 @pytest.mark.behaviour(48)
