@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Integral
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.request import MAX_SIDE, MIN_SIDE, SIZE_MULTIPLE
 
-_SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
+SIZE_MULTIPLE = 16
+MIN_SIDE, MAX_SIDE = 64, 4096
+MAX_PIXELS = MAX_SIDE * MAX_SIDE
+_SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})", re.ASCII)
 
 
-def parse_size(text: str, max_pixels: int) -> tuple[int, int]:
-    """(width, height) of a legal size.
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) as written, legal or not.
 
     Raises:
-        InvalidRequest: of another form, off the grid, or too large or small; the message names the nearest legal size.
+        InvalidRequest: of another form.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
         raise _invalid(f"WIDTHxHEIGHT such as 1024x1024, or auto, got {text[:64]!r}")
-    width, height = int(match[1]), int(match[2])
-    check_size(width, height, max_pixels)
-    return width, height
+    return int(match[1]), int(match[2])
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises InvalidRequest unless the size is legal."""
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises InvalidRequest for a size off the grid, too large or too small; it names the nearest legal size."""
+    if not all(isinstance(side, Integral) for side in (width, height)):
+        raise _invalid(f"two integers, got {width!r} and {height!r}")
     nearest = "x".join(str(side) for side in nearest_size(width, height, max_pixels))
     got = f"got {width}x{height}; the nearest is {nearest}"
     if any(side % SIZE_MULTIPLE or not MIN_SIDE <= side <= MAX_SIDE for side in (width, height)):

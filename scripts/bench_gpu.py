@@ -24,12 +24,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fluxserve.completion import complete_request
 from fluxserve.flux.params import VARIANTS
 from fluxserve.pipeline.cards import model_card
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
 from fluxserve.pipeline.loading import Blueprint, compile_blocks
 from fluxserve.placement.plan import GIB
-from fluxserve.request import GenerationRequest, complete_request
+from fluxserve.request import GenerationRequest
 from fluxserve.weights.checkpoint import Checkpoint
 from fluxserve.weights.packed import PackedWeight
 from fluxserve.weights.shapes import autoencoder_shapes, transformer_shapes

@@ -10,18 +10,19 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Unpack
 
 import torch
 from torch import Tensor
 
-from fluxserve import request as words
+from fluxserve.completion import RequestOptions, complete_request
 from fluxserve.config import Dtype, Offload, PipelineConfig, Storage
 from fluxserve.errors import NonFiniteOutput
 from fluxserve.flux import sampling
 from fluxserve.flux.autoencoder import Autoencoder
 from fluxserve.flux.params import Variant
 from fluxserve.flux.transformer import FluxTransformer
+from fluxserve.input_images import ImageSource, read_inputs
 from fluxserve.pipeline import images
 from fluxserve.pipeline.cache import ByteBoundedCache
 from fluxserve.pipeline.checkpoint import no_checkpoint
@@ -213,30 +214,23 @@ class FluxPipeline:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str = "",
         *,
-        n: int = 1,
-        width: int | None = None,
-        height: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
+        image: ImageSource | None = None,
+        mask: ImageSource | None = None,
         callback: Callable[[Progress], None] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> Generation:
-        """Draws n pictures, with seeds seed, seed + 1, ...; what is not given is the model's default.
+        """Draws pictures; what is not given is the model's default. Takes what the HTTP API takes, by the same names.
 
-        width, height: multiples of 16. seed: 0 .. 2**63 - 1, random if None. callback: called after every step.
+        image: what to start from: an encoded PNG, JPEG or WebP file, its path, or a Pillow picture; without a prompt
+        the result is a variation of it. mask: of the same size; its transparent pixels are redrawn. By default that is
+        what is transparent in the image. callback: called after every step. options: see `RequestOptions`.
+
+        Raises:
+            InvalidRequest: a value is out of range, a picture cannot be read, or a LoRA is not there; names it.
         """
-        request = words.complete_request(
-            self.card,
-            prompt,
-            n=n,
-            width=width,
-            height=height,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-        )
+        request = complete_request(self.card, prompt, inputs=read_inputs(image, mask), **options)
         return self.run(request, callback)
 
     def run(self, request: GenerationRequest, callback: Callable[[Progress], None] | None = None) -> Generation:

@@ -12,11 +12,12 @@ from diffusers import FluxPipeline as DiffusersPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fluxserve.completion import complete_request
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import CheckpointError, ConfigError, InvalidRequest
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
 from fluxserve.pipeline.loading import draw_blueprint, load_pipeline
-from fluxserve.request import GenerationRequest, LoraChoice, complete_request
+from fluxserve.request import GenerationRequest, LoraChoice
 from fluxserve.weights.synthetic import write_model
 from fluxserve.weights.synthetic_sizes import TINY
 from tests.conftest import MakeCheckpoint

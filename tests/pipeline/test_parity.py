@@ -13,10 +13,11 @@ import torch
 from diffusers import FluxPipeline as DiffusersPipeline
 from PIL import Image
 
+from fluxserve.completion import complete_request
 from fluxserve.errors import NonFiniteOutput
 from fluxserve.flux import sampling
 from fluxserve.pipeline.flux_pipeline import FluxPipeline
-from fluxserve.request import GenerationRequest, complete_request
+from fluxserve.request import GenerationRequest
 from tests.conftest import MakeCheckpoint
 
 LATENT_TOLERANCE = 1e-4

@@ -14,9 +14,9 @@ from starlette.responses import Response
 
 from fluxserve.request import GeneratedImage, GenerationRequest, Timings
 from fluxserve.server.contract.resolve import ResolvedRequest
-from fluxserve.server.contract.sizes import image_tokens
 from fluxserve.server.http.paths import PICTURES
 from fluxserve.server.jobs.outcome import Outcome
+from fluxserve.sizes import image_tokens
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "jpg": "image/jpeg", "webp": "image/webp"}
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}

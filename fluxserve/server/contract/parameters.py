@@ -98,7 +98,7 @@ def _refusal(error: ErrorDetails, schema: type[ImageParameters], spelling: Mappi
     code = _code(error["type"], name)
     if code == "missing_required_parameter":
         return InvalidRequest(f"{param} is required", param=param, code=code)
-    if error["type"] in ("nul", "blank"):
+    if error["type"] == "blank":
         return InvalidRequest(f"{param} {error['msg']}", param=param, code=code)
     got = _show(error["input"]) if name not in _PRIVATE else _show_kind(error["input"])
     return InvalidRequest(f"{param} must be {_describe(_properties(schema)[name])}, got {got}", param=param, code=code)

@@ -6,13 +6,14 @@ Fills in what the model's card says and holds it to the server's options.
 from __future__ import annotations
 
 import re
-import secrets
 from dataclasses import dataclass
 from typing import Literal
 
+from fluxserve.completion import complete_request
 from fluxserve.config import EngineConfig, ServerConfig
 from fluxserve.errors import InvalidRequest
-from fluxserve.request import GenerationRequest, LoraChoice, ModelCard, OutputFormat, consecutive_seeds
+from fluxserve.input_images import EditInputs
+from fluxserve.request import GenerationRequest, LoraChoice, ModelCard, OutputFormat
 from fluxserve.server.contract.model_names import OPENAI_GPT_IMAGE, check_model_name
 from fluxserve.server.contract.schemas import (
     IGNORED,
@@ -22,10 +23,8 @@ from fluxserve.server.contract.schemas import (
     ImageParameters,
     Operation,
     Quality,
-    VariationParameters,
 )
-from fluxserve.server.contract.sizes import fit_size, parse_size
-from fluxserve.server.contract.uploads import Upload
+from fluxserve.sizes import parse_size
 
 Delivery = Literal["url", "b64_json", "file"]
 
@@ -44,15 +43,7 @@ _B64_FIELDS = frozenset({"output_format", "output_compression", "background", "p
 _FILE_TYPES: dict[str, OutputFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 _MOST_WARNINGS = 14
 """Beside these, a cut prompt and the model's notice may be warned of: 16 in all."""
-_EDIT_STRENGTH, _MASKED_STRENGTH, _FAITHFUL_STRENGTH, _VARIATION_STRENGTH = 0.75, 1.0, 0.5, 0.6
-
-
-@dataclass(frozen=True)
-class EditInputs:
-    """The pictures a client sent. mask: None where the whole picture may change."""
-
-    image: Upload
-    mask: Upload | None = None
+_FAITHFUL_STRENGTH = 0.5
 
 
 @dataclass(frozen=True)
@@ -94,12 +85,11 @@ def resolve_request(
     if config.strict:
         _refuse_unknown(parameters)
     check_model_name(parameters.model, card, config)
-    _check_loras(parameters, card)
     delivery, output_format = _choose_delivery(parameters, accept, config)
     quality = _QUALITY[parameters.quality]
-    request = _to_request(parameters, inputs, output_format, card.steps[quality], limits)
+    request = _to_request(parameters, inputs, output_format, quality, limits)
     _check_work(request, limits.engine.max_work)
-    size = (inputs.image.width, inputs.image.height) if inputs else None
+    size = inputs.size if inputs else None
     return ResolvedRequest(
         request, parameters.operation, delivery, parameters.stream, quality, _warnings(parameters, request, card), size
     )
@@ -109,84 +99,39 @@ def _to_request(
     parameters: ImageParameters,
     inputs: EditInputs | None,
     output_format: OutputFormat,
-    steps: int,
+    quality: EchoedQuality,
     limits: ServingLimits,
 ) -> GenerationRequest:
-    width, height = _size(parameters, inputs, limits)
-    first_seed = secrets.randbelow(2**32) if parameters.seed is None else parameters.seed
-    return GenerationRequest(
-        prompt=parameters.prompt if isinstance(parameters, GenerationParameters | EditParameters) else "",
+    width, height = (None, None) if parameters.size == "auto" else parse_size(parameters.size)
+    return complete_request(
+        limits.card,
+        parameters.prompt if isinstance(parameters, GenerationParameters | EditParameters) else "",
+        inputs=inputs,
+        max_pixels=limits.config.max_pixels,
+        n=parameters.n,
         width=width,
         height=height,
-        seeds=consecutive_seeds(first_seed, parameters.n),
-        num_inference_steps=parameters.num_inference_steps or steps,
-        guidance_scale=_guidance(parameters, limits.card),
-        max_sequence_length=_sequence_length(parameters, limits.card),
+        num_inference_steps=parameters.num_inference_steps or limits.card.steps[quality],
+        guidance_scale=parameters.guidance_scale,
+        seed=parameters.seed,
+        max_sequence_length=parameters.max_sequence_length,
         negative_prompt=parameters.negative_prompt,
         true_cfg_scale=parameters.true_cfg_scale,
-        image=inputs.image.data if inputs else None,
-        mask=inputs.mask.data if inputs and inputs.mask else None,
         strength=_strength(parameters, inputs),
+        loras=[LoraChoice(lora.name, lora.scale) for lora in parameters.loras],
         partial_images=parameters.partial_images if parameters.stream else 0,
         output_format=output_format,
         output_compression=parameters.output_compression,
         metadata=limits.config.metadata,
-        loras=tuple(LoraChoice(lora.name, lora.scale) for lora in parameters.loras),
     )
 
 
-def _size(parameters: ImageParameters, inputs: EditInputs | None, limits: ServingLimits) -> tuple[int, int]:
-    width, height = _asked_size(parameters, inputs, limits)
-    card = limits.card
-    if card.max_pixels is not None and width * height > card.max_pixels:
-        raise InvalidRequest(
-            f"size must be at most {card.max_pixels} pixels in all within the server's memory budget "
-            f"(--memory-budget), got {width}x{height}",
-            param="size",
-            code="invalid_size",
-        )
-    return width, height
-
-
-def _asked_size(parameters: ImageParameters, inputs: EditInputs | None, limits: ServingLimits) -> tuple[int, int]:
-    card, max_pixels = limits.card, limits.config.max_pixels
-    if parameters.size != "auto":
-        return parse_size(parameters.size, max_pixels)
-    if inputs is None:
-        return card.default_width, card.default_height
-    area = max(card.native_area, card.default_width * card.default_height)
-    return fit_size(inputs.image.width, inputs.image.height, area, max_pixels)
-
-
-def _guidance(parameters: ImageParameters, card: ModelCard) -> float | None:
-    if card.guidance_scale is None or parameters.guidance_scale is None:
-        return card.guidance_scale
-    return _at_most(card.guidance_max, parameters.guidance_scale, "guidance_scale")
-
-
-def _sequence_length(parameters: ImageParameters, card: ModelCard) -> int:
-    if parameters.max_sequence_length is None:
-        return card.max_sequence_length
-    return int(_at_most(card.max_sequence_length, parameters.max_sequence_length, "max_sequence_length"))
-
-
-def _at_most(limit: float, value: float, param: str) -> float:
-    if value > limit:
-        raise InvalidRequest(f"{param} must be at most {limit:g} for this model, got {value:g}", param=param)
-    return value
-
-
-def _strength(parameters: ImageParameters, inputs: EditInputs | None) -> float:
-    if inputs is None:
-        return 1.0
-    if parameters.strength is not None:
+def _strength(parameters: ImageParameters, inputs: EditInputs | None) -> float | None:
+    """None: what every edit or variation has by default."""
+    if parameters.strength is not None or not isinstance(parameters, EditParameters):
         return parameters.strength
-    if isinstance(parameters, VariationParameters):
-        return _VARIATION_STRENGTH
-    if inputs.mask is not None:
-        return _MASKED_STRENGTH
-    faithful = isinstance(parameters, EditParameters) and parameters.input_fidelity == "high"
-    return _FAITHFUL_STRENGTH if faithful else _EDIT_STRENGTH
+    faithful = parameters.input_fidelity == "high" and inputs is not None and inputs.mask is None
+    return _FAITHFUL_STRENGTH if faithful else None
 
 
 def _choose_delivery(parameters: ImageParameters, accept: str, config: ServerConfig) -> tuple[Delivery, OutputFormat]:
@@ -227,16 +172,6 @@ def _refuse_unknown(parameters: ImageParameters) -> None:
         raise InvalidRequest(
             f"the parameter {_safe(name)} is unknown (--strict)", param=_safe(name), code="unknown_parameter"
         )
-
-
-def _check_loras(parameters: ImageParameters, card: ModelCard) -> None:
-    for lora in parameters.loras:
-        if lora.name not in card.loras:
-            raise InvalidRequest(
-                f"this server has no LoRA {lora.name[:64]!r}; it has {', '.join(card.loras[:16]) or 'none'}",
-                param="loras",
-                code="lora_not_found",
-            )
 
 
 def _check_work(request: GenerationRequest, max_work: int) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from fluxserve.request import MAX_IMAGES, MAX_STEPS, SEED_SPACE, OutputFormat
+from fluxserve.completion import LONGEST_PROMPT, clean_text
+from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, OutputFormat, Range
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 EchoedQuality = Literal["low", "medium", "high", "xhigh", "max"]
@@ -20,15 +21,19 @@ Operation = Literal["image_generation", "image_edit", "image_variation"]
 """What a route does, as the metrics call it."""
 ALIASES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 """Further names that a field may be sent under."""
-LONGEST_PROMPT = 32_000
-
-_CONTROLS = {code: None for code in range(1, 32) if chr(code) not in "\t\n"}
 
 
-def _clean_text(text: str) -> str:
-    if "\0" in text:
-        raise PydanticCustomError("nul", "must not contain NUL characters")
-    return text.translate(_CONTROLS)
+def _number(name: str, default: float | None, description: str) -> Any:
+    """A field within the range that every caller is held to."""
+    return Field(default, description=description, **_within(RANGES[name]))
+
+
+def _within(allowed: Range) -> dict[str, Any]:
+    return {"gt" if allowed.above else "ge": allowed.low, "le": allowed.high}
+
+
+def _clean_text(text: str, field: ValidationInfo) -> str:
+    return clean_text(field.field_name or "", text)
 
 
 def _not_blank(text: str) -> str:
@@ -51,7 +56,7 @@ class Lora(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     name: Name
-    scale: float = Field(1.0, ge=-4, le=4)
+    scale: Annotated[float, Field(**_within(LORA_SCALE))] = 1.0
 
 
 LoraChoice = Annotated[
@@ -67,33 +72,31 @@ class ImageParameters(BaseModel):
     operation: ClassVar[Operation]
 
     model: str | None = Field(None, description="The served model or one of its aliases.")
-    n: int = Field(1, ge=1, le=MAX_IMAGES, description="How many images; image i has seed + i.")
+    n: int = _number("n", 1, "How many images; image i has seed + i.")
     size: str = Field("auto", description="WIDTHxHEIGHT in multiples of 16 from 64 to 4096, or auto.")
     quality: Quality = Field("auto", description="Picks the number of steps.")
-    num_inference_steps: int | None = Field(
-        None, ge=1, le=MAX_STEPS, description="Denoising steps; wins over quality. Alias: steps."
+    num_inference_steps: int | None = _number(
+        "num_inference_steps", None, "Denoising steps; wins over quality. Alias: steps."
     )
-    guidance_scale: float | None = Field(
-        None, ge=0, le=100, description="Embedded guidance, for models that take it. Alias: guidance."
+    guidance_scale: float | None = _number(
+        "guidance_scale", None, "Embedded guidance, for models that take it. Alias: guidance."
     )
     negative_prompt: Text = Field("", description="What to avoid; acts if true_cfg_scale is above 1.")
-    true_cfg_scale: float = Field(1.0, ge=0, le=20, description="Classifier-free guidance; above 1 doubles the work.")
-    seed: int | None = Field(
-        None, ge=0, le=SEED_SPACE - 1, description="Of the first image; drawn below 2**32 when not given."
-    )
+    true_cfg_scale: float = _number("true_cfg_scale", 1.0, "Classifier-free guidance; above 1 doubles the work.")
+    seed: int | None = _number("seed", None, "Of the first image; drawn below 2**32 when not given.")
     max_sequence_length: int | None = Field(None, ge=1, description="Prompt tokens used; at most the model's limit.")
     loras: list[LoraChoice] = Field(
-        [], max_length=8, description="Names, or objects of name and scale (-4 to 4). Alias: lora (one object)."
+        [], max_length=MAX_LORAS, description="Names, or objects of name and scale (-4 to 4). Alias: lora (one object)."
     )
-    strength: float | None = Field(
-        None, gt=0, le=1, description="How much of the input picture is redrawn; edits and variations only."
+    strength: float | None = _number(
+        "strength", None, "How much of the input picture is redrawn; edits and variations only."
     )
     response_format: Literal["url", "b64_json", "file"] | None = Field(None, description="How the images come back.")
     output_format: OutputFormat = Field("png", description="The images' format; jpg is jpeg.")
-    output_compression: int = Field(95, ge=0, le=100, description="The encoder's quality, for jpeg and webp.")
+    output_compression: int = _number("output_compression", 95, "The encoder's quality, for jpeg and webp.")
     background: Literal["auto", "opaque"] = Field("auto", description="Images are always opaque.")
     stream: bool = Field(False, description="Answer with server-sent events.")
-    partial_images: int = Field(0, ge=0, le=3, description="Previews of each image in a stream.")
+    partial_images: int = _number("partial_images", 0, "Previews of each image in a stream.")
     moderation: Any = _NO_EFFECT
     user: Any = _NO_EFFECT
     safety_identifier: Any = _NO_EFFECT

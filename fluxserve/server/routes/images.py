@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fluxserve.errors import InvalidRequest
+from fluxserve.input_images import EditInputs, pair_inputs
 from fluxserve.server.contract.multipart import Form, parse_form
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters, parse_text_fields
-from fluxserve.server.contract.resolve import EditInputs, resolve_request
+from fluxserve.server.contract.resolve import resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
 from fluxserve.server.contract.strict_json import parse_json_object
-from fluxserve.server.contract.uploads import Upload
 from fluxserve.server.http.paths import IMAGE_REQUESTS
 from fluxserve.server.serve_images import ImageCall, serve_images
 from fluxserve.server.services import Services, ServicesOf
@@ -49,7 +49,7 @@ async def vary_image(request: Request, services: ServicesOf) -> Response:
     """Draws other pictures like the one sent."""
     form, digest = await _read_form(request, services)
     parameters = parse_parameters(parse_text_fields(_text_fields(form), VariationParameters), VariationParameters)
-    inputs = EditInputs(await _read_image(_one_image(form), services))
+    inputs = EditInputs(await services.uploads.read(_one_image(form), "image"))
     return await _serve(request, services, parameters, inputs, digest)
 
 
@@ -87,15 +87,13 @@ def _text_fields(form: Form) -> Mapping[str, Any]:
 
 
 async def _edit_inputs(form: Form, services: Services) -> EditInputs:
-    image = await _read_image(_one_image(form), services)
+    image = await services.uploads.read(_one_image(form), "image")
     masks = [data for name, data in form.files if name == "mask"]
     if any(name == "markup" for name, _ in form.files):
         raise InvalidRequest("markup is not supported; send a mask", param="markup", code="unsupported_value")
     if len(masks) > 1:
         raise InvalidRequest("at most one mask is taken", param="mask", code="invalid_mask")
-    if masks:
-        return EditInputs(image, await _read_mask(masks[0], image, services))
-    return EditInputs(image, image if image.transparent else None)
+    return pair_inputs(image, await services.uploads.read(masks[0], "mask") if masks else None)
 
 
 def _one_image(form: Form) -> bytes:
@@ -105,25 +103,6 @@ def _one_image(form: Form) -> bytes:
     if len(images) > 1:
         raise InvalidRequest(f"one image is taken, got {len(images)}", param="image", code="too_many_images")
     return images[0]
-
-
-async def _read_image(data: bytes, services: Services) -> Upload:
-    return await services.uploads.read(data, "image", "invalid_image")
-
-
-async def _read_mask(data: bytes, image: Upload, services: Services) -> Upload:
-    mask = await services.uploads.read(data, "mask", "invalid_mask")
-    if (mask.width, mask.height) != (image.width, image.height):
-        raise InvalidRequest(
-            f"mask must have the image's size {image.width}x{image.height}, got {mask.width}x{mask.height}",
-            param="mask",
-            code="invalid_mask",
-        )
-    if not mask.has_alpha:
-        raise InvalidRequest(
-            "mask must have an alpha channel; transparent pixels are redrawn", param="mask", code="invalid_mask"
-        )
-    return mask
 
 
 def _digest(form: Form) -> str:

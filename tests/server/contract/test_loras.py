@@ -39,4 +39,4 @@ def test_models_lists_the_names_and_others_are_not_found(server: Server) -> None
     (model,) = server.get("/v1/models").json()["data"]
     assert model["loras"] == ["light", "style", "words"]
     error = assert_error(server.generate(loras=["../style"]), 400, "lora_not_found", "loras")
-    assert "it has light, style, words" in error["message"]
+    assert "there are light, style, words" in error["message"]
