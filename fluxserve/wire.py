@@ -1,4 +1,4 @@
-"""The messages between the front and the worker, and how they travel. Knows nothing of what is done with them.
+"""The messages between the front and the worker, and how they travel.
 
 A frame is the header's length (4 bytes, big-endian), a JSON header, then raw blobs whose lengths stand in the header:
 

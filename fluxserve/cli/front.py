@@ -143,7 +143,9 @@ class Front:
     def _on_signal(self, number: int) -> None:
         """The first signal ends the work in order, the second at once."""
         if self._draining is None:
-            log.info("finishing open requests, for at most %g s; a second signal ends them", self._drain_timeout_s)
+            log.info(
+                "finishing open requests for at most %g s; a second signal ends them at once", self._drain_timeout_s
+            )
             self._draining = asyncio.create_task(self._drain())
         else:
             self._exit_code = 128 + number

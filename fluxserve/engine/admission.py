@@ -50,7 +50,7 @@ class Admission:
         waiting = self.waiting(queue)
         if waiting >= self._limits.max_queue:
             raise QueueFull(
-                f"{waiting} requests are waiting, which is the most this server takes; try again later",
+                f"{waiting} requests are waiting, which is the most this server accepts; try again later",
                 retry_after_s=self._promise_s(queue, until_ready_s),
             )
         mine, others = queue.share(job.client)
@@ -62,7 +62,7 @@ class Admission:
         wait_s = until_ready_s + self.ahead_s(job, queue)
         if start_timeout_s is not None and self._costs.calibrated and wait_s > start_timeout_s:
             raise WaitExceedsTimeout(
-                f"the request would start in about {wait_s:.0f} s and was to wait at most {start_timeout_s:g} s",
+                f"the request would start in about {wait_s:.0f} s but may wait at most {start_timeout_s:g} s",
                 retry_after_s=wait_s - start_timeout_s,
             )
 

@@ -148,7 +148,7 @@ class Dispatcher:
         if job is not None and job.queued:
             self._metrics.queue_wait.observe(job.clock.age_s)
             seconds = self._limits.max_job_seconds
-            job.fail_after(seconds, errors.DeadlineExceeded(f"a job may run for {seconds:g} s at most"))
+            job.fail_after(seconds, errors.DeadlineExceeded(f"a job may run for at most {seconds:g} s"))
 
 
 _OUTCOMES: dict[type[errors.FluxserveError], str] = {

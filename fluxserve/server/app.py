@@ -50,7 +50,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """What the router itself refuses: unknown routes and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        refusal = InvalidRequest(f"this route does not take {request.method}", code="method_not_allowed")
+        refusal = InvalidRequest(f"this route does not accept {request.method}", code="method_not_allowed")
     else:
         refusal = InvalidRequest("there is no such route; see /docs", code="not_found")
     return error_response(refusal, request.scope, error.headers)

@@ -28,6 +28,7 @@ from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.public_url import base_url
 from fluxserve.server.http.request_log import loggable
 from fluxserve.server.jobs.idempotency import Entry
+from fluxserve.server.jobs.image_store import CANNOT_STORE
 from fluxserve.server.jobs.outcome import Outcome, outcome_of
 from fluxserve.server.services import Services
 
@@ -92,7 +93,7 @@ async def _check(call: ImageCall) -> None:
     if services.content_filter is not None:
         await check_content(services.content_filter, request.prompt, request.image)
     if call.resolved.delivery == "url" and not await services.store.probe():
-        raise StorageFull("the server cannot store pictures now; ask for response_format b64_json")
+        raise StorageFull(CANNOT_STORE)
 
 
 def _reattach(call: ImageCall, timeout: ClientTimeout) -> Job | None:

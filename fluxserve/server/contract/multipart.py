@@ -29,12 +29,12 @@ class Form:
         """The text fields by name, LoRAs put together.
 
         Raises:
-            InvalidRequest: a field stands twice, or the LoRAs cannot be told apart.
+            InvalidRequest: a field is given twice, or the LoRAs cannot be told apart.
         """
         plain = [(name, value) for name, value in self.texts if not _BRACKETS.fullmatch(name)]
         for name, count in Counter(name for name, _ in plain).items():
             if count > 1:
-                raise InvalidRequest(f"the field {name[:64]!r} stands {count} times", param=name[:64])
+                raise InvalidRequest(f"the field {name[:64]!r} is given {count} times; send it once", param=name[:64])
         fields: dict[str, Any] = dict(plain)
         if len(plain) < len(self.texts):
             fields["loras"] = _paired_loras(self.texts)
@@ -105,7 +105,7 @@ class _Collector:
 
     def _extend(self, data: bytes, start: int, end: int) -> None:
         if not self._is_file and len(self._data) + end - start > LARGEST_FIELD:
-            raise _too_large(f"at most {LARGEST_FIELD} bytes a field")
+            raise _too_large(f"at most {LARGEST_FIELD} bytes per field")
         self._data.extend(data[start:end])
 
     def _end(self) -> None:
@@ -135,7 +135,7 @@ def _malformed(reason: str) -> InvalidRequest:
 
 
 def _too_large(bound: str) -> InvalidRequest:
-    return InvalidRequest(f"a form may have {bound}", code="request_too_large")
+    return InvalidRequest(f"a form may contain {bound}", code="request_too_large")
 
 
 def _json_loras(text: str) -> Any:

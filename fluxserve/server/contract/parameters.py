@@ -41,7 +41,7 @@ def parse_parameters(fields: Mapping[str, Any], schema: type[Parameters]) -> Par
 
 
 def parse_text_fields(fields: Mapping[str, Any], schema: type[ImageParameters]) -> dict[str, Any]:
-    """Form fields as the JSON values they stand for; text that stands for none stays text, to be refused by type."""
+    """Form fields as the JSON values they stand for; other text stays text, to be refused by type."""
     return {name: _from_text(value, _kind(name, schema)) for name, value in fields.items()}
 
 
@@ -143,7 +143,7 @@ def _describe(rule: Mapping[str, Any]) -> str:
 
 def _range(rule: Mapping[str, Any]) -> str:
     low = f"above {rule['exclusiveMinimum']:g}" if "exclusiveMinimum" in rule else f"from {rule['minimum']}"
-    return f" {low} to {rule['maximum']}" if "maximum" in rule else f" {low} on"
+    return f" {low} to {rule['maximum']}" if "maximum" in rule else f" of at least {rule['minimum']}"
 
 
 def _show(value: object) -> str:

@@ -1,6 +1,6 @@
 """A JSON object from raw bytes, by the letter: what JSON forbids or what could hurt later is refused here.
 
-Knows nothing of the fields' meaning. `json.loads` alone lets NaN, 1e999, lone surrogates and duplicate keys pass and
+`json.loads` alone lets NaN, 1e999, lone surrogates and duplicate keys pass and
 fails on depth and long integers with errors of its own.
 """
 
@@ -55,16 +55,16 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(document) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:64]!r} stands twice in one object")
+        raise ValueError(f"the key {twice[:64]!r} occurs twice in one object")
     return document
 
 
 def _too_deep() -> InvalidRequest:
-    return InvalidRequest(f"the body may nest at most {DEEPEST_NESTING} levels", code="invalid_json")
+    return InvalidRequest(f"the body may be nested at most {DEEPEST_NESTING} levels deep", code="invalid_json")
 
 
 def _check(value: object, param: str | None, depth: int) -> None:
-    """Walks one value of the document; `param` is the top-level key it stands under."""
+    """Walks one value of the document; `param` is the top-level key it belongs to."""
     if depth > DEEPEST_NESTING:
         raise _too_deep()
     match value:

@@ -97,7 +97,7 @@ class AccessControl:
     def _check_host(self, host: str) -> None:
         if self._hosts is not None and _without_port(host) not in self._hosts:
             raise InvalidRequest(
-                "this Host is not served here; name it with --allowed-host to serve it", code="host_not_allowed"
+                "requests under this Host are refused; allow it with --allowed-host", code="host_not_allowed"
             )
 
     def _check_origin(self, headers: Headers) -> None:
@@ -109,7 +109,7 @@ class AccessControl:
         foreign = origin is not None and _authority(origin) not in own
         if foreign or headers.get("sec-fetch-site") == "cross-site":
             raise InvalidRequest(
-                "requests of pages from another origin are refused; name it with --cors-origin to allow it",
+                "requests from pages of another origin are refused; allow it with --cors-origin",
                 code="origin_not_allowed",
             )
 
@@ -128,7 +128,9 @@ class Cors(CORSMiddleware):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _is_refused_preflight(Headers(scope=scope), scope["method"], self.allow_origins):
-            error = InvalidRequest("this origin may not call; name it with --cors-origin", code="origin_not_allowed")
+            error = InvalidRequest(
+                "requests from this origin are refused; allow it with --cors-origin", code="origin_not_allowed"
+            )
             await error_response(error, scope)(scope, receive, send)
             return
         await super().__call__(scope, receive, send)

@@ -70,7 +70,7 @@ def _check_type(request: Request, media_type: str) -> None:
     sent = request.headers.get("content-type", "")
     if sent.partition(";")[0].strip().lower() != media_type:
         raise InvalidRequest(
-            f"this route takes {media_type}, got {sent[:64] or 'no content type'}", code="unsupported_media_type"
+            f"this route accepts {media_type}, got {sent[:64] or 'no content type'}", code="unsupported_media_type"
         )
 
 
@@ -83,4 +83,4 @@ def _declared_length(request: Request, cap: int) -> int | None:
 
 def _too_large(request: Request, cap: int) -> InvalidRequest:
     context_of(request.scope).headers["connection"] = "close"
-    return InvalidRequest(f"the body may have at most {cap} bytes", code="request_too_large")
+    return InvalidRequest(f"the body may be at most {cap} bytes long", code="request_too_large")

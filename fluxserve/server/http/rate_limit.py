@@ -44,7 +44,7 @@ class RateLimiter:
             wait_s = self._seconds(-bucket.tokens)
             bucket.tokens += 1
             raise RateLimitExceeded(
-                f"more than {self._per_minute} requests a minute; the next is free in {math.ceil(wait_s)} s",
+                f"more than {self._per_minute} requests per minute; try again in {math.ceil(wait_s)} s",
                 retry_after_s=wait_s,
             )
 

@@ -23,6 +23,7 @@ _TEMPORARY = ".tmp-"
 _PROTECTED_S = 60.0
 """The quota drops no picture younger than this: its client may not have fetched it yet."""
 _REMEMBERED = 10_000
+CANNOT_STORE = "the server cannot store pictures at the moment; ask for response_format b64_json"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ImageStore:
             self.writable = False
             for name in names:
                 self._drop(name)
-            raise StorageFull("the server cannot store pictures now; ask for response_format b64_json") from error
+            raise StorageFull(CANNOT_STORE) from error
         return names
 
     async def get(self, name: str) -> StoredPicture:

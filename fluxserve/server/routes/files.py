@@ -51,5 +51,5 @@ def _range(header: str | None, size: int) -> range | None:
     else:
         start, stop = int(match[1]), min(int(match[2]) + 1 if match[2] else size, size)
     if start >= stop:
-        raise InvalidRequest(f"the range lies outside of the image's {size} bytes", code="range_not_satisfiable")
+        raise InvalidRequest(f"the range lies outside the image's {size} bytes", code="range_not_satisfiable")
     return range(start, stop)

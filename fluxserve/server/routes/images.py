@@ -92,7 +92,7 @@ async def _edit_inputs(form: Form, services: Services) -> EditInputs:
     if any(name == "markup" for name, _ in form.files):
         raise InvalidRequest("markup is not supported; send a mask", param="markup", code="unsupported_value")
     if len(masks) > 1:
-        raise InvalidRequest("at most one mask is taken", param="mask", code="invalid_mask")
+        raise InvalidRequest("send at most one mask", param="mask", code="invalid_mask")
     return pair_inputs(image, await services.uploads.read(masks[0], "mask") if masks else None)
 
 
@@ -101,7 +101,7 @@ def _one_image(form: Form) -> bytes:
     if not images:
         raise InvalidRequest("image is required, as a file", param="image", code="missing_required_parameter")
     if len(images) > 1:
-        raise InvalidRequest(f"one image is taken, got {len(images)}", param="image", code="too_many_images")
+        raise InvalidRequest(f"send exactly one image, got {len(images)}", param="image", code="too_many_images")
     return images[0]
 
 
