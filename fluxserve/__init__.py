@@ -9,14 +9,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fluxserve.pipeline.flux_pipeline import FluxPipeline
+    from fluxserve.pipeline.pipeline import FluxPipeline
 
 __all__ = ["FluxPipeline", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "FluxPipeline":
-        from fluxserve.pipeline.flux_pipeline import FluxPipeline
+        from fluxserve.pipeline.pipeline import FluxPipeline
 
         return FluxPipeline
     if name == "__version__":

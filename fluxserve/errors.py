@@ -6,9 +6,12 @@ FluxserveError
 │ └ DeviceError            the device or dtype asked for is not there, or too small
 ├ CheckpointError          weight files are damaged, incomplete or of a kind that is refused
 ├ SourceError              a Hub repository is gated, missing or unreachable
+├ InUse                    another process has the address or the picture folder
+├ StorageFull              pictures cannot be stored
+├ ContentFilterFailed      the operator's content filter raised an exception
 ├ Refused                  the server does not take the request now
 │ ├ QueueFull  ├ WaitExceedsTimeout  ├ ModelLoading  ├ ShuttingDown
-│ └ WorkerUnavailable
+│ ├ RateLimitExceeded  └ WorkerUnavailable
 └ GenerationFailed         an accepted request could not be finished
   ├ WorkerCrashed  ├ NonFiniteOutput  ├ InsufficientMemory  ├ DeadlineExceeded
   └ Cancelled

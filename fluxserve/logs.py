@@ -1,4 +1,4 @@
-"""How log records look: for people on a terminal, one JSON object a line elsewhere. Knows nothing of what is logged."""
+"""How log records look: for people on a terminal, one JSON object a line elsewhere."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-FACTS = "facts"
-"""The name under which `extra` carries a record's fields: logger.info(text, extra={FACTS: {...}})."""
+FIELDS = "fields"
+"""The name under which `extra` carries a record's fields: logger.info(text, extra={FIELDS: {...}})."""
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: time, level, process, message, and the record's facts. Line breaks are escaped by JSON."""
+    """One object a line: time, level, process, message, and the record's fields. Line breaks are escaped by JSON."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self._process,
             "message": record.getMessage(),
-            **getattr(record, FACTS, {}),
+            **getattr(record, FIELDS, {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

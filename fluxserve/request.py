@@ -4,17 +4,53 @@ from __future__ import annotations
 
 import base64
 import io
-import secrets
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
-
-from fluxserve.errors import InvalidRequest
+from typing import Any, Literal
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 SEED_SPACE = 2**63
 """Seeds are 0 .. 2**63 - 1; image i of a request has seed + i, modulo this."""
+
+MAX_IMAGES, MAX_STEPS, MAX_LORAS = 10, 200, 8
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values of a parameter: integers unless `real`, from low (itself excluded with `above`) to high."""
+
+    low: int
+    high: int
+    real: bool = False
+    above: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """NaN lies in no range, and a truth value is no number."""
+        is_number = isinstance(value, Real if self.real else Integral) and not isinstance(value, bool)
+        return is_number and (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        """As in `an integer from 1 to 10`."""
+        return (
+            f"{'a number' if self.real else 'an integer'} {'above' if self.above else 'from'} {self.low} to {self.high}"
+        )
+
+
+RANGES = {
+    "n": Range(1, MAX_IMAGES),
+    "num_inference_steps": Range(1, MAX_STEPS),
+    "guidance_scale": Range(0, 100, real=True),
+    "true_cfg_scale": Range(0, 20, real=True),
+    "seed": Range(0, SEED_SPACE - 1),
+    "max_sequence_length": Range(1, 2**31 - 1),
+    "strength": Range(0, 1, real=True, above=True),
+    "partial_images": Range(0, 3),
+    "output_compression": Range(0, 100),
+}
+"""Of any model; the card may allow less."""
+LORA_SCALE = Range(-4, 4, real=True)
 
 
 @dataclass(frozen=True)
@@ -175,73 +211,3 @@ class ModelCard:
     max_batch: int = 1
     placement: Placement | None = None
     loras: tuple[str, ...] = ()
-
-
-SIZE_MULTIPLE = 16
-MIN_SIDE, MAX_SIDE = 64, 4096
-MAX_STEPS = 200
-MAX_IMAGES = 10
-
-
-def complete_request(
-    card: ModelCard,
-    prompt: str,
-    *,
-    n: int = 1,
-    width: int | None = None,
-    height: int | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    seed: int | None = None,
-    output_format: OutputFormat = "png",
-) -> GenerationRequest:
-    """Fills in the model's defaults and a random seed.
-
-    Raises:
-        InvalidRequest: a value is outside its range; names the parameter.
-    """
-    if not prompt.strip():
-        raise InvalidRequest("prompt must not be empty", param="prompt")
-    steps = num_inference_steps if num_inference_steps is not None else card.steps["medium"]
-    first = seed if seed is not None else secrets.randbelow(2**32)
-    width, height = width or card.default_width, height or card.default_height
-    check_size(width, height)
-    check_range("n", n, 1, MAX_IMAGES)
-    check_range("num_inference_steps", steps, 1, MAX_STEPS)
-    check_range("seed", first, 0, SEED_SPACE - 1)
-    if guidance_scale is not None:
-        check_range("guidance_scale", guidance_scale, 0, card.guidance_max)
-    guidance = (
-        None if card.guidance_scale is None else (card.guidance_scale if guidance_scale is None else guidance_scale)
-    )
-    return GenerationRequest(
-        prompt=prompt,
-        width=width,
-        height=height,
-        seeds=consecutive_seeds(first, n),
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        max_sequence_length=card.max_sequence_length,
-        output_format=output_format,
-    )
-
-
-def check_range(param: str, value: float, low: float, high: float) -> None:
-    """Raises InvalidRequest unless low <= value <= high; NaN is outside."""
-    if not low <= value <= high:
-        raise InvalidRequest(f"{param} must be between {low} and {high}, got {value}", param=param)
-
-
-def check_size(width: int, height: int) -> None:
-    """Raises InvalidRequest unless both sides are multiples of 16 from 64 to 4096; names the nearest legal size."""
-    if all(side % SIZE_MULTIPLE == 0 and MIN_SIDE <= side <= MAX_SIDE for side in (width, height)):
-        return
-    near = "x".join(
-        str(min(max(round(side / SIZE_MULTIPLE) * SIZE_MULTIPLE, MIN_SIDE), MAX_SIDE)) for side in (width, height)
-    )
-    raise InvalidRequest(
-        f"size must be WIDTHxHEIGHT in multiples of {SIZE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE}, "
-        f"got {width}x{height}; the nearest is {near}",
-        param="size",
-        code="invalid_size",
-    )

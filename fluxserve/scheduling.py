@@ -1,4 +1,4 @@
-"""What work costs and who goes first: the arithmetic both processes share. Knows no jobs, pipes or clocks.
+"""What work costs and who goes first: the arithmetic both processes share.
 
 The policy is shortest remaining first, with ageing: serve the smallest `rank`. With ageing 0.1 a job that has waited
 ten times its remaining time outranks every newcomer, so nothing starves.
@@ -34,7 +34,7 @@ def rank(remaining_s: float, waited_s: float, ageing: float) -> float:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class RemainingWork:
     """What is left of a job. pixels: of one pass over one image (doubled by true CFG). prepared: its prompt is encoded.
 
     steps_left: of each image that is not decoded yet; 0 for one that only wants decoding.
@@ -45,7 +45,7 @@ class Outlook:
     steps_left: tuple[int, ...]
 
 
-class Pace:
+class CostModel:
     """How long each stage takes on this machine, learnt from what has been measured.
 
     Holds seconds per unit of load, by stage and by size in half-octaves of pixels. A size that was never measured is
@@ -78,11 +78,11 @@ class Pace:
         nearest = min(rates, key=lambda bucket: abs(bucket - wanted))
         return rates[nearest].value * _load(stage, pixels)
 
-    def remaining_s(self, outlook: Outlook) -> float:
+    def remaining_s(self, work: RemainingWork) -> float:
         """The expected time until the job is done, if nothing else ran."""
-        text = 0.0 if outlook.prepared else self.seconds("text", outlook.pixels)
-        steps = sum(outlook.steps_left) * self.seconds("denoise", outlook.pixels)
-        return text + steps + len(outlook.steps_left) * self.seconds("vae", outlook.pixels)
+        text = 0.0 if work.prepared else self.seconds("text", work.pixels)
+        steps = sum(work.steps_left) * self.seconds("denoise", work.pixels)
+        return text + steps + len(work.steps_left) * self.seconds("vae", work.pixels)
 
 
 class _Average:

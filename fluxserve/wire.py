@@ -1,4 +1,4 @@
-"""The messages between the front and the worker, and how they travel. Knows nothing of what is done with them.
+"""The messages between the front and the worker, and how they travel.
 
 A frame is the header's length (4 bytes, big-endian), a JSON header, then raw blobs whose lengths stand in the header:
 
@@ -84,7 +84,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Unusable:
-    """The worker cannot serve this configuration; it exits with `exit_code` (65, 69 or 78)."""
+    """The worker cannot serve this configuration; it exits with `exit_code`, one of `exit_codes.REFUSALS`."""
 
     exit_code: int
     message: str

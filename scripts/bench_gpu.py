@@ -24,15 +24,16 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fluxserve.completion import complete_request
 from fluxserve.models.flux1.family import FLUX1_FAMILY, TRANSFORMER, Flux1Architecture
 from fluxserve.models.flux1.sizes import SIZES, ModelSizes
 from fluxserve.models.flux1.toy_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from fluxserve.models.flux1.variants import VARIANTS
-from fluxserve.pipeline.flux_pipeline import FluxPipeline
 from fluxserve.pipeline.networks import Blueprint, compile_blocks
+from fluxserve.pipeline.pipeline import FluxPipeline
 from fluxserve.placement.place import blocks_of
 from fluxserve.placement.plan import GIB
-from fluxserve.request import GenerationRequest, complete_request
+from fluxserve.request import GenerationRequest
 from fluxserve.tensors.packed import PackedWeight
 from fluxserve.tensors.reader import Shapes
 from fluxserve.weights.checkpoint import Checkpoint

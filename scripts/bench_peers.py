@@ -20,7 +20,8 @@ import torch
 from diffusers import FluxPipeline as DiffusersPipeline
 
 from fluxserve import FluxPipeline
-from fluxserve.request import GenerationRequest, complete_request
+from fluxserve.completion import complete_request
+from fluxserve.request import GenerationRequest
 
 TOLERANCES = {
     torch.bfloat16: {"step": 0.035, "decode": 0.1},

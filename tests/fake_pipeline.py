@@ -48,7 +48,7 @@ from PIL import Image, PngImagePlugin
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import CheckpointError, ConfigError, InvalidRequest, NonFiniteOutput, SourceError
 from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Timings
-from fluxserve.worker.verbs import CheckpointCallback, ProgressCallback
+from fluxserve.worker.pipeline_protocol import CancellationCallback, ProgressCallback
 
 Pixels = NDArray[np.uint8]
 
@@ -154,10 +154,10 @@ class FakePipeline:
         self.max_batch = max_batch
         self._folder = folder
 
-    def begin(self, request: GenerationRequest, checkpoint: CheckpointCallback) -> list[FakeSample]:
+    def begin(self, request: GenerationRequest, cancellation: CancellationCallback) -> list[FakeSample]:
         self._note("begin", request.seeds[0], len(request.seeds))
-        checkpoint()
-        self._stage("text", request, checkpoint)
+        cancellation()
+        self._stage("text", request, cancellation)
         return [FakeSample(request, index) for index in range(len(request.seeds))]
 
     def text_usage(self, samples: Sequence[FakeSample]) -> tuple[int, int | None]:
@@ -174,21 +174,21 @@ class FakePipeline:
             sample.step += 1
             self._note("step", sample.seed, sample.step)
 
-    def preview(self, sample: FakeSample, checkpoint: CheckpointCallback) -> Pixels:
+    def preview(self, sample: FakeSample, cancellation: CancellationCallback) -> Pixels:
         """Nearer to the finished picture with every step."""
         self._note("preview", sample.seed, sample.step)
-        self._stage("preview", sample.request, checkpoint)
+        self._stage("preview", sample.request, cancellation)
         pixels = expected_pixels(sample.seed, sample.request.width, sample.request.height)
         return (pixels * (sample.step / sample.steps)).astype(np.uint8)
 
-    def decode(self, sample: FakeSample, checkpoint: CheckpointCallback) -> Pixels:
-        checkpoint()
-        self._stage("vae", sample.request, checkpoint)
+    def decode(self, sample: FakeSample, cancellation: CancellationCallback) -> Pixels:
+        cancellation()
+        self._stage("vae", sample.request, cancellation)
         self._note("decode", sample.seed, sample.step)
         return expected_pixels(sample.seed, sample.request.width, sample.request.height)
 
-    def replan(self, checkpoint: CheckpointCallback) -> None:
-        checkpoint()
+    def replan(self, cancellation: CancellationCallback) -> None:
+        cancellation()
         self._note("replan", 0, 0)
 
     def encode(self, pixels: Pixels, sample: FakeSample) -> GeneratedImage:
@@ -208,13 +208,13 @@ class FakePipeline:
         self,
         stage: str,
         request: GenerationRequest,
-        checkpoint: CheckpointCallback | None = None,
+        cancellation: CancellationCallback | None = None,
         at: int | None = None,
     ) -> None:
         """Whatever the prompt wants to happen in this stage (for steps: in step `at`, too)."""
         for kind, argument, once in _faults(request.prompt, stage, at):
             if not once or self._first_time(f"{kind}-{stage}{at or ''}-{zlib.crc32(request.prompt.encode())}"):
-                _commit(kind, argument, checkpoint)
+                _commit(kind, argument, cancellation)
 
     def _first_time(self, name: str) -> bool:
         assert self._folder is not None, "`once` needs FLUXSERVE_FAKE_DIR"
@@ -239,15 +239,15 @@ def _faults(prompt: str, stage: str, at: int | None) -> Iterator[tuple[str, floa
             yield kind, float(argument or 0), bool(once)
 
 
-def _commit(kind: str, argument: float, checkpoint: CheckpointCallback | None) -> None:
+def _commit(kind: str, argument: float, cancellation: CancellationCallback | None) -> None:
     match kind:
         case "slow":
             time.sleep(argument)
         case "beat":
-            assert checkpoint is not None, "only text, preview and vae beat"
+            assert cancellation is not None, "only text, preview and vae beat"
             for _ in range(round(argument / 0.05)):
                 time.sleep(0.05)
-                checkpoint()
+                cancellation()
         case "hang":
             time.sleep(3600)
         case "exit":

@@ -11,7 +11,7 @@ from fluxserve.config import PipelineConfig
 from fluxserve.pipeline import images
 from fluxserve.request import GeneratedImage
 from fluxserve.worker.process import serve
-from tests.fake_pipeline import CheckpointCallback, FakePipeline, FakeSample, Pixels, load_fake
+from tests.fake_pipeline import CancellationCallback, FakePipeline, FakeSample, Pixels, load_fake
 
 SMOOTHNESS = (1.9, 1.5)
 """Amplitudes fall with frequency to this power: 1.9 as in a sky, 1.5 as in leaves; photographs lie between."""
@@ -36,7 +36,7 @@ def _field(generator: np.random.Generator, falling: np.ndarray) -> np.ndarray:
 class NaturalPipeline(FakePipeline):
     """Seeds pick one of the two pictures."""
 
-    def decode(self, sample: FakeSample, checkpoint: CheckpointCallback) -> Pixels:
+    def decode(self, sample: FakeSample, cancellation: CancellationCallback) -> Pixels:
         return natural_pixels(sample.seed % 2, sample.request.width, sample.request.height)
 
     def encode(self, pixels: Pixels, sample: FakeSample) -> GeneratedImage:

@@ -18,7 +18,6 @@ FAMILY_WORDS = re.compile(
     r"|flux[ ._-]?[123]\w*|flux|schnell|dev|klein|kontext|krea|z[ _-]?image)(?![a-z])"
 )
 ALLOWED = {
-    "__init__.py": "the public FluxPipeline",
     "config.py": "the default model's names in the help of MODEL",
     "cli/pull.py": "the default models' names in the help of MODEL",
     "weights/hub/fetch.py": "the command to type for files that need no account",

@@ -6,19 +6,19 @@ import json
 import logging
 import sys
 
-from fluxserve.logs import FACTS, JsonLines
+from fluxserve.logs import FIELDS, JsonLines
 
 
 def line(message: str, *arguments: object, **extra: object) -> dict[str, object]:
     record = logging.getLogger("x").makeRecord(
-        "x", logging.INFO, "f", 1, message, arguments, None, extra={FACTS: extra}
+        "x", logging.INFO, "f", 1, message, arguments, None, extra={FIELDS: extra}
     )
     formatted = JsonLines("front").format(record)
     assert "\n" not in formatted
     return dict(json.loads(formatted))
 
 
-def test_a_record_is_one_object_with_its_facts() -> None:
+def test_a_record_is_one_object_with_its_fields() -> None:
     told = line("%s of %d", "one", 2, seed=7, code=None)
     assert told["message"] == "one of 2"
     assert (told["level"], told["process"], told["seed"], told["code"]) == ("info", "front", 7, None)

@@ -6,50 +6,50 @@ import random
 
 import pytest
 
-from fluxserve.scheduling import Outlook, Pace, rank
+from fluxserve.scheduling import CostModel, RemainingWork, rank
 
 AREA = 1024 * 1024
 
 
-def measured_pace() -> Pace:
-    pace = Pace()
-    pace.observe("text", AREA, 0.5)
-    pace.observe("denoise", AREA, 2.0)
-    pace.observe("vae", AREA, 1.0)
-    return pace
+def measured_costs() -> CostModel:
+    costs = CostModel()
+    costs.observe("text", AREA, 0.5)
+    costs.observe("denoise", AREA, 2.0)
+    costs.observe("vae", AREA, 1.0)
+    return costs
 
 
 def test_what_was_measured_is_believed() -> None:
-    pace = measured_pace()
-    assert pace.calibrated
-    assert pace.measured("denoise", AREA)
-    assert pace.seconds("denoise", AREA) == pytest.approx(2.0)
-    assert pace.remaining_s(Outlook(AREA, False, (4, 4))) == pytest.approx(0.5 + 8 * 2.0 + 2 * 1.0)
-    assert pace.remaining_s(Outlook(AREA, True, (0,))) == pytest.approx(1.0)
+    costs = measured_costs()
+    assert costs.calibrated
+    assert costs.measured("denoise", AREA)
+    assert costs.seconds("denoise", AREA) == pytest.approx(2.0)
+    assert costs.remaining_s(RemainingWork(AREA, False, (4, 4))) == pytest.approx(0.5 + 8 * 2.0 + 2 * 1.0)
+    assert costs.remaining_s(RemainingWork(AREA, True, (0,))) == pytest.approx(1.0)
 
 
 def test_another_size_is_scaled_from_the_nearest() -> None:
-    pace = measured_pace()
-    pace.observe("denoise", AREA // 16, 0.5)
-    assert not pace.measured("denoise", 4 * AREA)
-    assert 7 < pace.seconds("denoise", 4 * AREA) < 8
-    assert pace.seconds("denoise", AREA // 16) == pytest.approx(0.5)
-    assert pace.seconds("vae", AREA // 4) == pytest.approx(0.25)
-    assert pace.seconds("text", AREA // 4) == pytest.approx(0.5)
+    costs = measured_costs()
+    costs.observe("denoise", AREA // 16, 0.5)
+    assert not costs.measured("denoise", 4 * AREA)
+    assert 7 < costs.seconds("denoise", 4 * AREA) < 8
+    assert costs.seconds("denoise", AREA // 16) == pytest.approx(0.5)
+    assert costs.seconds("vae", AREA // 4) == pytest.approx(0.25)
+    assert costs.seconds("text", AREA // 4) == pytest.approx(0.5)
 
 
 def test_the_average_follows_a_machine_that_slows_down() -> None:
-    pace = measured_pace()
+    costs = measured_costs()
     for _ in range(50):
-        pace.observe("denoise", AREA, 4.0)
-    assert 3.8 < pace.seconds("denoise", AREA) <= 4.0
+        costs.observe("denoise", AREA, 4.0)
+    assert 3.8 < costs.seconds("denoise", AREA) <= 4.0
 
 
 def test_before_anything_is_measured_more_work_still_takes_longer() -> None:
-    pace = Pace()
-    assert not pace.calibrated
-    short, long = Outlook(AREA, False, (4,)), Outlook(AREA, False, (28,))
-    assert pace.remaining_s(short) < pace.remaining_s(long)
+    costs = CostModel()
+    assert not costs.calibrated
+    short, long = RemainingWork(AREA, False, (4,)), RemainingWork(AREA, False, (28,))
+    assert costs.remaining_s(short) < costs.remaining_s(long)
 
 
 def test_after_ten_times_its_remaining_time_a_job_outranks_every_newcomer() -> None:

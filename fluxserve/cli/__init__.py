@@ -12,7 +12,7 @@ from fluxserve.cli.pull import pull
 from fluxserve.cli.serve import serve
 
 app = typer.Typer(
-    help="FLUX.1 behind OpenAI's image API.",
+    help="Text-to-image models behind OpenAI's image API.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

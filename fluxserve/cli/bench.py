@@ -26,12 +26,13 @@ from fluxserve.cli.failures import failures_to_exit_codes
 from fluxserve.cli.generate import parse_size
 from fluxserve.cli.loading import load_with_progress
 from fluxserve.cli.settings import read_loading
+from fluxserve.completion import complete_request
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import WorkerUnavailable
-from fluxserve.request import GenerationRequest, complete_request
+from fluxserve.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from fluxserve.pipeline.flux_pipeline import FluxPipeline
+    from fluxserve.pipeline.pipeline import FluxPipeline
 
 START_TIMEOUT_S = 600
 

@@ -6,20 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fluxserve.errors import CheckpointError, ConfigError, FluxserveError, InvalidRequest, SourceError
-
-EXIT_CODES: dict[type[FluxserveError], int] = {
-    InvalidRequest: 2,
-    CheckpointError: 65,
-    SourceError: 69,
-    ConfigError: 78,
-    FluxserveError: 1,
-}
-"""After sysexits.h; the first class that fits counts."""
-
-
-def exit_code(error: FluxserveError) -> int:
-    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+from fluxserve.errors import FluxserveError
+from fluxserve.exit_codes import exit_code
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig
 from fluxserve.engine import Engine
 from fluxserve.errors import ConfigError, InUse
 from fluxserve.request import Placement
-from fluxserve.server.access import is_loopback
 from fluxserve.server.app import create_app
-from fluxserve.server.protocol import HEAD_S, bounded
+from fluxserve.server.http.access import is_loopback
+from fluxserve.server.http.protocol import HEAD_S, bounded
 from fluxserve.server.services import open_services
 
 log = logging.getLogger("fluxserve")
@@ -143,7 +143,9 @@ class Front:
     def _on_signal(self, number: int) -> None:
         """The first signal ends the work in order, the second at once."""
         if self._draining is None:
-            log.info("finishing open requests, for at most %g s; a second signal ends them", self._drain_timeout_s)
+            log.info(
+                "finishing open requests for at most %g s; a second signal ends them at once", self._drain_timeout_s
+            )
             self._draining = asyncio.create_task(self._drain())
         else:
             self._exit_code = 128 + number

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from fluxserve.config import PipelineConfig
 
 if TYPE_CHECKING:
-    from fluxserve.pipeline.flux_pipeline import FluxPipeline
+    from fluxserve.pipeline.pipeline import FluxPipeline
 
 FREE_LICENCE = "Apache-2.0"
 
@@ -39,7 +39,7 @@ def load_with_progress(config: PipelineConfig) -> FluxPipeline:
         FluxserveError: as `FluxPipeline.load`.
     """
     with console.status(f"loading {config.model}"):
-        from fluxserve.pipeline.flux_pipeline import FluxPipeline
+        from fluxserve.pipeline.pipeline import FluxPipeline
 
     with byte_bar(config.model) as progress:
         pipeline = FluxPipeline.load(config, progress)

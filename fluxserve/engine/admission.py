@@ -10,7 +10,7 @@ from fluxserve.engine.inflight import InFlight
 from fluxserve.engine.job import Job
 from fluxserve.engine.queue import JobQueue
 from fluxserve.errors import QueueFull, WaitExceedsTimeout
-from fluxserve.scheduling import Pace, rank
+from fluxserve.scheduling import CostModel, rank
 
 CLIENT_SHARE = 0.75
 """One client may fill this part of the queue while others wait too."""
@@ -20,16 +20,15 @@ HORIZON_S = 60.0
 
 
 class Admission:
-    def __init__(self, limits: EngineConfig, pace: Pace, inflight: InFlight) -> None:
+    def __init__(self, limits: EngineConfig, costs: CostModel, inflight: InFlight) -> None:
         self._limits = limits
-        self._pace = pace
+        self._costs = costs
         self._inflight = inflight
         self._promised: deque[float] = deque()
 
     def rank_of(self, job: Job) -> float:
         """Smallest is served next. In the worker it is served, as far as is known here, since it began."""
-        waited_s = (job.began_at or time.monotonic()) - job.submitted_at
-        return rank(self._pace.remaining_s(job.outlook()), waited_s, self._limits.ageing)
+        return rank(self._left_s(job), job.clock.waited_s, self._limits.ageing)
 
     def waiting(self, queue: JobQueue) -> int:
         """Accepted jobs that wait for their start. A worker that has jobs is at one of them."""
@@ -39,19 +38,19 @@ class Admission:
         """The work that will be done before `job` is begun, in seconds."""
         own = self.rank_of(job)
         others = (other for other in (*self._inflight, *queue) if other is not job)
-        return sum(self._pace.remaining_s(other.outlook()) for other in others if self.rank_of(other) <= own)
+        return sum(self._left_s(other) for other in others if self.rank_of(other) <= own)
 
-    def check(self, job: Job, queue: JobQueue, patience_s: float | None, until_ready_s: float) -> None:
+    def check(self, job: Job, queue: JobQueue, start_timeout_s: float | None, until_ready_s: float) -> None:
         """until_ready_s: until a worker takes jobs.
 
         Raises:
             QueueFull: too many jobs wait, or too many of this client while others wait too.
-            WaitExceedsTimeout: it would not start within patience_s.
+            WaitExceedsTimeout: it would not start within start_timeout_s.
         """
         waiting = self.waiting(queue)
         if waiting >= self._limits.max_queue:
             raise QueueFull(
-                f"{waiting} requests are waiting, which is the most this server takes; try again later",
+                f"{waiting} requests are waiting, which is the most this server accepts; try again later",
                 retry_after_s=self._promise_s(queue, until_ready_s),
             )
         mine, others = queue.share(job.client)
@@ -61,20 +60,23 @@ class Admission:
                 retry_after_s=self._promise_s(queue, until_ready_s),
             )
         wait_s = until_ready_s + self.ahead_s(job, queue)
-        if patience_s is not None and self._pace.calibrated and wait_s > patience_s:
+        if start_timeout_s is not None and self._costs.calibrated and wait_s > start_timeout_s:
             raise WaitExceedsTimeout(
-                f"the request would start in about {wait_s:.0f} s and was to wait at most {patience_s:g} s",
-                retry_after_s=wait_s - patience_s,
+                f"the request would start in about {wait_s:.0f} s but may wait at most {start_timeout_s:g} s",
+                retry_after_s=wait_s - start_timeout_s,
             )
+
+    def _left_s(self, job: Job) -> float:
+        return self._costs.remaining_s(job.progress.remaining_work())
 
     def _promise_s(self, queue: JobQueue, until_ready_s: float) -> float:
         """Until a place in the queue is free that no client refused before was told to come back for."""
         now = time.monotonic()
         while self._promised and self._promised[0] <= now:
             self._promised.popleft()
-        left_s = [self._pace.remaining_s(job.outlook()) for job in self._inflight]
+        left_s = [self._left_s(job) for job in self._inflight]
         first_s = until_ready_s + min(left_s, default=0.0)
-        left_s += [self._pace.remaining_s(job.outlook()) for job in queue]
+        left_s += [self._left_s(job) for job in queue]
         mean_s = sum(left_s) / max(len(left_s), 1)
         promise_s = max(first_s, min(first_s + len(self._promised) * mean_s, HORIZON_S))
         if promise_s < HORIZON_S:

@@ -1,4 +1,4 @@
-"""The jobs that wait for the worker, and who is next. Knows no worker and no clock.
+"""The jobs that wait for the worker, and who is next.
 
 Clients share by work handed over (start-time fair queuing: whoever has had least goes next); within one client the
 smallest `rank` goes first. Jobs that come back from a lost worker go before all, in their old order.

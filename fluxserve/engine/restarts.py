@@ -1,4 +1,4 @@
-"""When a dead worker is replaced, and when that is given up. Pure accounting: knows no processes and no clock."""
+"""When a dead worker is replaced, and when that is given up. Pure accounting, without processes or a clock."""
 
 from __future__ import annotations
 
@@ -6,22 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fluxserve.config import EngineConfig
-
-UNEXPECTED = 1
-GAVE_UP = 70
-REFUSALS = (65, 69, 78)
-DEVICE_LOST = 71
+from fluxserve.exit_codes import DEVICE_LOST, GAVE_UP, REFUSALS
 
 Reason = Literal["exit", "killed", "hung", "device"]
 
 
 @dataclass(frozen=True)
 class Fatal:
-    """Why no worker will come back: end the process with `exit_code`.
-
-    65: weights refused, 69: repository gated or unreachable, 78: configuration, 70: crash loop or unreapable worker,
-    1: a mistake in the front itself.
-    """
+    """Why no worker will come back: end the process with `exit_code`, see `exit_codes`."""
 
     exit_code: int
     message: str

@@ -1,10 +1,9 @@
-"""Keeps one worker alive: starts it, watches it, replaces it. Knows no jobs: a listener gets messages and deaths."""
+"""Keeps one worker alive: starts it, watches it, replaces it. A listener gets messages and deaths."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,7 +13,8 @@ from fluxserve.config import EngineConfig
 from fluxserve.engine.restarts import Death, Fatal, RestartPolicy
 from fluxserve.engine.watchdog import Watchdog
 from fluxserve.engine.worker_process import WorkerProcess
-from fluxserve.scheduling import Pace
+from fluxserve.exit_codes import UNEXPECTED
+from fluxserve.scheduling import CostModel
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +51,18 @@ class Listener(Protocol):
 class Supervisor:
     """ready: a worker takes jobs. loading: the progress of the present start, None while ready."""
 
-    def __init__(self, module: str, load: wire.Load, limits: EngineConfig, pace: Pace, listener: Listener) -> None:
+    def __init__(
+        self, module: str, load: wire.Load, limits: EngineConfig, costs: CostModel, listener: Listener
+    ) -> None:
         self.ready = False
         self.loading: LoadingProgress | None = None
         self._module = module
         self._load = load
         self._limits = limits
-        self._pace = pace
+        self._costs = costs
         self._listener = listener
         self._worker: WorkerProcess | None = None
-        self._watchdog = Watchdog(limits, pace)
+        self._watchdog = Watchdog(limits, costs)
         self._policy = RestartPolicy(limits)
         self._finished_a_job = False
         self._refusal: str | None = None
@@ -105,13 +107,13 @@ class Supervisor:
     async def _live(self) -> Death:
         """One worker from start to end."""
         self._finished_a_job, self._refusal = False, None
-        self._watchdog = Watchdog(self._limits, self._pace)
+        self._watchdog = Watchdog(self._limits, self._costs)
         self.loading = LoadingProgress("starting", 0, 0)
         try:
             worker = self._worker = await WorkerProcess.spawn(self._module)
         except OSError as error:
             log.error("the worker could not be started: %s", error)
-            return Death(os.EX_OSERR, was_ready=False, finished_a_job=False)
+            return Death(UNEXPECTED, was_ready=False, finished_a_job=False)
         watch = asyncio.create_task(self._watch(worker))
         was_ready, exit_code, grace_s = False, None, 0.0
         try:

@@ -1,4 +1,4 @@
-"""How long the worker may be silent. Knows no process: it says when silence has lasted too long, others act."""
+"""How long the worker may be silent: it says when silence has lasted too long, others act."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import time
 
 from fluxserve import wire
 from fluxserve.config import EngineConfig
-from fluxserve.scheduling import Pace
+from fluxserve.scheduling import CostModel
 
-PATIENCE_FACTOR = 5
+TIMEOUT_FACTOR = 5
 
 
 class Watchdog:
     """One worker life. The limit follows what the worker last said it was about to do, and how long that takes here."""
 
-    def __init__(self, limits: EngineConfig, pace: Pace) -> None:
+    def __init__(self, limits: EngineConfig, costs: CostModel) -> None:
         self._limits = limits
-        self._pace = pace
+        self._costs = costs
         self._limit_s = limits.loading_grace_s
         self._heard_at = time.monotonic()
 
@@ -41,6 +41,6 @@ class Watchdog:
     def _allowed_s(self, beat: wire.Beat) -> float:
         if beat.stage == "idle":
             return self._limits.watchdog_floor_s
-        known = self._pace.measured(beat.stage, beat.pixels)
+        known = self._costs.measured(beat.stage, beat.pixels)
         floor = self._limits.watchdog_floor_s if known else self._limits.unmeasured_grace_s
-        return max(floor, PATIENCE_FACTOR * self._pace.seconds(beat.stage, beat.pixels))
+        return max(floor, TIMEOUT_FACTOR * self._costs.seconds(beat.stage, beat.pixels))

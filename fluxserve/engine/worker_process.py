@@ -1,4 +1,4 @@
-"""One worker process: its start, its pipe, its end. Knows nothing of what the messages mean."""
+"""One worker process: its start, its pipe, its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REAP_TIMEOUT_S = 10.0
 READ_AHEAD_BYTES = 2**20
 
 
-class LastWords(asyncio.StreamReader):
+class TailReader(asyncio.StreamReader):
     """Reads to the end what a worker said before it died.
 
     A death with messages of ours unread resets the connection; asyncio would then drop what is read but not yet taken.
@@ -28,7 +28,7 @@ class LastWords(asyncio.StreamReader):
 
 async def open_pipe(ours: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """The front's end of a socket pair."""
-    loop, reader = asyncio.get_running_loop(), LastWords(READ_AHEAD_BYTES)
+    loop, reader = asyncio.get_running_loop(), TailReader(READ_AHEAD_BYTES)
     transport, protocol = await loop.create_connection(lambda: asyncio.StreamReaderProtocol(reader), sock=ours)
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 

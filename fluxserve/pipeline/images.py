@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from fluxserve.errors import InvalidRequest
+from fluxserve.input_images import open_image
 from fluxserve.request import GeneratedImage, GenerationRequest
 
 Pixels = NDArray[np.uint8]
@@ -89,15 +89,11 @@ def keep_unmasked(picture: InputPicture, painted: Pixels) -> Pixels:
 
 
 def _open(data: bytes, param: str) -> Image.Image:
-    try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]))
+    with open_image(data, param) as image:
+        picture = ImageOps.exif_transpose(image)
         if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
             picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
         return picture
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidRequest(
-            f"{param} cannot be read: send a PNG, JPEG or WebP file", param=param, code=f"invalid_{param}"
-        ) from error
 
 
 def encode(pixels: Pixels, request: GenerationRequest, index: int, about: dict[str, str]) -> GeneratedImage:
@@ -121,7 +117,7 @@ def _text_chunks(about: dict[str, str]) -> PngImagePlugin.PngInfo:
     return chunks
 
 
-EXIF_IMAGE_DESCRIPTION, EXIF_MAKE, EXIF_MODEL, EXIF_SOFTWARE = 0x010E, 0x010F, 0x0110, 0x0131
+EXIF_IMAGE_DESCRIPTION, EXIF_MODEL, EXIF_SOFTWARE = 0x010E, 0x0110, 0x0131
 
 
 def _exif(about: dict[str, str]) -> Image.Exif:

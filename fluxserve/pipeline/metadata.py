@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from fluxserve.pipeline.samples import Sample
 
-AI_DISCLOSURE = "AI generated;txt2img;flux"
-"""As black-forest-labs/flux writes it: some laws ask for it."""
+AI_DISCLOSURE = "AI generated;{};flux"
+"""As black-forest-labs/flux writes it, with txt2img or img2img: some laws ask for it."""
 
 
 def about(sample: Sample, model: str) -> dict[str, str]:
     """Keys and values in the field's words. model: its id."""
     request = sample.request
     told = {
-        "Software": AI_DISCLOSURE,
+        "Software": AI_DISCLOSURE.format("txt2img" if request.image is None else "img2img"),
         "model": model,
         "prompt": request.prompt,
         "seed": str(sample.seed),

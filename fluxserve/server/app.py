@@ -1,4 +1,4 @@
-"""The application: routes, layers around them, and what errors become. Knows nothing of processes or sockets."""
+"""The application: routes, layers around them, and what errors become."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fluxserve.errors import FluxserveError, InvalidRequest
-from fluxserve.server.access import Cors, Guard
-from fluxserve.server.context import context_of
-from fluxserve.server.errors import error_response
-from fluxserve.server.headers import CLIENT_GONE, AnswerHeaders
+from fluxserve.server.http.access import AccessControl, Cors
+from fluxserve.server.http.context import context_of
+from fluxserve.server.http.errors import error_response
+from fluxserve.server.http.instrumentation import CLIENT_GONE, Instrumentation
+from fluxserve.server.http.pacing import Pacing
 from fluxserve.server.routes import docs, files, health, images, metrics, models
 from fluxserve.server.services import Services
-from fluxserve.server.turnstile import Turnstile
 
 
 def create_app(services: Services) -> ASGIApp:
     """The whole front as one ASGI application. The services stay the caller's to close."""
     app = FastAPI(
         title="fluxserve",
-        summary="FLUX.1 behind OpenAI's image API.",
+        summary="Text-to-image models behind OpenAI's image API.",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -35,10 +35,10 @@ def create_app(services: Services) -> ASGIApp:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_client_gone)
     app.add_exception_handler(Exception, _on_bug)
-    guarded: ASGIApp = Guard(app, services.config, services.engine.serving_card)
+    guarded: ASGIApp = AccessControl(app, services.config, services.engine.serving_card)
     if services.config.cors_origins:
         guarded = Cors(guarded, services.config.cors_origins)
-    return AnswerHeaders(Turnstile(guarded), services.engine.metrics)
+    return Instrumentation(Pacing(guarded), services.engine.metrics)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -50,7 +50,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """What the router itself refuses: unknown routes and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        refusal = InvalidRequest(f"this route does not take {request.method}", code="method_not_allowed")
+        refusal = InvalidRequest(f"this route does not accept {request.method}", code="method_not_allowed")
     else:
         refusal = InvalidRequest("there is no such route; see /docs", code="not_found")
     return error_response(refusal, request.scope, error.headers)

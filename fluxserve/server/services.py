@@ -1,4 +1,4 @@
-"""What the routes work with, put together once at start. Knows nothing of how requests use it."""
+"""What the routes work with, put together once at start."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from fastapi import Depends, Request
 from fluxserve.config import EngineConfig, ServerConfig
 from fluxserve.engine import Engine
 from fluxserve.request import ModelCard
-from fluxserve.server.body import BodyReader
-from fluxserve.server.content_filter import Judge, load_judge
-from fluxserve.server.ledger import Ledger
-from fluxserve.server.order import Terms
-from fluxserve.server.orphans import Orphans
-from fluxserve.server.rate_limit import RateLimiter
-from fluxserve.server.store import ImageStore
-from fluxserve.server.uploads import PictureReader
+from fluxserve.server.contract.content_filter import ContentFilter, load_content_filter
+from fluxserve.server.contract.resolve import ServingLimits
+from fluxserve.server.contract.uploads import UploadReader
+from fluxserve.server.http.body import BodyReader
+from fluxserve.server.http.rate_limit import RateLimiter
+from fluxserve.server.jobs.detached import DetachedJobs
+from fluxserve.server.jobs.idempotency import IdempotencyStore
+from fluxserve.server.jobs.image_store import ImageStore
 
 
 @dataclass(frozen=True)
 class Services:
-    """Everything that outlives a request. judge: the operator's content filter, if any. started: Unix time, s."""
+    """Everything that outlives a request. content_filter: the operator's, if any. started: Unix time, s."""
 
     engine: Engine
     config: ServerConfig
     limits: EngineConfig
     store: ImageStore
-    ledger: Ledger
-    orphans: Orphans
+    idempotency: IdempotencyStore
+    detached: DetachedJobs
     bodies: BodyReader
-    pictures: PictureReader
-    judge: Judge | None
+    uploads: UploadReader
+    content_filter: ContentFilter | None
     started: int
 
     @property
@@ -43,13 +43,13 @@ class Services:
         return self.engine.known_card()
 
     @property
-    def terms(self) -> Terms:
-        return Terms(self.card, self.config, self.limits)
+    def serving_limits(self) -> ServingLimits:
+        return ServingLimits(self.card, self.config, self.limits)
 
     def close(self) -> None:
         """Lets go of threads, timers and the store's folder."""
-        self.orphans.close()
-        self.pictures.close()
+        self.detached.close()
+        self.uploads.close()
         self.store.close()
 
 
@@ -64,11 +64,11 @@ def open_services(engine: Engine, config: ServerConfig, limits: EngineConfig, fo
         config=config,
         limits=limits,
         store=ImageStore(folder, config.url_ttl_s, config.store_quota_bytes),
-        ledger=Ledger(folder / "answers", config.url_ttl_s),
-        orphans=Orphans(),
+        idempotency=IdempotencyStore(folder / "answers", config.url_ttl_s),
+        detached=DetachedJobs(),
         bodies=BodyReader(RateLimiter(config.rate_limit) if config.rate_limit else None),
-        pictures=PictureReader(config.max_input_pixels),
-        judge=load_judge(config.content_filter) if config.content_filter else None,
+        uploads=UploadReader(config.max_input_pixels),
+        content_filter=load_content_filter(config.content_filter) if config.content_filter else None,
         started=int(time.time()),
     )
 

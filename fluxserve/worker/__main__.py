@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fluxserve.config import PipelineConfig
+from fluxserve.worker.pipeline_protocol import ProgressCallback
 from fluxserve.worker.process import serve
-from fluxserve.worker.verbs import ProgressCallback
 
 if TYPE_CHECKING:
-    from fluxserve.pipeline.flux_pipeline import FluxPipeline
+    from fluxserve.pipeline.pipeline import FluxPipeline
 
 
 def load(config: PipelineConfig, progress: ProgressCallback) -> FluxPipeline:
     """Imports torch only now: it takes seconds, in which the front already sees a worker."""
-    from fluxserve.pipeline.flux_pipeline import FluxPipeline
+    from fluxserve.pipeline.pipeline import FluxPipeline
 
     return FluxPipeline.load(config, progress)
 

@@ -1,4 +1,4 @@
-"""The worker's end of the pipe: messages out from any thread, messages in as a queue. Knows no jobs."""
+"""The worker's end of the pipe: messages out from any thread, messages in as a queue."""
 
 from __future__ import annotations
 

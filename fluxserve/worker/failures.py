@@ -10,9 +10,6 @@ from fluxserve.errors import FluxserveError, GenerationFailed, InsufficientMemor
 
 log = logging.getLogger(__name__)
 
-DEVICE_LOST = 71
-"""Exit code: the device's context is broken, and only a new process gets a new one."""
-
 _OUT_OF_MEMORY = frozenset({"OutOfMemoryError", "MemoryError"})
 _DEVICE_ERRORS = ("CUDA error", "device-side assert", "illegal memory access", "HIP error")
 

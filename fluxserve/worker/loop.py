@@ -1,4 +1,4 @@
-"""The worker's main loop: take messages, pick a job, do its next piece of work, tell. Knows no model and no device.
+"""The worker's main loop: take messages, pick a job, do its next piece of work, report. Knows no model and no device.
 
 A piece is one `begin`, one denoise step of a batch, one preview or one decode; between two pieces anything may change:
 jobs arrive, are dropped, overtake each other. What goes wrong in a piece fails its job, never the process.
@@ -14,14 +14,15 @@ from typing import Generic, NoReturn
 
 from fluxserve import wire
 from fluxserve.errors import Cancelled, DeviceError
+from fluxserve.exit_codes import DEVICE_LOST
 from fluxserve.scheduling import Stage, drawn_pixels
 from fluxserve.worker.channel import Channel
-from fluxserve.worker.encoder import Encoder
-from fluxserve.worker.failures import DEVICE_LOST, device_lost, failed, log_failure, out_of_memory
+from fluxserve.worker.failures import device_lost, failed, log_failure, out_of_memory
+from fluxserve.worker.image_writer import ImageWriter
+from fluxserve.worker.pipeline_protocol import CancellationCallback, Pipeline, S
 from fluxserve.worker.scheduler import batch, next_task
-from fluxserve.worker.stages import Stages
+from fluxserve.worker.stage_timer import StageTimer
 from fluxserve.worker.task import Image, Task
-from fluxserve.worker.verbs import CheckpointCallback, Pipeline, S
 
 IDLE_BEAT_S = 1.0
 
@@ -31,22 +32,22 @@ Batch = Sequence[tuple[Task[S], Image[S]]]
 class Loop(Generic[S]):
     """Owns the pipeline. ageing: see `scheduling.rank`."""
 
-    def __init__(self, pipeline: Pipeline[S], channel: Channel, stages: Stages, ageing: float) -> None:
+    def __init__(self, pipeline: Pipeline[S], channel: Channel, timer: StageTimer, ageing: float) -> None:
         self._pipeline = pipeline
         self._channel = channel
-        self._stages = stages
+        self._timer = timer
         self._ageing = ageing
-        self._encoder = Encoder(pipeline, channel)
+        self._writer = ImageWriter(pipeline, channel)
         self._tasks: list[Task[S]] = []
 
     def run(self) -> NoReturn:
         """For ever: the channel ends the process when the front is gone."""
         while True:
             if not self._tasks:
-                self._stages.beat("idle", 0)
+                self._timer.beat("idle", 0)
             self._take_messages(wait_s=0 if self._tasks else IDLE_BEAT_S)
             if self._tasks:
-                task = next_task(self._tasks, self._stages.pace, self._ageing, time.monotonic())
+                task = next_task(self._tasks, self._timer.costs, self._ageing, time.monotonic())
                 with self._answering(task):
                     self._advance(task)
 
@@ -86,7 +87,7 @@ class Loop(Generic[S]):
             return False
         task.replanned = True
         try:
-            self._pipeline.replan(lambda: self._stages.beat("warm_up", task.pixels))
+            self._pipeline.replan(lambda: self._timer.beat("warm_up", task.pixels))
         except DeviceError:
             return False
         return True
@@ -112,8 +113,8 @@ class Loop(Generic[S]):
 
     def _begin(self, task: Task[S]) -> None:
         self._channel.send(wire.Began(task.job_id))
-        with self._stages.run("text", task.pixels), task.spending("text_ms"):
-            samples = self._pipeline.begin(task.request, self._checkpoint(task, "text"))
+        with self._timer.run("text", task.pixels), task.spending("text_ms"):
+            samples = self._pipeline.begin(task.request, self._cancellation(task, "text"))
         task.begin_with(samples)
         self._channel.send(wire.Prepared(task.job_id, *self._pipeline.text_usage(samples)))
 
@@ -130,7 +131,7 @@ class Loop(Generic[S]):
                         self._step_together([(task, image)])
 
     def _step_together(self, steppable: Batch[S]) -> None:
-        with self._stages.run("denoise", sum(task.pixels for task, _ in steppable)), ExitStack() as clocks:
+        with self._timer.run("denoise", sum(task.pixels for task, _ in steppable)), ExitStack() as clocks:
             for task in {task for task, _ in steppable}:
                 clocks.enter_context(task.spending("denoise_ms", *(image for t, image in steppable if t is task)))
             self._pipeline.step([image.sample for _, image in steppable])
@@ -139,28 +140,28 @@ class Loop(Generic[S]):
             self._channel.send(wire.Stepped(task.job_id, sample.index, sample.step, sample.steps))
 
     def _preview(self, task: Task[S], image: Image[S]) -> None:
-        with self._stages.run("preview", task.pixels), task.spending("decode_ms", image):
-            pixels = self._pipeline.preview(image.sample, self._checkpoint(task, "preview"))
+        with self._timer.run("preview", task.pixels), task.spending("decode_ms", image):
+            pixels = self._pipeline.preview(image.sample, self._cancellation(task, "preview"))
         image.previews.pop(0)
-        self._encoder.preview(task, image, image.sent_previews, pixels)
+        self._writer.preview(task, image, image.sent_previews, pixels)
         image.sent_previews += 1
 
     def _decode(self, task: Task[S], images: list[Image[S]], image: Image[S]) -> None:
-        with self._stages.run("vae", task.pixels), task.spending("decode_ms", image):
-            pixels = self._pipeline.decode(image.sample, self._checkpoint(task, "vae"))
-        self._encoder.finish(task, image, pixels)
+        with self._timer.run("vae", task.pixels), task.spending("decode_ms", image):
+            pixels = self._pipeline.decode(image.sample, self._cancellation(task, "vae"))
+        self._writer.finish(task, image, pixels)
         images.remove(image)
         if not images:
             self._tasks.remove(task)
-            self._encoder.close(task, image)
+            self._writer.close(task, image)
 
-    def _checkpoint(self, task: Task[S], stage: Stage) -> CheckpointCallback:
-        """For the inside of long verbs: beats, and ends the verb when nobody wants its result any more."""
+    def _cancellation(self, task: Task[S], stage: Stage) -> CancellationCallback:
+        """For the inside of long methods: beats, and ends the method when nobody wants its result any more."""
 
-        def checkpoint() -> None:
-            self._stages.beat(stage, task.pixels)
+        def cancellation() -> None:
+            self._timer.beat(stage, task.pixels)
             self._take_messages()
             if task.dropped:
                 raise Cancelled("dropped")
 
-        return checkpoint
+        return cancellation

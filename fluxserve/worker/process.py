@@ -1,4 +1,4 @@
-"""The life of the worker process: harden, load, warm up, serve. Knows no model; the loader is given."""
+"""The life of the worker process: harden, load, warm up, serve. Knows no model: a loader makes the pipeline."""
 
 from __future__ import annotations
 
@@ -16,23 +16,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from fluxserve import logs, wire
-from fluxserve.errors import CheckpointError, ConfigError, FluxserveError, NonFiniteOutput, SourceError
+from fluxserve.errors import CheckpointError, FluxserveError, NonFiniteOutput
+from fluxserve.exit_codes import REFUSALS, exit_code
 from fluxserve.request import GenerationRequest
 from fluxserve.scheduling import drawn_pixels
 from fluxserve.worker.channel import Channel
 from fluxserve.worker.loop import Loop
-from fluxserve.worker.stages import Stages
-from fluxserve.worker.verbs import Loader, Pipeline, ProgressCallback, S
+from fluxserve.worker.pipeline_protocol import Loader, Pipeline, ProgressCallback, S
+from fluxserve.worker.stage_timer import StageTimer
 
 log = logging.getLogger(__name__)
-
-EXIT_CODES: tuple[tuple[type[FluxserveError], int], ...] = (
-    (CheckpointError, 65),
-    (NonFiniteOutput, 65),
-    (SourceError, 69),
-    (ConfigError, 78),
-)
-"""Why a worker cannot serve, as the exit code of the whole server: no restart would help."""
 
 LOADING_MESSAGES_A_SECOND = 10
 OOM_SCORE_ADJ = 500
@@ -53,25 +46,28 @@ def serve(load: Loader[S]) -> NoReturn:
     try:
         run(load, channel)
     except FluxserveError as error:
-        codes = [code for kind, code in EXIT_CODES if isinstance(error, kind)]
-        if not codes:
+        code = exit_code(error)
+        if code not in REFUSALS:
             raise
-        channel.send(wire.Unusable(codes[0], error.message))
-        sys.exit(codes[0])
+        channel.send(wire.Unusable(code, error.message))
+        sys.exit(code)
 
 
 def run(load: Loader[S], channel: Channel) -> NoReturn:
     """Loads what the first message names, draws one small image, and serves."""
     first = channel.inbox.get()
     assert isinstance(first, wire.Load)
-    pipeline = load(first.config, _progress(channel))
-    stages = Stages(channel)
-    warm_up(pipeline, stages)
+    timer = StageTimer(channel)
+    try:
+        pipeline = load(first.config, _progress(channel))
+        warm_up(pipeline, timer)
+    except NonFiniteOutput as error:
+        raise CheckpointError(error.message) from error  # not one seed's misfortune: these weights draw nothing
     channel.send(wire.Ready(pipeline.card, pipeline.max_batch))
-    Loop(pipeline, channel, stages, first.ageing).run()
+    Loop(pipeline, channel, timer, first.ageing).run()
 
 
-def warm_up(pipeline: Pipeline[S], stages: Stages) -> None:
+def warm_up(pipeline: Pipeline[S], timer: StageTimer) -> None:
     """One small image: proves that pictures are finite, and measures each stage for a first guess at other sizes.
 
     Raises:
@@ -81,15 +77,15 @@ def warm_up(pipeline: Pipeline[S], stages: Stages) -> None:
     request = GenerationRequest("", 64, 64, (0,), 1, card.guidance_scale, card.max_sequence_length)
     pixels = drawn_pixels(request, card)
 
-    def checkpoint() -> None:
-        stages.beat("warm_up", pixels)
+    def cancellation() -> None:
+        timer.beat("warm_up", pixels)
 
-    with stages.run("text", pixels):
-        samples = pipeline.begin(request, checkpoint)
-    with stages.run("denoise", pixels):
+    with timer.run("text", pixels):
+        samples = pipeline.begin(request, cancellation)
+    with timer.run("denoise", pixels):
         pipeline.step(samples)
-    with stages.run("vae", pixels):
-        pipeline.decode(samples[0], checkpoint)
+    with timer.run("vae", pixels):
+        pipeline.decode(samples[0], cancellation)
 
 
 def harden(parent: int) -> None:

@@ -1,20 +1,20 @@
-"""Which job goes on at a step boundary, and which images step with it. Knows no pipeline and no pipe."""
+"""Which job goes on at a step boundary, and which images step with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fluxserve.scheduling import Pace, rank
+from fluxserve.scheduling import CostModel, rank
+from fluxserve.worker.pipeline_protocol import S
 from fluxserve.worker.task import Image, Task
-from fluxserve.worker.verbs import S
 
 
-def next_task(tasks: Sequence[Task[S]], pace: Pace, ageing: float, now: float) -> Task[S]:
+def next_task(tasks: Sequence[Task[S]], costs: CostModel, ageing: float, now: float) -> Task[S]:
     """Shortest remaining first, with ageing; ties by arrival. tasks: at least one, in order of arrival."""
 
     def rank_of(task: Task[S]) -> float:
         waited_s = now - task.since - task.served_s
-        return rank(pace.remaining_s(task.outlook()), waited_s, ageing)
+        return rank(costs.remaining_s(task.remaining_work()), waited_s, ageing)
 
     return min(tasks, key=rank_of)
 

@@ -1,4 +1,4 @@
-"""One job inside the worker: its samples, what is left of it, where its time went. Knows no device and no pipe."""
+"""One job inside the worker: its samples, what is left of it, where its time went."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from time import perf_counter
 from typing import Generic
 
 from fluxserve.request import GenerationRequest
-from fluxserve.scheduling import Outlook
-from fluxserve.worker.verbs import S
+from fluxserve.scheduling import RemainingWork
+from fluxserve.worker.pipeline_protocol import S
 
 Spent = defaultdict[str, float]
 """Wall milliseconds by field of `Timings`."""
@@ -40,7 +40,7 @@ class Task(Generic[S]):
     """A job from its submission until its last image is decoded.
 
     pixels: of one pass over one image. since: when it began to wait (monotonic). images: None before `begin`, then
-    those that are not decoded yet. dropped: nobody wants it any more; also set by the encoder's thread.
+    those that are not decoded yet. dropped: nobody wants it any more; also set by the image writer's thread.
     replanned: it has run out of memory once, and a smaller plan was made for it.
     """
 
@@ -61,10 +61,10 @@ class Task(Generic[S]):
         for image in self.images:
             image.spent_ms["text_ms"] = self.spent_ms["text_ms"]
 
-    def outlook(self) -> Outlook:
+    def remaining_work(self) -> RemainingWork:
         if self.images is None:
-            return Outlook(self.pixels, False, (self.request.num_inference_steps,) * len(self.request.seeds))
-        return Outlook(self.pixels, True, tuple(image.sample.steps - image.sample.step for image in self.images))
+            return RemainingWork(self.pixels, False, (self.request.num_inference_steps,) * len(self.request.seeds))
+        return RemainingWork(self.pixels, True, tuple(image.sample.steps - image.sample.step for image in self.images))
 
     @contextmanager
     def spending(self, stage_ms: str, *images: Image[S]) -> Iterator[None]:

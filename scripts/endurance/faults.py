@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fluxserve.server.store import PICTURE_NAME
+from fluxserve.server.jobs.image_store import PICTURE_NAME
 from scripts.endurance.client import Client
 from scripts.endurance.goals import Goal, Scale, at_most, none_of
 from scripts.endurance.servers import loads, serving

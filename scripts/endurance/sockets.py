@@ -13,8 +13,8 @@ from scripts.endurance.goals import Goal, Scale, at_most, none_of
 from scripts.endurance.servers import serving
 from tests.reliability.answers import assert_answer, parse
 from tests.reliability.test_connections import BROKEN, LEGAL, POST
+from tests.server.contract.test_generations import BAD_SIZES, BAD_VALUES
 from tests.server.running import Server
-from tests.server.test_generations import BAD_SIZES, BAD_VALUES
 
 
 async def sockets(scale: Scale) -> list[Goal]:

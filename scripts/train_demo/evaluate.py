@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from fluxserve import request as words
-from fluxserve.pipeline.flux_pipeline import FluxPipeline
+from fluxserve.completion import complete_request
+from fluxserve.pipeline.pipeline import FluxPipeline
 from scripts.train_demo import captions, judge, scenes, sources
 from scripts.train_demo.autoencoder import to_pixels
 from scripts.train_demo.judge import Judge
@@ -55,7 +55,7 @@ class Examiner:
 
     def _draw_one(self, prompt: str, seed: int, width: int, height: int) -> Pixels:
         pipeline = self.pipeline
-        request = words.complete_request(
+        request = complete_request(
             pipeline.card,
             prompt,
             n=1,

@@ -46,6 +46,26 @@ def test_generate_writes_a_png_to_stdout_and_nothing_else() -> None:
     assert Image.open(io.BytesIO(result.stdout)).size == (64, 64)
 
 
+def test_generate_edits_and_varies_pictures(tmp_path: Path) -> None:
+    common = ["--model", "demo-untrained", "--seed", "5", "--steps", "4"]
+    first = tmp_path / "first.png"
+    assert fluxserve("generate", "a cat", *common, "--size", "96x64", "-o", str(first)).returncode == 0
+    drawn = [first]
+    for prompt, name, extra in (
+        ("a dog", "edit.jpg", ["--strength", "0.5", "--compression", "50"]),
+        ("", "variation.webp", []),
+        ("a dog", "secret.png", ["--no-metadata"]),
+    ):
+        drawn.append(tmp_path / name)
+        result = fluxserve("generate", prompt, *common, "-i", str(first), *extra, "-o", str(drawn[-1]))
+        assert result.returncode == 0, result.stderr.decode()
+    pictures = [Image.open(io.BytesIO(path.read_bytes())) for path in drawn]
+    assert [picture.format for picture in pictures] == ["PNG", "JPEG", "WEBP", "PNG"]
+    assert {picture.size for picture in pictures} == {(96, 64)}, "the picture's own size"
+    assert [picture.getexif()[0x0131] for picture in pictures[1:3]] == ["AI generated;img2img;flux"] * 2
+    assert (pictures[0].info["Software"], pictures[3].info) == ("AI generated;txt2img;flux", {})
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -54,6 +74,16 @@ def test_generate_writes_a_png_to_stdout_and_nothing_else() -> None:
         (["a cat", "-o", "cat.bmp"], 2, "output must end in"),
         (["a cat", "-o", "no/such/folder/cat.png"], 2, "existing folder"),
         (["a cat", "-o", "-", "--n", "2"], 2, "n must be 1"),
+        (["a cat", "--size", "72x512"], 2, "the nearest is 80x512"),
+        (["a cat", "--n", "11"], 2, "n must be an integer from 1 to 10, got 11"),
+        (["a cat", "--seed", "-1"], 2, "seed must be an integer from 0"),
+        (["a cat", "--true-cfg-scale", "nan"], 2, "true_cfg_scale must be a number from 0 to 20"),
+        (["a cat", "--image", "no-such.png"], 2, "image cannot be read from 'no-such.png'"),
+        (["a cat", "--image", __file__], 2, "image must be a complete PNG, JPEG or WebP file"),
+        (["a cat", "--mask", __file__], 2, "mask needs an image"),
+        (["a cat", "--format", "gif", "-o", "-"], 2, "format must be png, jpeg or webp"),
+        (["a cat", "--format", "webp", "-o", "cat.png"], 2, "disagree"),
+        ([""], 2, "prompt must not be blank"),
         (["a cat", "--model", "no-such-model"], 78, "no model named 'no-such-model'"),
         (["a cat", "--device", "toaster"], 78, "device must be"),
         (["a cat", "--dtype", "int4"], 2, "'int4' is not one of"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fluxserve.server.schemas import ErrorBody, ImagesBody, ModelList
+from fluxserve.server.contract.schemas import ErrorBody, ImagesBody, ModelList
 from tests.clients.environments import schemathesis
 from tests.server import running
 from tests.server.running import Server

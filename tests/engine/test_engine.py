@@ -176,10 +176,10 @@ async def test_a_wait_that_is_too_long_is_refused_at_once(engine: Engine) -> Non
     running = submit(engine, SLOW, seed=9, steps=50)
     await until(lambda: not running.queued)
     with pytest.raises(WaitExceedsTimeout, match=r"about \d+ s") as refusal:
-        engine.submit(request(SLOW, steps=100), client="me", patience_s=2)
+        engine.submit(request(SLOW, steps=100), client="me", start_timeout_s=2)
     assert refusal.value.retry_after_s is not None
     assert 1 < refusal.value.retry_after_s < 30
-    short = engine.submit(request(steps=1), client="me", patience_s=2)
+    short = engine.submit(request(steps=1), client="me", start_timeout_s=2)
     assert_right(short, await short.result())
     running.cancel()
 
@@ -251,7 +251,7 @@ async def test_a_job_that_fails_after_its_first_image_keeps_nothing_back(engine:
     job = engine.submit(request(SLOW, n=5), client="me", deadline_s=1.4)
     with pytest.raises(DeadlineExceeded):
         await collect(job)
-    assert len(job.missing()) == 4
+    assert len(job.progress.missing()) == 4
 
 
 async def test_a_drain_lets_the_open_jobs_finish(engine: Engine) -> None:

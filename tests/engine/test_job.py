@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
-from fluxserve.engine.job import CompletedImage, Job, PartialImage
+from fluxserve.engine.events import CompletedImage, PartialImage
+from fluxserve.engine.job import Job
 from fluxserve.errors import Cancelled, DeadlineExceeded, WorkerCrashed
 from fluxserve.request import GeneratedImage, Progress, Timings
-from fluxserve.scheduling import Outlook
+from fluxserve.scheduling import RemainingWork
 from tests.jobs import request
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +30,7 @@ async def test_images_are_in_the_order_of_their_seeds_however_they_came() -> Non
     job, ended = make()
     job.began()
     job.completed(picture(1), Timings())
-    assert job.missing() == (0,)
+    assert job.progress.missing() == (0,)
     job.completed(picture(0), Timings())
     job.finish(Timings(steps=4))
     result = await job.result()
@@ -67,7 +68,7 @@ async def test_leaving_a_finished_job_changes_nothing() -> None:
 
 async def test_readers_see_what_was_before_and_what_comes_and_the_failure_last() -> None:
     job, _ = make()
-    job.progress(Progress(0, 1, 4))
+    job.stepped(Progress(0, 1, 4))
     seen = []
 
     async def read() -> None:
@@ -76,7 +77,7 @@ async def test_readers_see_what_was_before_and_what_comes_and_the_failure_last()
 
     reader = asyncio.create_task(read())
     await asyncio.sleep(0)
-    job.partial(PartialImage(0, 0, picture(0)))
+    job.previewed(PartialImage(0, 0, picture(0)))
     await asyncio.sleep(0.01)
     job.completed(picture(0), Timings())
     job.fail(WorkerCrashed("gone"))
@@ -88,13 +89,13 @@ async def test_readers_see_what_was_before_and_what_comes_and_the_failure_last()
 async def test_a_rerun_repeats_no_preview_and_starts_what_is_missing_anew() -> None:
     job, _ = make()
     job.prepared(5, None)
-    job.partial(PartialImage(1, 0, picture(1)))
+    job.previewed(PartialImage(1, 0, picture(1)))
     job.completed(picture(0), Timings())
-    job.progress(Progress(1, 3, 4))
-    assert job.outlook().steps_left == (1,)
-    job.start_over()
-    assert job.outlook() == Outlook(4096, False, (4,))
-    job.partial(PartialImage(1, 0, picture(1)))
+    job.stepped(Progress(1, 3, 4))
+    assert job.progress.remaining_work().steps_left == (1,)
+    job.restart()
+    assert job.progress.remaining_work() == RemainingWork(4096, False, (4,))
+    job.previewed(PartialImage(1, 0, picture(1)))
     job.completed(picture(1), Timings())
     job.finish(Timings())
     assert sum(isinstance(event, PartialImage) for event in [event async for event in job.events()]) == 1
@@ -102,11 +103,11 @@ async def test_a_rerun_repeats_no_preview_and_starts_what_is_missing_anew() -> N
 
 async def test_its_limits_end_with_it() -> None:
     job, _ = make()
-    job.limit(0.01, DeadlineExceeded("too late"))
+    job.fail_after(0.01, DeadlineExceeded("too late"))
     with pytest.raises(DeadlineExceeded):
         await job.result()
     other, ended = make()
-    other.limit(0.01, DeadlineExceeded("too late"))
+    other.fail_after(0.01, DeadlineExceeded("too late"))
     other.cancel()
     await asyncio.sleep(0.03)
     assert isinstance(other.error, Cancelled)
@@ -118,7 +119,7 @@ async def test_the_queue_wait_ends_with_the_first_start() -> None:
     assert job.queued
     job.began()
     await asyncio.sleep(0.02)
-    job.start_over()
+    job.restart()
     job.began()
     job.completed(picture(0), Timings())
     job.finish(Timings())

@@ -10,7 +10,7 @@ from fluxserve.engine.inflight import InFlight
 from fluxserve.engine.job import Job
 from fluxserve.engine.queue import JobQueue
 from fluxserve.errors import QueueFull, WaitExceedsTimeout
-from fluxserve.scheduling import Pace
+from fluxserve.scheduling import CostModel
 from tests.jobs import request
 
 AREA = 64 * 64
@@ -106,8 +106,8 @@ def test_only_what_would_overtake_is_taken_out_of_turn() -> None:
     assert drain(queue) == [1]
 
 
-def admission(pace: Pace | None = None, **limits: int) -> Admission:
-    return Admission(EngineConfig(**limits), pace or Pace(), InFlight())
+def admission(costs: CostModel | None = None, **limits: int) -> Admission:
+    return Admission(EngineConfig(**limits), costs or CostModel(), InFlight())
 
 
 def test_the_bound_counts_all_that_wait() -> None:
@@ -128,16 +128,16 @@ def test_one_client_may_fill_the_queue_only_while_it_is_alone() -> None:
 
 
 def test_the_wait_is_the_work_ahead_and_the_restart() -> None:
-    pace = Pace()
-    pace.observe("denoise", AREA, 1.0)
+    costs = CostModel()
+    costs.observe("denoise", AREA, 1.0)
     queue = queue_of(make(1, steps=10), make(2, steps=90))
-    judge = admission(pace)
-    assert judge.ahead_s(make(3, steps=20), queue) == pytest.approx(10, abs=0.1)
-    judge.check(make(3, steps=20), queue, 15, 0.0)
+    gate = admission(costs)
+    assert gate.ahead_s(make(3, steps=20), queue) == pytest.approx(10, abs=0.1)
+    gate.check(make(3, steps=20), queue, 15, 0.0)
     with pytest.raises(WaitExceedsTimeout, match="about 30 s") as refusal:
-        judge.check(make(3, steps=20), queue, 15, 20.0)
+        gate.check(make(3, steps=20), queue, 15, 20.0)
     assert refusal.value.retry_after_s == pytest.approx(15, abs=0.1)
-    judge.check(make(3, steps=20), queue, None, 20.0)
+    gate.check(make(3, steps=20), queue, None, 20.0)
 
 
 def test_nothing_is_refused_on_a_guess() -> None:
@@ -146,13 +146,13 @@ def test_nothing_is_refused_on_a_guess() -> None:
 
 @pytest.mark.fault(28)
 def test_each_refused_client_is_told_of_a_place_of_its_own() -> None:
-    pace = Pace()
-    pace.observe("denoise", AREA, 1.0)
-    full, judge = queue_of(*(make(id, steps=2) for id in range(1, 5))), admission(pace, max_queue=4)
+    costs = CostModel()
+    costs.observe("denoise", AREA, 1.0)
+    full, gate = queue_of(*(make(id, steps=2) for id in range(1, 5))), admission(costs, max_queue=4)
 
     def told_s() -> float:
         with pytest.raises(QueueFull) as refusal:
-            judge.check(make(9), full, None, 1.0)
+            gate.check(make(9), full, None, 1.0)
         return refusal.value.retry_after_s or 0.0
 
     assert [round(told_s()) for _ in range(5)] == [1, 3, 5, 7, 9]

@@ -1,4 +1,4 @@
-"""When a worker is given up: the watchdog's patience, the restart policy, the list of poison bodies."""
+"""When a worker is given up: the watchdog's limits, the restart policy, quarantined bodies."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 from fluxserve import wire
 from fluxserve.config import EngineConfig
-from fluxserve.engine import poison
-from fluxserve.engine.poison import PoisonList
+from fluxserve.engine import quarantine
+from fluxserve.engine.quarantine import Quarantine
 from fluxserve.engine.restarts import Death, Fatal, RestartPolicy
 from fluxserve.engine.watchdog import Watchdog
-from fluxserve.scheduling import Pace
+from fluxserve.scheduling import CostModel
 
 LIMITS = EngineConfig()
 AREA = 1024 * 1024
@@ -69,31 +69,31 @@ def test_deaths_are_told_apart(death: Death, reason: str) -> None:
     assert death.reason == reason
 
 
-def allowed_s(message: wire.Message, pace: Pace | None = None) -> float:
-    watchdog = Watchdog(LIMITS, pace or Pace())
+def allowed_s(message: wire.Message, costs: CostModel | None = None) -> float:
+    watchdog = Watchdog(LIMITS, costs or CostModel())
     watchdog.hear(message)
     return watchdog.left_s
 
 
-def test_silence_is_judged_by_what_was_begun() -> None:
-    pace = Pace()
-    pace.observe("denoise", AREA, 100.0)
-    pace.observe("vae", AREA, 0.1)
+def test_the_silence_allowed_follows_what_was_begun() -> None:
+    costs = CostModel()
+    costs.observe("denoise", AREA, 100.0)
+    costs.observe("vae", AREA, 0.1)
     assert allowed_s(wire.Beat("idle", 0)) == pytest.approx(10, abs=1)
-    assert allowed_s(wire.Beat("denoise", AREA), pace) == pytest.approx(500, abs=1)
-    assert allowed_s(wire.Beat("vae", AREA), pace) == pytest.approx(10, abs=1)
+    assert allowed_s(wire.Beat("denoise", AREA), costs) == pytest.approx(500, abs=1)
+    assert allowed_s(wire.Beat("vae", AREA), costs) == pytest.approx(10, abs=1)
     assert allowed_s(wire.Loading("transformer", 1, 2)) == pytest.approx(600, abs=1)
 
 
 def test_what_was_never_measured_gets_more_time() -> None:
-    pace = Pace()
-    pace.observe("denoise", 64 * 64, 20.0)
+    costs = CostModel()
+    costs.observe("denoise", 64 * 64, 20.0)
     assert allowed_s(wire.Beat("denoise", 64 * 64)) == pytest.approx(300, abs=1)
-    assert allowed_s(wire.Beat("denoise", AREA), pace) > 1000
+    assert allowed_s(wire.Beat("denoise", AREA), costs) > 1000
 
 
 def test_only_the_main_loop_proves_that_it_turns() -> None:
-    watchdog = Watchdog(EngineConfig(watchdog_floor_s=0.05), Pace())
+    watchdog = Watchdog(EngineConfig(watchdog_floor_s=0.05), CostModel())
     watchdog.hear(wire.Beat("idle", 0))
     time.sleep(0.06)
     watchdog.hear(wire.Measured("encode", AREA, 0.1))
@@ -102,15 +102,15 @@ def test_only_the_main_loop_proves_that_it_turns() -> None:
     assert watchdog.left_s > 0
 
 
-def test_poison_is_remembered_for_a_while_and_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    bodies = PoisonList()
+def test_a_body_is_quarantined_for_a_while_and_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies = Quarantine()
     bodies.add("first")
     assert "first" in bodies
     assert "other" not in bodies
-    for number in range(poison.CAPACITY):
+    for number in range(quarantine.CAPACITY):
         bodies.add(f"body {number}")
     assert "first" not in bodies
     assert "body 0" in bodies
-    monkeypatch.setattr(poison, "FORGET_AFTER_S", -1.0)
+    monkeypatch.setattr(quarantine, "FORGET_AFTER_S", -1.0)
     bodies.add("body 0")
     assert "body 0" not in bodies

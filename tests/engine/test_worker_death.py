@@ -115,7 +115,7 @@ async def test_jobs_that_come_back_run_one_at_a_time_in_their_old_order(engine: 
     acts = read_log(folder)
     reloaded = [place for place, act in enumerate(acts) if act.verb == "load"][1]
     begun = [act.seed for act in acts[reloaded:] if act.verb == "begin" and act.seed]
-    assert begun == [10, 20, 30] or begun[:2] == [10, 30]  # 20 waits in the queue when 30 was handed over beside 10
+    assert begun == [10, 20, 30] or begun[:2] == [10, 30]  # 20 waits in the queue when 30 was dispatched beside 10
 
 
 @pytest.mark.fault(37)

@@ -12,11 +12,12 @@ from diffusers import FluxPipeline as DiffusersPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fluxserve.completion import complete_request
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import CheckpointError, ConfigError, InvalidRequest
-from fluxserve.pipeline.flux_pipeline import FluxPipeline
 from fluxserve.pipeline.networks import draw_blueprint
-from fluxserve.request import GenerationRequest, LoraChoice, complete_request
+from fluxserve.pipeline.pipeline import FluxPipeline
+from fluxserve.request import GenerationRequest, LoraChoice
 from fluxserve.weights.synthetic.write import write_model
 from tests.conftest import MakeCheckpoint
 from tests.loras import PREFIXES, low_rank, write_loras

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fluxserve.errors import NonFiniteOutput
-from fluxserve.pipeline.flux_pipeline import FluxPipeline
+from fluxserve.pipeline.pipeline import FluxPipeline
 from fluxserve.request import GeneratedImage
 from tests.conftest import MakeCheckpoint
 

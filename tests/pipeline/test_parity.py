@@ -13,11 +13,12 @@ import torch
 from diffusers import FluxPipeline as DiffusersPipeline
 from PIL import Image
 
+from fluxserve.completion import complete_request
 from fluxserve.errors import NonFiniteOutput
 from fluxserve.models.flux1.variants import linear
 from fluxserve.models.parts.latents import PackedLatents
-from fluxserve.pipeline.flux_pipeline import FluxPipeline
-from fluxserve.request import GenerationRequest, complete_request
+from fluxserve.pipeline.pipeline import FluxPipeline
+from fluxserve.request import GenerationRequest
 from tests.conftest import MakeCheckpoint
 
 LATENT_TOLERANCE = 1e-4

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fluxserve.pipeline.flux_pipeline import FluxPipeline
+from fluxserve.completion import complete_request
+from fluxserve.pipeline.pipeline import FluxPipeline
 from fluxserve.pipeline.tiles import decode_tiled
-from fluxserve.request import complete_request
 from tests.conftest import MakeCheckpoint
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from fluxserve.completion import complete_request
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import DeviceError
-from fluxserve.pipeline.flux_pipeline import FluxPipeline
+from fluxserve.pipeline.pipeline import FluxPipeline
 from fluxserve.placement.plan import Plan
-from fluxserve.request import complete_request
 from fluxserve.weights.files.safetensors_file import SafetensorsFile
 from tests.conftest import MakeCheckpoint
 

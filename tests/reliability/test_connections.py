@@ -13,7 +13,7 @@ import uvicorn
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from fluxserve.server import protocol
+from fluxserve.server.http import protocol
 from tests.reliability.answers import assert_answer, parse
 from tests.server.conftest import StartServer
 from tests.server.running import GENERATIONS, Server, exchange

@@ -37,7 +37,7 @@ def test_who_leaves_costs_at_most_a_step(server: Server) -> None:
 
 
 @pytest.mark.fault(29, 30)
-def test_patience_and_deadlines(server: Server) -> None:
+def test_timeouts_and_deadlines(server: Server) -> None:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(
             server.generate, "a [slow:step:0.1]", seed=3000, steps=100, headers={"x-request-timeout": "2"}

@@ -15,7 +15,7 @@ import pytest
 
 from fluxserve.errors import InvalidRequest, StorageFull
 from fluxserve.request import GeneratedImage
-from fluxserve.server.store import ImageStore
+from fluxserve.server.jobs.image_store import ImageStore
 from tests.reliability.answers import assert_answer, parse
 from tests.server.conftest import StartServer
 from tests.server.running import Server, exchange

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from openai import OpenAI
 from PIL import Image
 
+from fluxserve import FluxPipeline
 from tests.conftest import MakeCheckpoint
 from tests.fake_pipeline import Pixels
 from tests.server import running
@@ -127,3 +131,23 @@ def test_less_strength_stays_nearer(server: Server) -> None:
 def test_a_variation_keeps_no_pixel(server: Server) -> None:
     """Not even those that are opaque beside transparent ones."""
     assert np.abs(edited(server, half(255, 0), path=VARIATIONS))[:, :28].mean() > 10
+
+
+def test_the_same_edit_is_the_same_file_over_http_in_python_and_on_the_command_line(
+    demo: Server, tmp_path: Path
+) -> None:
+    image, mask = tmp_path / "red.png", tmp_path / "mask.png"
+    image.write_bytes(png())
+    mask.write_bytes(half(255, 0))
+    fields = {"prompt": "a red apple", "seed": "3", "steps": "2", "true_cfg_scale": "2", "negative_prompt": "a dog"}
+    uploads = [("image", image.read_bytes()), ("mask", mask.read_bytes())]
+    served = demo.send_form(EDITS, fields | {"output_format": "webp", "response_format": "file"}, uploads).content
+    options = {"num_inference_steps": 2, "true_cfg_scale": 2.0, "negative_prompt": "a dog", "output_format": "webp"}
+    (drawn,) = FluxPipeline.from_pretrained().generate("a red apple", image=image, mask=mask, seed=3, **options)
+    command = ["generate", "a red apple", "-i", str(image), "--mask", str(mask), "--seed", "3", "--steps", "2"]
+    command += ["--true-cfg-scale", "2", "--negative-prompt", "a dog", "--format", "webp", "-o", "-"]
+    written = subprocess.run(
+        [sys.executable, "-m", "fluxserve", *command], capture_output=True, timeout=300, check=True
+    )
+    assert served.startswith(b"RIFF")
+    assert served == drawn.data == written.stdout

@@ -9,7 +9,7 @@ import pytest
 
 from fluxserve import wire
 from fluxserve.errors import ConfigError, FluxserveError, InsufficientMemory, InvalidRequest
-from fluxserve.scheduling import Pace
+from fluxserve.scheduling import CostModel
 from fluxserve.worker.failures import device_lost, failed
 from fluxserve.worker.scheduler import batch, next_task
 from fluxserve.worker.task import Task, preview_steps
@@ -146,26 +146,26 @@ def task(
     return made
 
 
-def unit_pace() -> Pace:
+def unit_costs() -> CostModel:
     """A second a step at 64 x 64."""
-    pace = Pace()
-    pace.observe("denoise", AREA, 1.0)
-    return pace
+    costs = CostModel()
+    costs.observe("denoise", AREA, 1.0)
+    return costs
 
 
 def test_the_job_with_least_left_goes_on() -> None:
     tasks = [task(1, steps=50), task(2, steps=50, done=48), task(3, steps=4)]
-    assert next_task(tasks, unit_pace(), 0.1, now=0.0).job_id == 2
-    assert next_task([tasks[0], tasks[2]], unit_pace(), 0.1, now=0.0).job_id == 3
-    assert next_task([task(1), task(2)], unit_pace(), 0.1, now=0.0).job_id == 1
+    assert next_task(tasks, unit_costs(), 0.1, now=0.0).job_id == 2
+    assert next_task([tasks[0], tasks[2]], unit_costs(), 0.1, now=0.0).job_id == 3
+    assert next_task([task(1), task(2)], unit_costs(), 0.1, now=0.0).job_id == 1
 
 
 def test_a_job_that_has_waited_long_enough_goes_on_whatever_comes() -> None:
     old, new = task(1, steps=50, since=0.0), task(2, steps=1, since=500.0)
-    assert next_task([old, new], unit_pace(), 0.1, now=500.0).job_id == 1
-    assert next_task([old, new], unit_pace(), 0.0, now=500.0).job_id == 2
+    assert next_task([old, new], unit_costs(), 0.1, now=500.0).job_id == 1
+    assert next_task([old, new], unit_costs(), 0.0, now=500.0).job_id == 2
     old.served_s = 450.0
-    assert next_task([old, new], unit_pace(), 0.1, now=500.0).job_id == 2
+    assert next_task([old, new], unit_costs(), 0.1, now=500.0).job_id == 2
 
 
 def ids(first: Task[FakeSample], tasks: list[Task[FakeSample]], max_batch: int) -> list[tuple[int, int]]:

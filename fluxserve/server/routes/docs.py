@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, JSONResponse
 
-from fluxserve.server.docs_page import render_docs
-from fluxserve.server.openapi import build_schema
+from fluxserve.server.contract.docs_page import render_docs
+from fluxserve.server.contract.openapi import build_schema
 
 router = APIRouter(include_in_schema=False)
 

@@ -8,18 +8,19 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.server.answers import MEDIA_TYPES
-from fluxserve.server.openapi import FILE_ANSWERS
+from fluxserve.server.answers.images import MEDIA_TYPES
+from fluxserve.server.contract.openapi import FILE_ANSWERS
+from fluxserve.server.http.paths import PICTURES
+from fluxserve.server.jobs.image_store import PICTURE_NAME
 from fluxserve.server.services import ServicesOf
-from fluxserve.server.store import PICTURE_NAME
 
 router = APIRouter(tags=["images"])
 
 _RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
 
 
-@router.head("/images/{name:path}", response_class=Response, responses=FILE_ANSWERS)
-@router.get("/images/{name:path}", response_class=Response, responses=FILE_ANSWERS)
+@router.head(PICTURES + "/{name:path}", response_class=Response, responses=FILE_ANSWERS)
+@router.get(PICTURES + "/{name:path}", response_class=Response, responses=FILE_ANSWERS)
 async def get_image(name: str, request: Request, services: ServicesOf) -> Response:
     """The picture, or one range of it, until its URL expires."""
     if not PICTURE_NAME.fullmatch(name) or not request.scope["path"].endswith(name):  # the router drops a newline
@@ -50,5 +51,5 @@ def _range(header: str | None, size: int) -> range | None:
     else:
         start, stop = int(match[1]), min(int(match[2]) + 1 if match[2] else size, size)
     if start >= stop:
-        raise InvalidRequest(f"the range lies outside of the image's {size} bytes", code="range_not_satisfiable")
+        raise InvalidRequest(f"the range lies outside the image's {size} bytes", code="range_not_satisfiable")
     return range(start, stop)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
-from fluxserve.server.openapi import Responses
-from fluxserve.server.schemas import ErrorBody, Health
+from fluxserve.server.contract.openapi import Responses
+from fluxserve.server.contract.schemas import ErrorBody, Health
+from fluxserve.server.http.paths import HEALTH, LIVEZ, READYZ
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(tags=["health"])
@@ -16,14 +17,14 @@ _REFUSED: Responses = {403: {"model": ErrorBody}}
 _NOT_READY: Responses = {**_REFUSED, 503: {"model": Health}}
 
 
-@router.get("/livez", response_model_exclude_none=True, responses=_REFUSED)
+@router.get(LIVEZ, response_model_exclude_none=True, responses=_REFUSED)
 async def livez() -> Health:
     """200 as long as the process answers, whatever the model does."""
     return Health(status="ok")
 
 
-@router.get("/health", response_model=Health, responses=_NOT_READY)
-@router.get("/readyz", response_model=Health, responses=_NOT_READY)
+@router.get(HEALTH, response_model=Health, responses=_NOT_READY)
+@router.get(READYZ, response_model=Health, responses=_NOT_READY)
 async def readyz(services: ServicesOf) -> JSONResponse:
     """200 once a request would be served; else 503, what is missing, and how far loading is."""
     missing = await _missing(services)

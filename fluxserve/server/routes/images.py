@@ -1,4 +1,4 @@
-"""POST /v1/images/generations, /edits and /variations: from a body to an order. Knows nothing of how orders are run."""
+"""POST /v1/images/generations, /edits and /variations: from a body to a resolved request."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.server.desk import Desk, Errand
-from fluxserve.server.multipart import Form, parse_form
-from fluxserve.server.openapi import IMAGE_ANSWERS
-from fluxserve.server.order import Inputs, place_order
-from fluxserve.server.parameters import parse_parameters, parse_text_fields
-from fluxserve.server.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
+from fluxserve.input_images import EditInputs, pair_inputs
+from fluxserve.server.contract.multipart import Form, parse_form
+from fluxserve.server.contract.openapi import IMAGE_ANSWERS
+from fluxserve.server.contract.parameters import parse_parameters, parse_text_fields
+from fluxserve.server.contract.resolve import resolve_request
+from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
+from fluxserve.server.contract.strict_json import parse_json_object
+from fluxserve.server.http.paths import IMAGE_REQUESTS
+from fluxserve.server.serve_images import ImageCall, serve_images
 from fluxserve.server.services import Services, ServicesOf
-from fluxserve.server.streaming import EventKind
-from fluxserve.server.strict_json import parse_json_object
-from fluxserve.server.uploads import Picture
 
-router = APIRouter(prefix="/v1/images", tags=["images"])
+router = APIRouter(prefix=IMAGE_REQUESTS, tags=["images"])
 
 _IMAGE_FIELDS = ("image", "image[]")
 
@@ -32,7 +32,7 @@ async def create_images(request: Request, services: ServicesOf) -> Response:
     """Draws images from a prompt."""
     body = await services.bodies.json(request)
     parameters = parse_parameters(parse_json_object(body), GenerationParameters)
-    return await _order(request, services, parameters, None, hashlib.sha256(body).hexdigest(), "image_generation")
+    return await _serve(request, services, parameters, None, hashlib.sha256(body).hexdigest())
 
 
 @router.post("/edits", responses=IMAGE_ANSWERS)
@@ -41,7 +41,7 @@ async def edit_image(request: Request, services: ServicesOf) -> Response:
     form, digest = await _read_form(request, services)
     parameters = parse_parameters(parse_text_fields(_text_fields(form), EditParameters), EditParameters)
     inputs = await _edit_inputs(form, services)
-    return await _order(request, services, parameters, inputs, digest, "image_edit")
+    return await _serve(request, services, parameters, inputs, digest)
 
 
 @router.post("/variations", responses=IMAGE_ANSWERS)
@@ -49,20 +49,19 @@ async def vary_image(request: Request, services: ServicesOf) -> Response:
     """Draws other pictures like the one sent."""
     form, digest = await _read_form(request, services)
     parameters = parse_parameters(parse_text_fields(_text_fields(form), VariationParameters), VariationParameters)
-    inputs = Inputs(await _read_image(_one_image(form), services))
-    return await _order(request, services, parameters, inputs, digest, "image_edit")
+    inputs = EditInputs(await services.uploads.read(_one_image(form), "image"))
+    return await _serve(request, services, parameters, inputs, digest)
 
 
-async def _order(
+async def _serve(
     request: Request,
     services: Services,
     parameters: ImageParameters,
-    inputs: Inputs | None,
+    inputs: EditInputs | None,
     digest: str,
-    kind: EventKind,
 ) -> Response:
-    order = place_order(parameters, inputs, request.headers.get("accept", ""), services.terms)
-    return await Desk(services).answer(Errand(request, order, digest, kind))
+    resolved = resolve_request(parameters, inputs, request.headers.get("accept", ""), services.serving_limits)
+    return await serve_images(ImageCall(services, request, resolved, digest))
 
 
 async def _read_form(request: Request, services: Services) -> tuple[Form, str]:
@@ -87,16 +86,14 @@ def _text_fields(form: Form) -> Mapping[str, Any]:
     return fields
 
 
-async def _edit_inputs(form: Form, services: Services) -> Inputs:
-    image = await _read_image(_one_image(form), services)
+async def _edit_inputs(form: Form, services: Services) -> EditInputs:
+    image = await services.uploads.read(_one_image(form), "image")
     masks = [data for name, data in form.files if name == "mask"]
     if any(name == "markup" for name, _ in form.files):
         raise InvalidRequest("markup is not supported; send a mask", param="markup", code="unsupported_value")
     if len(masks) > 1:
-        raise InvalidRequest("at most one mask is taken", param="mask", code="invalid_mask")
-    if masks:
-        return Inputs(image, await _read_mask(masks[0], image, services))
-    return Inputs(image, image if image.transparent else None)
+        raise InvalidRequest("send at most one mask", param="mask", code="invalid_mask")
+    return pair_inputs(image, await services.uploads.read(masks[0], "mask") if masks else None)
 
 
 def _one_image(form: Form) -> bytes:
@@ -104,27 +101,8 @@ def _one_image(form: Form) -> bytes:
     if not images:
         raise InvalidRequest("image is required, as a file", param="image", code="missing_required_parameter")
     if len(images) > 1:
-        raise InvalidRequest(f"one image is taken, got {len(images)}", param="image", code="too_many_images")
+        raise InvalidRequest(f"send exactly one image, got {len(images)}", param="image", code="too_many_images")
     return images[0]
-
-
-async def _read_image(data: bytes, services: Services) -> Picture:
-    return await services.pictures.read(data, "image", "invalid_image")
-
-
-async def _read_mask(data: bytes, image: Picture, services: Services) -> Picture:
-    mask = await services.pictures.read(data, "mask", "invalid_mask")
-    if (mask.width, mask.height) != (image.width, image.height):
-        raise InvalidRequest(
-            f"mask must have the image's size {image.width}x{image.height}, got {mask.width}x{mask.height}",
-            param="mask",
-            code="invalid_mask",
-        )
-    if not mask.has_alpha:
-        raise InvalidRequest(
-            "mask must have an alpha channel; transparent pixels are redrawn", param="mask", code="invalid_mask"
-        )
-    return mask
 
 
 def _digest(form: Form) -> str:

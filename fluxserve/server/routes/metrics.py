@@ -5,13 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
-from fluxserve.server.openapi import errors
+from fluxserve.server.contract.openapi import errors
+from fluxserve.server.http.paths import METRICS
 from fluxserve.server.services import ServicesOf
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=errors())
+@router.get(METRICS, response_class=PlainTextResponse, responses=errors())
 async def metrics(services: ServicesOf) -> Response:
     """Counters, gauges and histograms in Prometheus' text format."""
     figures = services.engine.metrics

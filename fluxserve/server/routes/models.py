@@ -7,9 +7,9 @@ from dataclasses import asdict
 from fastapi import APIRouter
 
 from fluxserve.request import MAX_IMAGES, ModelCard
-from fluxserve.server.naming import check_model_name, model_aliases
-from fluxserve.server.openapi import errors
-from fluxserve.server.schemas import ModelBody, ModelDefaults, ModelLimits, ModelList, ModelPlacement
+from fluxserve.server.contract.model_names import check_model_name, model_aliases
+from fluxserve.server.contract.openapi import errors
+from fluxserve.server.contract.schemas import ModelBody, ModelDefaults, ModelLimits, ModelList, ModelPlacement
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(prefix="/v1/models", tags=["models"])

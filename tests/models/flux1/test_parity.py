@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
 from fluxserve.models.flux1.variants import shifted
 from fluxserve.models.parts.attention import rotary_table
-from fluxserve.pipeline.flux_pipeline import FluxPipeline as OurPipeline
+from fluxserve.pipeline.pipeline import FluxPipeline as OurPipeline
 from tests.conftest import MakeCheckpoint
 
 TOLERANCE = 1e-5

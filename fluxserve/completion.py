@@ -1,0 +1,220 @@
+"""The one way from what a caller asks to a complete request, for HTTP, the command line and Python alike.
+
+Fills in the defaults of the model's card and checks every range.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, TypedDict, Unpack, get_args
+
+from fluxserve.errors import InvalidRequest
+from fluxserve.input_images import EditInputs
+from fluxserve.request import (
+    LORA_SCALE,
+    MAX_LORAS,
+    RANGES,
+    GenerationRequest,
+    LoraChoice,
+    ModelCard,
+    OutputFormat,
+    Range,
+    consecutive_seeds,
+)
+from fluxserve.sizes import MAX_PIXELS, check_size, fit_size
+
+LONGEST_PROMPT = 32_000
+EDIT_STRENGTH, MASKED_STRENGTH, VARIATION_STRENGTH = 0.75, 1.0, 0.6
+
+_CONTROLS = {code: None for code in range(1, 32) if chr(code) not in "\t\n"}
+_AS_GIVEN = ("true_cfg_scale", "partial_images", "output_compression", "metadata")
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a caller may leave out, or give as None: see `GenerationRequest` for what each means and its default.
+
+    n: images, with seeds seed, seed + 1, ...; a random seed is below 2**32. width, height: multiples of 16; by default
+    the model's own size, or the input picture's. strength: by default 0.75, 1 with a mask, 0.6 without a prompt.
+    loras: by name alone, or with their scales.
+    """
+
+    n: int | None
+    width: int | None
+    height: int | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    seed: int | None
+    max_sequence_length: int | None
+    negative_prompt: str | None
+    true_cfg_scale: float | None
+    strength: float | None
+    loras: Sequence[str | LoraChoice] | None
+    partial_images: int | None
+    output_format: OutputFormat | None
+    output_compression: int | None
+    metadata: bool | None
+
+
+def complete_request(
+    card: ModelCard,
+    prompt: str,
+    *,
+    inputs: EditInputs | None = None,
+    max_pixels: int = MAX_PIXELS,
+    **options: Unpack[RequestOptions],
+) -> GenerationRequest:
+    """The request with every default filled in.
+
+    prompt: may be empty where there are inputs. max_pixels: the most of a size that is asked for.
+
+    Raises:
+        InvalidRequest: a value is of another type or outside its range; names the parameter.
+    """
+    check_options(options)
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    width, height = _size(given, card, inputs, max_pixels)
+    seed = given["seed"] if "seed" in given else secrets.randbelow(2**32)
+    prompt = _prompt(prompt, required=inputs is None)
+    inputs = _varied(inputs) if inputs and not prompt.strip() else inputs
+    return GenerationRequest(
+        prompt=prompt,
+        width=width,
+        height=height,
+        seeds=consecutive_seeds(seed, given.get("n", 1)),
+        num_inference_steps=given.get("num_inference_steps", card.steps["medium"]),
+        guidance_scale=_guidance(given, card),
+        max_sequence_length=_at_most(card.max_sequence_length, given, "max_sequence_length"),
+        negative_prompt=clean_text("negative_prompt", given.get("negative_prompt", "")),
+        image=inputs.image.data if inputs else None,
+        mask=inputs.mask.data if inputs and inputs.mask else None,
+        strength=_strength(given, prompt, inputs),
+        output_format=_output_format(given.get("output_format", "png")),
+        loras=_loras(given.get("loras", ()), card),
+        **{name: given[name] for name in _AS_GIVEN if name in given},
+    )
+
+
+def check_options(options: RequestOptions) -> None:
+    """What can be told without a model's card.
+
+    Raises:
+        InvalidRequest: a number is of another type or outside its range.
+        TypeError: there is no such option.
+    """
+    for name, value in options.items():
+        if name not in RequestOptions.__annotations__:
+            known = ", ".join(RequestOptions.__annotations__)
+            raise TypeError(f"{name!r} is not an option of a request, which are {known}")
+        if name in RANGES and value is not None:
+            check_range(name, value, RANGES[name])
+
+
+def clean_text(param: str, text: str) -> str:
+    """The text without control characters other than tab and newline.
+
+    Raises:
+        InvalidRequest: it is no text, is too long, or holds NUL or what is not Unicode.
+    """
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{param} must be text, got {type(text).__name__}", param=param, code="invalid_type")
+    if len(text) > LONGEST_PROMPT:
+        raise InvalidRequest(
+            f"{param} must have at most {LONGEST_PROMPT} characters, got {len(text)}",
+            param=param,
+            code="string_above_max_length",
+        )
+    if "\0" in text:
+        raise InvalidRequest(f"{param} must not contain NUL characters", param=param)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest(f"{param} must be Unicode, got a lone surrogate", param=param)
+    return text.translate(_CONTROLS)
+
+
+def check_range(param: str, value: object, allowed: Range) -> None:
+    """Raises InvalidRequest unless the value is of the range's type and within it; NaN is outside."""
+    if not allowed.holds(value):
+        raise InvalidRequest(f"{param} must be {allowed}, got {str(value)[:40]}", param=param)
+
+
+def _prompt(prompt: str, required: bool) -> str:
+    cleaned = clean_text("prompt", prompt)
+    if required and not cleaned.strip():
+        raise InvalidRequest("prompt must not be blank", param="prompt")
+    return cleaned
+
+
+def _size(given: dict[str, Any], card: ModelCard, inputs: EditInputs | None, max_pixels: int) -> tuple[int, int]:
+    if inputs is None:
+        size = card.default_width, card.default_height
+    else:
+        area = max(card.native_area, card.default_width * card.default_height)
+        size = fit_size(*inputs.size, area, max_pixels)
+    width, height = given.get("width", size[0]), given.get("height", size[1])
+    if "width" in given or "height" in given:
+        check_size(width, height, max_pixels)
+    if card.max_pixels is not None and width * height > card.max_pixels:
+        raise InvalidRequest(
+            f"size must be at most {card.max_pixels} pixels in all within the memory budget (--memory-budget), "
+            f"got {width}x{height}",
+            param="size",
+            code="invalid_size",
+        )
+    return width, height
+
+
+def _guidance(given: dict[str, Any], card: ModelCard) -> float | None:
+    """None for a model that takes none, whatever is asked."""
+    if card.guidance_scale is None or "guidance_scale" not in given:
+        return card.guidance_scale
+    return _at_most(card.guidance_max, given, "guidance_scale")
+
+
+def _at_most(limit: Any, given: dict[str, Any], param: str) -> Any:
+    """What is given, else the limit itself."""
+    value = given.get(param, limit)
+    if value > limit:
+        raise InvalidRequest(f"{param} must be at most {limit:g} for this model, got {value:g}", param=param)
+    return value
+
+
+def _varied(inputs: EditInputs) -> EditInputs:
+    """What a variation starts from: a picture's own transparency keeps nothing of it."""
+    return EditInputs(inputs.image) if inputs.mask is inputs.image else inputs
+
+
+def _strength(given: dict[str, Any], prompt: str, inputs: EditInputs | None) -> float:
+    if inputs is None:
+        return 1.0
+    if "strength" in given:
+        return float(given["strength"])
+    if inputs.mask is not None:
+        return MASKED_STRENGTH
+    return EDIT_STRENGTH if prompt.strip() else VARIATION_STRENGTH
+
+
+def _output_format(name: Any) -> OutputFormat:
+    """In any case; jpg is jpeg."""
+    formats: dict[Any, OutputFormat] = {format: format for format in get_args(OutputFormat)} | {"jpg": "jpeg"}
+    lowered = name.lower() if isinstance(name, str) else name
+    if lowered not in formats:
+        raise InvalidRequest(f"output_format must be one of png, jpeg, webp, got {name!r}", param="output_format")
+    return formats[lowered]
+
+
+def _loras(choices: Sequence[str | LoraChoice], card: ModelCard) -> tuple[LoraChoice, ...]:
+    named = (choices,) if isinstance(choices, str | LoraChoice) else choices
+    if not all(isinstance(choice, str | LoraChoice) for choice in named):
+        raise InvalidRequest("loras must be names or LoraChoice objects", param="loras", code="invalid_type")
+    loras = tuple(LoraChoice(choice) if isinstance(choice, str) else choice for choice in named)
+    if len(loras) > MAX_LORAS:
+        raise InvalidRequest(f"loras may name at most {MAX_LORAS} LoRAs, got {len(loras)}", param="loras")
+    for lora in loras:
+        check_range("loras", lora.scale, LORA_SCALE)
+        if lora.name not in card.loras:
+            raise InvalidRequest(
+                f"there is no LoRA {lora.name[:64]!r}; there are {', '.join(card.loras[:16]) or 'none'}",
+                param="loras",
+                code="lora_not_found",
+            )
+    return loras

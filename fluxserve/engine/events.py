@@ -1,0 +1,77 @@
+"""What a job tells those who wait for it, and the log in which they read it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from fluxserve.request import GeneratedImage, Progress, Timings
+
+
+@dataclass(frozen=True)
+class PartialImage:
+    """Image `index` as it is predicted on its way. partial_index: from 0, counted for each image."""
+
+    index: int
+    partial_index: int
+    image: GeneratedImage
+
+
+@dataclass(frozen=True)
+class CompletedImage:
+    """One finished image of the job. timings: this image's; queue_ms and total_ms count from the job's submission."""
+
+    image: GeneratedImage
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """All that a finished job made.
+
+    images: in the order of the request's seeds. truncated_from: the tokens the prompt had when it was longer than
+    `max_sequence_length`, else None.
+    """
+
+    images: tuple[GeneratedImage, ...]
+    timings: Timings
+    text_tokens: int
+    truncated_from: int | None
+
+
+JobEvent = Progress | PartialImage | CompletedImage | JobResult
+
+
+class EventLog:
+    """Events in order, for any number of readers, until it is closed. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+        self._events: list[JobEvent] = []
+        self._changed = asyncio.Event()
+
+    def append(self, event: JobEvent) -> None:
+        self._events.append(event)
+        self._wake()
+
+    def close(self) -> None:
+        """Readers end once they have read what is here."""
+        self.closed.set()
+        self._wake()
+
+    async def read(self) -> AsyncIterator[JobEvent]:
+        """Every event from the first to the last, as they come."""
+        position = 0
+        while True:
+            changed = self._changed
+            while position < len(self._events):
+                yield self._events[position]
+                position += 1
+            if self.closed.is_set():
+                return
+            await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,212 @@
+"""From checked parameters to a resolved request: what the engine is to draw, and the form of the answer.
+
+Fills in what the model's card says and holds it to the server's options.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from fluxserve.completion import complete_request
+from fluxserve.config import EngineConfig, ServerConfig
+from fluxserve.errors import InvalidRequest
+from fluxserve.input_images import EditInputs
+from fluxserve.request import GenerationRequest, LoraChoice, ModelCard, OutputFormat
+from fluxserve.server.contract.model_names import OPENAI_GPT_IMAGE, check_model_name
+from fluxserve.server.contract.schemas import (
+    IGNORED,
+    EchoedQuality,
+    EditParameters,
+    GenerationParameters,
+    ImageParameters,
+    Operation,
+    Quality,
+)
+from fluxserve.sizes import parse_size
+
+Delivery = Literal["url", "b64_json", "file"]
+
+_QUALITY: dict[Quality, EchoedQuality] = {
+    "auto": "medium",
+    "low": "low",
+    "medium": "medium",
+    "standard": "medium",
+    "high": "high",
+    "hd": "high",
+    "xhigh": "xhigh",
+    "max": "max",
+}
+_B64_FIELDS = frozenset({"output_format", "output_compression", "background", "partial_images"})
+"""Fields of the GPT image models, whose clients expect base64."""
+_FILE_TYPES: dict[str, OutputFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
+_MOST_WARNINGS = 14
+"""Beside these, a cut prompt and the model's notice may be warned of: 16 in all."""
+_FAITHFUL_STRENGTH = 0.5
+
+
+@dataclass(frozen=True)
+class ServingLimits:
+    """What requests are held to: the model's card and the server's options."""
+
+    card: ModelCard
+    config: ServerConfig
+    engine: EngineConfig
+
+
+@dataclass(frozen=True)
+class ResolvedRequest:
+    """One client's request, complete. warnings: as the warning header lists them. input_size: of an edit's picture."""
+
+    request: GenerationRequest
+    operation: Operation
+    delivery: Delivery
+    stream: bool
+    quality: EchoedQuality
+    warnings: tuple[str, ...]
+    input_size: tuple[int, int] | None = None
+
+    @property
+    def event_kind(self) -> Literal["image_generation", "image_edit"]:
+        """What a stream's events are named after: OpenAI knows two kinds."""
+        return "image_generation" if self.operation == "image_generation" else "image_edit"
+
+
+def resolve_request(
+    parameters: ImageParameters, inputs: EditInputs | None, accept: str, limits: ServingLimits
+) -> ResolvedRequest:
+    """The request that the parameters amount to. accept: the request's Accept header.
+
+    Raises:
+        InvalidRequest: a value that this model or this server cannot serve.
+    """
+    card, config = limits.card, limits.config
+    if config.strict:
+        _refuse_unknown(parameters)
+    check_model_name(parameters.model, card, config)
+    delivery, output_format = _choose_delivery(parameters, accept, config)
+    quality = _QUALITY[parameters.quality]
+    request = _to_request(parameters, inputs, output_format, quality, limits)
+    _check_work(request, limits.engine.max_work)
+    size = inputs.size if inputs else None
+    return ResolvedRequest(
+        request, parameters.operation, delivery, parameters.stream, quality, _warnings(parameters, request, card), size
+    )
+
+
+def _to_request(
+    parameters: ImageParameters,
+    inputs: EditInputs | None,
+    output_format: OutputFormat,
+    quality: EchoedQuality,
+    limits: ServingLimits,
+) -> GenerationRequest:
+    width, height = (None, None) if parameters.size == "auto" else parse_size(parameters.size)
+    return complete_request(
+        limits.card,
+        parameters.prompt if isinstance(parameters, GenerationParameters | EditParameters) else "",
+        inputs=inputs,
+        max_pixels=limits.config.max_pixels,
+        n=parameters.n,
+        width=width,
+        height=height,
+        num_inference_steps=parameters.num_inference_steps or limits.card.steps[quality],
+        guidance_scale=parameters.guidance_scale,
+        seed=parameters.seed,
+        max_sequence_length=parameters.max_sequence_length,
+        negative_prompt=parameters.negative_prompt,
+        true_cfg_scale=parameters.true_cfg_scale,
+        strength=_strength(parameters, inputs),
+        loras=[LoraChoice(lora.name, lora.scale) for lora in parameters.loras],
+        partial_images=parameters.partial_images if parameters.stream else 0,
+        output_format=output_format,
+        output_compression=parameters.output_compression,
+        metadata=limits.config.metadata,
+    )
+
+
+def _strength(parameters: ImageParameters, inputs: EditInputs | None) -> float | None:
+    """None: what every edit or variation has by default."""
+    if parameters.strength is not None or not isinstance(parameters, EditParameters):
+        return parameters.strength
+    faithful = parameters.input_fidelity == "high" and inputs is not None and inputs.mask is None
+    return _FAITHFUL_STRENGTH if faithful else None
+
+
+def _choose_delivery(parameters: ImageParameters, accept: str, config: ServerConfig) -> tuple[Delivery, OutputFormat]:
+    """How the images travel: what was asked for, what Accept names, what the client's fields suggest, the default."""
+    accepted = next((_FILE_TYPES[kind] for kind in _media_types(accept) if kind in _FILE_TYPES), None)
+    delivery: Delivery
+    output_format = parameters.output_format
+    if parameters.response_format is not None:
+        delivery = parameters.response_format
+    elif accepted is not None:
+        if "output_format" in parameters.model_fields_set and output_format != accepted:
+            raise _conflict(f"output_format {output_format} and the Accept header disagree", "output_format")
+        delivery, output_format = "file", accepted
+    elif parameters.stream or _speaks_gpt_image(parameters):
+        delivery = "b64_json"
+    else:
+        delivery = config.default_response_format
+    if parameters.stream and delivery != "b64_json":
+        raise _conflict(f"a stream carries b64_json, not {delivery}", "response_format")
+    return delivery, output_format
+
+
+def _media_types(accept: str) -> list[str]:
+    return [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+
+
+def _speaks_gpt_image(parameters: ImageParameters) -> bool:
+    named = parameters.model is not None and OPENAI_GPT_IMAGE.match(parameters.model)
+    return bool(named or _B64_FIELDS & parameters.model_fields_set)
+
+
+def _conflict(message: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="conflicting_parameters")
+
+
+def _refuse_unknown(parameters: ImageParameters) -> None:
+    for name in parameters.model_extra or ():
+        raise InvalidRequest(
+            f"the parameter {_safe(name)} is unknown (--strict)", param=_safe(name), code="unknown_parameter"
+        )
+
+
+def _check_work(request: GenerationRequest, max_work: int) -> None:
+    if request.work > max_work:
+        raise InvalidRequest(
+            f"n x width x height x steps (doubled by true_cfg_scale above 1) must be at most {max_work} (--max-work), "
+            f"got {request.work}; ask for fewer steps or images, or a smaller size",
+            param="num_inference_steps",
+        )
+
+
+def _warnings(parameters: ImageParameters, request: GenerationRequest, card: ModelCard) -> tuple[str, ...]:
+    sent = parameters.model_fields_set
+    idle = [name for name in sorted(sent) if name in IGNORED or _is_idle(name, parameters, request, card)]
+    unknown = [f"unknown:{_safe(name)}" for name in parameters.model_extra or ()]
+    return tuple([*unknown, *(f"ignored:{name}" for name in idle)][:_MOST_WARNINGS])
+
+
+def _is_idle(name: str, parameters: ImageParameters, request: GenerationRequest, card: ModelCard) -> bool:
+    """Whether a field that the client sent changes nothing in this request."""
+    match name:
+        case "guidance_scale":
+            return card.guidance_scale is None
+        case "negative_prompt":
+            return parameters.true_cfg_scale <= 1
+        case "strength":
+            return isinstance(parameters, GenerationParameters)
+        case "output_compression":
+            return request.output_format == "png"
+        case "partial_images":
+            return parameters.partial_images > 0 and not parameters.stream
+        case _:
+            return False
+
+
+def _safe(name: str) -> str:
+    """A name as a header may carry it."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "", name)[:64] or "-"

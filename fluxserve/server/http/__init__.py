@@ -1,0 +1,1 @@
+"""HTTP itself, whatever is asked: connections, access, bodies, errors, what is counted and logged."""

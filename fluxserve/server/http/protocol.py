@@ -1,0 +1,151 @@
+"""The HTTP/1.1 connection: how long each of its phases may last, how many there may be, what is no request at all.
+
+Knows no routes. Stands on uvicorn's H11Protocol, which has no deadline for half a head, half a body or silence, and on
+its attributes; RFC 9112 sections 2.2, 5.2 and 6.1 say what may be refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+import h11
+from starlette.responses import JSONResponse
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fluxserve.errors import InvalidRequest
+from fluxserve.server.http.errors import error_body
+
+HEAD_S = 10.0
+"""For a request's head, counted from the connection or from the end of the answer before."""
+BODY_S = 30.0
+WRITE_S = 60.0
+BYTES_A_SECOND = 256 * 1024
+"""Bodies and answers get a second more for each of these."""
+LONGEST_HEAD = 32 * 1024
+OVER_CAPACITY = "crowded"
+"""In scope["state"]: there are too many connections to serve this one."""
+
+_RECEIVING = (h11.IDLE, h11.SEND_BODY)
+
+
+class StrictConnection(h11.Connection):
+    """Refuses what h11 lets pass: a length given twice, in two ways, and whole heads beyond the bound."""
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if {b"content-length", b"transfer-encoding"} <= names:
+                raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+            if len(event.target) + sum(len(name) + len(value) for name, value in event.headers) > LONGEST_HEAD:
+                raise h11.RemoteProtocolError("the head is too long")
+        return event
+
+
+class Connection(H11Protocol):
+    """One client's connection. most: how many there may be beside health checks (see `bounded`)."""
+
+    most: ClassVar[int]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = StrictConnection(h11.SERVER, LONGEST_HEAD)
+        self._phase_began = self.loop.time()
+        self._received = 0
+        self._expiry: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
+        super().connection_made(transport)
+        if len(self.connections) > self.most and not self._make_room():
+            self.app_state = {**self.app_state, OVER_CAPACITY: True}
+        self._begin_phase()
+
+    def data_received(self, data: bytes) -> None:
+        before = self.cycle
+        super().data_received(data)
+        self._received += len(data)
+        if self.cycle is not before:
+            self._begin_phase()
+        else:
+            self._set_expiry()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._begin_phase()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._begin_phase()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._begin_phase()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._cancel_expiry()
+
+    def shutdown(self) -> None:
+        """The server ends: a request that is not here yet is not waited for."""
+        if self.conn.their_state is h11.SEND_BODY:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets one answer in the shape of all errors; nothing, if an answer has begun already."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            answer = JSONResponse(error_body(InvalidRequest("the request is not valid HTTP/1.1")), 400)
+            headers = [*answer.raw_headers, (b"connection", b"close")]
+            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            for event in (head, h11.Data(bytes(answer.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _make_room(self) -> bool:
+        """Ends the connection that has been waiting for its client the longest; whether there was one."""
+        waiting = [
+            connection
+            for connection in self.connections
+            if isinstance(connection, Connection) and connection is not self and connection._is_receiving
+        ]
+        oldest = min(waiting, key=lambda connection: connection._phase_began, default=None)
+        if oldest is not None:
+            self.connections.discard(oldest)
+            oldest.transport.abort()
+        return oldest is not None
+
+    @property
+    def _is_receiving(self) -> bool:
+        return self.conn.their_state in _RECEIVING and not self.flow.write_paused
+
+    def _begin_phase(self) -> None:
+        self._phase_began, self._received = self.loop.time(), 0
+        self._set_expiry()
+
+    def _set_expiry(self) -> None:
+        self._cancel_expiry()
+        allowed_s = self._allowed_s()
+        if allowed_s is not None:
+            self._expiry = self.loop.call_at(self._phase_began + allowed_s, self.transport.abort)
+
+    def _cancel_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+
+    def _allowed_s(self) -> float | None:
+        """How long the present phase may last; None: as long as the answer takes."""
+        unsent = self.transport.get_write_buffer_size()
+        if self.flow.write_paused or (unsent and (self.conn.their_state is h11.IDLE or self.transport.is_closing())):
+            return WRITE_S + unsent / BYTES_A_SECOND
+        if self.conn.their_state is h11.SEND_BODY:
+            return BODY_S + self._received / BYTES_A_SECOND
+        return HEAD_S if self.conn.their_state is h11.IDLE else None
+
+
+def bounded(most: int) -> type[Connection]:
+    """The protocol class for a server that keeps `most` connections."""
+    return type("BoundedConnection", (Connection,), {"most": most})

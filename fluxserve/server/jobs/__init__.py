@@ -1,0 +1,1 @@
+"""What outlives one HTTP request: pictures behind URLs, keyed answers, jobs that wait for a retry."""

@@ -1,0 +1,211 @@
+"""Serves images: from a resolved request to its answer, and what becomes of the job when its client leaves.
+
+A request runs a job of its own, takes over the job that an earlier try of it left behind, or joins or repeats what
+first came under its idempotency key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from fluxserve.engine.job import Job
+from fluxserve.errors import InvalidRequest, StorageFull
+from fluxserve.request import GeneratedImage, ModelCard
+from fluxserve.server.answers.images import image_answer, truncation_warning
+from fluxserve.server.answers.sse import EventStream, SseWriter
+from fluxserve.server.contract.content_filter import check_content
+from fluxserve.server.contract.resolve import ResolvedRequest
+from fluxserve.server.http.client_timeout import ClientTimeout, read_client_timeout
+from fluxserve.server.http.context import RequestContext, context_of
+from fluxserve.server.http.disconnect import while_connected
+from fluxserve.server.http.public_url import base_url
+from fluxserve.server.http.request_log import loggable
+from fluxserve.server.jobs.idempotency import Entry
+from fluxserve.server.jobs.image_store import CANNOT_STORE
+from fluxserve.server.jobs.outcome import Outcome, outcome_of
+from fluxserve.server.services import Services
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
+
+
+@dataclass(frozen=True)
+class ImageCall:
+    """One HTTP request for images. digest: of the body's content."""
+
+    services: Services
+    http: Request
+    resolved: ResolvedRequest
+    digest: str
+
+    @property
+    def context(self) -> RequestContext:
+        return context_of(self.http.scope)
+
+    @property
+    def scope(self) -> str:
+        """What an idempotency key is unique in: the client and the route."""
+        return f"{self.context.client} {self.http.scope['path']}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for requests that may be given the same answer."""
+        return f"{self.scope} {self.digest} {self.resolved.delivery} {self.resolved.request.output_format}"
+
+
+async def serve_images(call: ImageCall) -> Response:
+    """The answer. Everything that can refuse the request is asked before a stream's 200.
+
+    Raises:
+        InvalidRequest, Refused, GenerationFailed, StorageFull, ContentFilterFailed.
+        ClientDisconnect: nobody is left to answer.
+    """
+    _describe(call)
+    timeout = read_client_timeout(call.http.headers)
+    key = _idempotency_key(call.http)
+    await _check(call)
+    if key is not None:
+        return await _serve_keyed(call, timeout, f"{call.scope} {key}")
+    job = _reattach(call, timeout) or _submit(call, timeout)
+    if call.resolved.stream:
+        return _stream(call, job)
+    return await _serve_once(call, job, timeout)
+
+
+def _describe(call: ImageCall) -> None:
+    """Tells the request's context what the headers, the metrics and the log say of it."""
+    card, context = call.services.card, call.context
+    context.operation, context.model = call.resolved.operation, card.id
+    context.warnings.extend([*call.resolved.warnings, *_notice(card)])
+    if call.services.config.log_prompts:
+        context.prompt = loggable(call.resolved.request.prompt)
+
+
+async def _check(call: ImageCall) -> None:
+    """Asks the operator's filter, and whether pictures can be stored if they have to be."""
+    request, services = call.resolved.request, call.services
+    if services.content_filter is not None:
+        await check_content(services.content_filter, request.prompt, request.image)
+    if call.resolved.delivery == "url" and not await services.store.probe():
+        raise StorageFull(CANNOT_STORE)
+
+
+def _reattach(call: ImageCall, timeout: ClientTimeout) -> Job | None:
+    """The job that an earlier try of this request left behind."""
+    if call.resolved.stream or not timeout.is_retry:
+        return None
+    job = call.services.detached.reattach(call.fingerprint)
+    if job is not None:
+        _accept(call, job, joined=True)
+    return job
+
+
+def _submit(call: ImageCall, timeout: ClientTimeout) -> Job:
+    job = call.services.engine.submit(
+        call.resolved.request,
+        client=call.context.client,
+        start_timeout_s=timeout.start_timeout_s(call.resolved.stream),
+        deadline_s=timeout.limit_s,
+        digest=call.digest,
+    )
+    _accept(call, job, joined=False)
+    return job
+
+
+def _accept(call: ImageCall, job: Job | None, *, joined: bool) -> None:
+    metrics = call.services.engine.metrics
+    metrics.request_accepted()
+    call.context.accepted, call.context.job = True, job
+    if joined:
+        metrics.joined.inc()
+
+
+async def _serve_once(call: ImageCall, job: Job, timeout: ClientTimeout) -> Response:
+    """Waits for a job of the client's own; keeps it for the retry of a client that timed out."""
+    kept = False
+    try:
+        outcome = await while_connected(call.http.receive, _finish(call, job))
+    except ClientDisconnect:
+        kept = timeout.has_expired(call.context.elapsed_ms / 1000)
+        if kept:
+            call.services.detached.detach(call.fingerprint, job)
+        raise
+    finally:
+        if not kept:
+            job.leave()
+    return await _respond(call, outcome)
+
+
+async def _serve_keyed(call: ImageCall, timeout: ClientTimeout, key: str) -> Response:
+    """Joins or repeats the request that first came under the key; runs it, if it is this one."""
+    store, headers = call.services.idempotency, call.context.headers
+    entry = store.find(key, call.fingerprint)
+    if entry is not None:
+        headers["idempotent-replayed"] = "true"
+        if (answer := await _replay(call, entry)) is not None:
+            return answer
+        del headers["idempotent-replayed"]
+        store.forget(key)
+    job = _submit(call, timeout)
+    entry = store.open(key, call.fingerprint, _finish(call, job))
+    if call.resolved.stream:
+        job.join()
+        return _stream(call, job)
+    return await _respond(call, await while_connected(call.http.receive, entry.outcome()))
+
+
+async def _replay(call: ImageCall, entry: Entry) -> Response | None:
+    """The answer to a request that came before; None if its pictures are gone."""
+    if entry.work is not None:
+        _accept(call, None, joined=True)
+    if call.resolved.stream:
+        return EventStream(SseWriter(call.resolved).replayed(entry.outcome), on_close=lambda: None)
+    outcome = await while_connected(call.http.receive, entry.outcome())
+    if not all(call.services.store.has(name) for name in outcome.names):
+        return None
+    return await _respond(call, outcome)
+
+
+async def _finish(call: ImageCall, job: Job) -> Outcome:
+    """The finished job's outcome, its pictures stored where the answer is to hold URLs."""
+    result = await job.result()
+    names = await _store(call.services, result.images) if call.resolved.delivery == "url" else ()
+    return outcome_of(result, call.services.card.id, names)
+
+
+async def _store(services: Services, images: Sequence[GeneratedImage]) -> Sequence[str]:
+    """Puts pictures behind URLs; how long that takes is measured, as the worker's stages are."""
+    began = time.monotonic()
+    names = await services.store.put(images)
+    services.engine.metrics.stage.labels("store").observe(time.monotonic() - began)
+    return names
+
+
+async def _respond(call: ImageCall, outcome: Outcome) -> Response:
+    """Built in a thread: ten large pictures take a tenth of a second."""
+    call.context.warnings.extend(truncation_warning(call.resolved.request, outcome.result.truncated_from))
+    base = base_url(call.http, call.services.config)
+    return await asyncio.to_thread(image_answer, outcome, call.resolved, base)
+
+
+def _stream(call: ImageCall, job: Job) -> Response:
+    events = SseWriter(call.resolved).live(job, call.services.engine.eta_s)
+    return EventStream(events, on_close=job.leave)
+
+
+def _idempotency_key(http: Request) -> str | None:
+    key = http.headers.get("idempotency-key")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters")
+    return key
+
+
+def _notice(card: ModelCard) -> list[str]:
+    """What the model wants said with every answer, as one item of the comma-separated warning header."""
+    return [f"notice:{card.notice.replace(',', ';')}"] if card.notice else []

@@ -1,0 +1,65 @@
+"""The rule for picture sizes: WIDTHxHEIGHT in multiples of 16."""
+
+from __future__ import annotations
+
+import math
+import re
+from numbers import Integral
+
+from fluxserve.errors import InvalidRequest
+
+SIZE_MULTIPLE = 16
+MIN_SIDE, MAX_SIDE = 64, 4096
+MAX_PIXELS = MAX_SIDE * MAX_SIDE
+_SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})", re.ASCII)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) as written, legal or not.
+
+    Raises:
+        InvalidRequest: of another form.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise _invalid(f"WIDTHxHEIGHT such as 1024x1024, or auto, got {text[:64]!r}")
+    return int(match[1]), int(match[2])
+
+
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises InvalidRequest for a size off the grid, too large or too small; it names the nearest legal size."""
+    if not all(isinstance(side, Integral) for side in (width, height)):
+        raise _invalid(f"two integers, got {width!r} and {height!r}")
+    nearest = "x".join(str(side) for side in nearest_size(width, height, max_pixels))
+    got = f"got {width}x{height}; the nearest is {nearest}"
+    if any(side % SIZE_MULTIPLE or not MIN_SIDE <= side <= MAX_SIDE for side in (width, height)):
+        raise _invalid(f"WIDTHxHEIGHT in multiples of {SIZE_MULTIPLE} from {MIN_SIDE} to {MAX_SIDE}, {got}")
+    if width * height > max_pixels:
+        raise _invalid(f"at most {max_pixels} pixels in all (--max-pixels), {got}")
+
+
+def nearest_size(width: float, height: float, max_pixels: int) -> tuple[int, int]:
+    """The legal size nearest to the one asked, in its proportions where it must shrink."""
+    sides = [_on_grid(side) for side in (width, height)]
+    while sides[0] * sides[1] > max_pixels:
+        sides[sides.index(max(sides))] -= SIZE_MULTIPLE
+    return sides[0], sides[1]
+
+
+def fit_size(width: int, height: int, area: int, max_pixels: int) -> tuple[int, int]:
+    """The size in which to answer a picture of width x height: its own, scaled down to `area` pixels if larger."""
+    scale = min(1.0, math.sqrt(area / (width * height)))
+    return nearest_size(width * scale, height * scale, max_pixels)
+
+
+def image_tokens(width: int, height: int) -> int:
+    """Tokens that a picture of this size is made of: one covers 16 x 16 pixels."""
+    return math.ceil(width / SIZE_MULTIPLE) * math.ceil(height / SIZE_MULTIPLE)
+
+
+def _on_grid(side: float) -> int:
+    return min(max(math.floor(side / SIZE_MULTIPLE + 0.5) * SIZE_MULTIPLE, MIN_SIDE), MAX_SIDE)
+
+
+def _invalid(rule: str) -> InvalidRequest:
+    return InvalidRequest(f"size must be {rule}", param="size", code="invalid_size")
