@@ -171,3 +171,29 @@ def test_what_does_something_has_few_attributes() -> None:
         if isinstance(node, ast.ClassDef) and not _declares(node) and len(_attributes(node)) > ATTRIBUTES
     }
     assert crowded == {}
+
+
+STEPS = re.compile(r"`([\w/]+\.py)` `([\w.]+)`")
+"""A file and what is in it, as the page names them."""
+
+FILES_OF_A_REQUEST = 20
+
+
+def life_of_a_request() -> list[tuple[str, str]]:
+    page = PAGE.read_text(encoding="utf-8")
+    section = page.partition("## The life of a request")[2].partition("\n## ")[0]
+    return STEPS.findall(" ".join(section.split()))
+
+
+@pytest.mark.parametrize(("file", "name"), life_of_a_request())
+def test_each_step_of_a_requests_life_is_where_the_page_says(file: str, name: str) -> None:
+    body = tree_of(PACKAGE / file).body
+    for part in name.split("."):
+        found = [node for node in body if isinstance(node, ast.stmt) and getattr(node, "name", None) == part]
+        assert found, f"{file} has no {name}"
+        body = getattr(found[0], "body", [])
+
+
+def test_a_request_is_followed_through_few_files() -> None:
+    files = {file for file, _ in life_of_a_request()}
+    assert 8 <= len(files) <= FILES_OF_A_REQUEST
