@@ -28,7 +28,7 @@ LONGEST_PROMPT = 32_000
 EDIT_STRENGTH, MASKED_STRENGTH, VARIATION_STRENGTH = 0.75, 1.0, 0.6
 
 _CONTROLS = {code: None for code in range(1, 32) if chr(code) not in "\t\n"}
-_AS_GIVEN = ("true_cfg_scale", "partial_images", "output_compression", "metadata")
+_AS_GIVEN = ("partial_images", "output_compression", "metadata")
 
 
 class RequestOptions(TypedDict, total=False):
@@ -85,6 +85,7 @@ def complete_request(
         num_inference_steps=given.get("num_inference_steps", card.steps["medium"]),
         guidance_scale=_guidance(given, card),
         max_sequence_length=_at_most(card.max_sequence_length, given, "max_sequence_length"),
+        true_cfg_scale=given.get("true_cfg_scale", card.true_cfg_scale),
         negative_prompt=clean_text("negative_prompt", given.get("negative_prompt", "")),
         image=inputs.image.data if inputs else None,
         mask=inputs.mask.data if inputs and inputs.mask else None,

@@ -188,7 +188,7 @@ class ModelCard:
     notice: said in a warning header with every answer. description: what the model knows, for people.
     max_pixels: the largest picture that the memory budget serves; None: no bound. max_batch: how many pictures of the
     model's own size one denoise step takes within that budget. placement: None: not planned.
-    loras: the names that requests may use.
+    loras: the names that requests may use. true_cfg_scale: the default; 1: no negative prompt is read.
     """
 
     id: str
@@ -210,4 +210,5 @@ class ModelCard:
     max_pixels: int | None = None
     max_batch: int = 1
     placement: Placement | None = None
+    true_cfg_scale: float = 1.0
     loras: tuple[str, ...] = ()

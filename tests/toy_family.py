@@ -121,7 +121,7 @@ class ToyArchitecture:
 class ToyFamily:
     title, parts, tokenizers, pipelines, sizes = "Toy", (DENOISER, SQUARES, READER), {}, ("ToyPipeline",), ("tiny",)
 
-    def variant(self, denoiser, named) -> Variant:
+    def variant(self, denoiser, told) -> Variant:
         return VARIANTS["toy"]
 
     def architecture(self, components) -> ToyArchitecture:

@@ -80,6 +80,19 @@ class Component:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What files say of a model beside its tensors.
+
+    variant: a row of a family's variants, where they name one. flags: the booleans of its model_index.json. name: of
+    its folder, file or repository.
+    """
+
+    variant: str | None = None
+    flags: Mapping[str, bool] = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Arithmetic:
     """What one step costs, by sizes alone.
 
@@ -248,8 +261,8 @@ class Family(Protocol):
     @property
     def sizes(self) -> Collection[str]: ...
 
-    def variant(self, denoiser: Component, named: str | None) -> Variant:
-        """Which row of the variants it is. named: by the files, if they do.
+    def variant(self, denoiser: Component, told: Told) -> Variant:
+        """Which row of the variants it is.
 
         Raises:
             CheckpointError: the name is unknown, or the network draws from what is not supported.

@@ -8,8 +8,7 @@ FOREIGN = {
     (".qweight", ".wscales"): "quantised by nunchaku (SVDQuant); use a GGUF Q4_K_S or an NF4 file instead",
     (".encoded_exponent", ".sign_mantissa"): "compressed by DFloat11; use the bfloat16 file instead",
     (".SCB",): "quantised by bitsandbytes to LLM.int8; use an fp8, GGUF Q8_0 or NF4 file instead",
-    ("single_stream_modulation.lin.weight",): "FLUX.2; fluxserve draws with FLUX.1",
-    ("distilled_guidance_layer.in_proj.bias",): "Chroma; fluxserve draws with FLUX.1",
+    ("distilled_guidance_layer.in_proj.bias",): "Chroma; fluxserve draws with FLUX.1 and FLUX.2 [klein]",
     ("redux_up.weight",): "FLUX.1 Redux, an adapter that fluxserve does not support; name a transformer",
     ("decoder.layers.0.weight",): "TAEF1; fluxserve decodes with FLUX.1's own autoencoder (ae.safetensors)",
     (".lora_down.weight",): "a LoRA, which changes a model and is none; give it with --lora",
@@ -28,5 +27,5 @@ def foreign_name(reader: TensorReader) -> str | None:
             return what
     for key in keys:
         if key.endswith("txt_in.weight") and reader.shape(key)[1:] == (LONGCAT_TEXT_WIDTH,):
-            return "LongCat-Image; fluxserve draws with FLUX.1"
+            return "LongCat-Image; fluxserve draws with FLUX.1 and FLUX.2 [klein]"
     return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from fluxserve.models.markings import PREFIXES
 from fluxserve.tensors.reader import Shapes
 
 
@@ -29,3 +31,48 @@ def linears(shapes: Shapes, tables: tuple[str, ...] = ()) -> dict[str, tuple[int
         for key, shape in shapes.items()
         if len(shape) == 2 and not key.endswith(tables)
     }
+
+
+@dataclass(frozen=True)
+class FusedNames:
+    """How a transformer's Linears are called: by their own names, and by those of diffusers' parts stacked in them.
+
+    shapes: (rows, columns) of each Linear. parts: diffusers' names by Linear. width: rows of each part but the last.
+    swapped: the Linear whose halves diffusers has in the other order.
+    """
+
+    network: str
+    shapes: Mapping[str, tuple[int, int]]
+    parts: Mapping[str, tuple[str, ...]]
+    width: int
+    swapped: str
+
+    def targets(self) -> Iterator[tuple[str, LoraTarget]]:
+        """Every spelling: bare, prefixed, and with underscores as kohya's and OneTrainer's files have it."""
+        for linear, (rows, columns) in self.shapes.items():
+            target = LoraTarget(self.network, linear, 0, rows, columns)
+            yield f"lora_unet_{underscored(linear)}", target
+            yield from prefixed(linear, target)
+        for part, target in self._parts():
+            yield f"lora_transformer_{underscored(part)}", target
+            yield from prefixed(part, target)
+
+    def _parts(self) -> Iterator[tuple[str, LoraTarget]]:
+        for linear, parts in self.parts.items():
+            if linear not in self.shapes:
+                continue
+            rows, columns = self.shapes[linear]
+            for number, part in enumerate(parts):
+                first = number * self.width
+                size = rows - first if number == len(parts) - 1 else self.width
+                swap = linear == self.swapped
+                yield part, LoraTarget(self.network, linear, first, size, columns, swap_halves=swap)
+
+
+def prefixed(name: str, target: LoraTarget) -> Iterator[tuple[str, LoraTarget]]:
+    """The name as it is, and behind what tools put before it."""
+    return ((prefix + name, target) for prefix in ("", *PREFIXES))
+
+
+def underscored(name: str) -> str:
+    return name.replace(".", "_")

@@ -26,8 +26,10 @@ class Row:
 
 
 ROWS: dict[str, Row] = {
+    "flux2": Row("fluxserve.models.flux2.family:FLUX2_FAMILY", "fluxserve.models.flux2.variants:VARIANTS"),
     "flux1": Row("fluxserve.models.flux1.family:FLUX1_FAMILY", "fluxserve.models.flux1.variants:VARIANTS"),
 }
+"""The more particular first: FLUX.2's files bear all of FLUX.1's markers, and one more."""
 
 
 def families() -> list[Family]:

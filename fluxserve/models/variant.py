@@ -28,7 +28,8 @@ class Variant:
 
     schedule: its denoising times. steps: default step counts by quality word. guidance_scale: the default, None where
     the model takes none. native_area: pixels the model was made for; `resamples`: it draws at that area whatever size
-    is asked. repository: the Hub id it is published under. ungated: copies of a gated one, the weights first.
+    is asked. true_cfg_scale: the default strength against the negative prompt; 1: none is read. repository: the Hub id
+    it is published under. ungated: copies of a gated one, the weights first.
     notice: a warning that goes out with every answer.
     """
 
@@ -44,6 +45,7 @@ class Variant:
     default_size: tuple[int, int]
     licence: str
     description: str
+    true_cfg_scale: float = 1.0
     repository: str | None = None
     ungated: tuple[UngatedFile, ...] = ()
     notice: str | None = None

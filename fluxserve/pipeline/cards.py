@@ -40,6 +40,7 @@ def model_card(
         max_batch=min(largest_batch(device), plan.samples_together(plan.work.width, plan.work.height)),
         placement=placement_of(checkpoint, plan, device, fmt),
         loras=tuple(loras),
+        true_cfg_scale=variant.true_cfg_scale,
     )
 
 

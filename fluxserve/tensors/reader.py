@@ -144,6 +144,13 @@ def renamed(reader: TensorReader, names: Mapping[str, str]) -> Mapped:
     return Mapped(reader, {new: Recipe((stored,)) for new, stored in names.items()})
 
 
+def with_tables(reader: TensorReader, names: Mapping[str, str], tables: tuple[str, ...]) -> Mapped:
+    """`reader` under new names (new -> stored); those that end so are looked up by row, and never left packed."""
+    return Mapped(
+        reader, {new: Recipe((stored,), "table" if new.endswith(tables) else "rows") for new, stored in names.items()}
+    )
+
+
 def mapped_exactly(reader: TensorReader, recipes: Mapping[str, Recipe]) -> Mapped:
     """`reader` by recipes that need every one of its tensors and no other.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fluxserve.errors import CheckpointError
@@ -93,7 +93,7 @@ def _assemble(model_id: str, found: FoundParts, family: Family) -> Checkpoint:
     return Checkpoint(
         id=model_id,
         family=family,
-        variant=family.variant(denoiser, found.variant),
+        variant=family.variant(denoiser, replace(found.told, name=found.told.name or model_id)),
         architecture=family.architecture(components),
         readers={name: component.reader for name, component in components.items()},
         tokenizers={name: found.tokenizers[name] for name in family.tokenizers},

@@ -81,7 +81,7 @@ def _describe(part: Part, found: FoundParts) -> NetworkDescription:
 def _variant(part: Part, component: Component, found: FoundParts) -> str | None:
     if part.role != "denoiser" or found.family is None:
         return None
-    return found.family.variant(component, found.variant).name
+    return found.family.variant(component, found.told).name
 
 
 def _storage(reader: TensorReader, key: str) -> tuple[str, int]:

@@ -9,35 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxserve.models.parts.attention import attention, split_heads
+from fluxserve.models.parts.attention import SelfAttention, attention, split_heads
+from fluxserve.models.parts.modulation import Modulation
 from fluxserve.models.parts.norms import QKNorm, clamp_half, modulated_norm
-
-
-class SelfAttention(nn.Module):
-    """One stream's projections; the attention itself is joint, in the block."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, dim * 3)
-        self.norm = QKNorm(dim // num_heads)
-        self.proj = nn.Linear(dim, dim)
-
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x: (B, T or I, hidden). Returns normed q, k and v, each (B, H, T or I, D)."""
-        return split_heads(self.qkv(x), self.num_heads, self.norm)
-
-
-class Modulation(nn.Module):
-    """The only holder of a block's adaLN weights; evaluated for all steps of a request before the first."""
-
-    def __init__(self, dim: int, rows: int) -> None:
-        super().__init__()
-        self.lin = nn.Linear(dim, rows * dim)
-
-    def forward(self, vec: Tensor) -> Tensor:
-        """vec: (B, hidden). Returns (B, rows * hidden)."""
-        return self.lin(F.silu(vec))
 
 
 def feed_forward(dim: int, hidden: int) -> nn.Sequential:
@@ -104,17 +78,3 @@ class SingleStreamBlock(nn.Module):
         attended = attention(*split_heads(qkv, self.num_heads, self.norm), rope)
         out = self.linear2(torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=-1))
         return clamp_half(torch.addcmul(x, gate, out))
-
-
-class LastLayer(nn.Module):
-    MODULATION_ROWS = 2
-
-    def __init__(self, hidden_size: int, out_channels: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(hidden_size, out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, self.MODULATION_ROWS * hidden_size))
-
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """x: (B, I, hidden), modulation: (B, 2 * hidden). Returns (B, I, out_channels)."""
-        shift, scale = modulation.unflatten(-1, (self.MODULATION_ROWS, 1, -1)).unbind(1)
-        return self.linear(modulated_norm(x, shift, scale))

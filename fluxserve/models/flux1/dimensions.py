@@ -5,8 +5,7 @@ What both tell must agree. What neither tells is that of the published FLUX.1 (h
 
 from __future__ import annotations
 
-from fluxserve.models.flux1.sizes import FLUX1, FLUX1_AE, ClipParams, FluxParams, T5Params
-from fluxserve.models.parts.autoencoder import AutoencoderParams
+from fluxserve.models.flux1.sizes import FLUX1, ClipParams, FluxParams, T5Params
 from fluxserve.models.sizes import Config, SizeReader, count
 from fluxserve.tensors.reader import TensorReader
 
@@ -37,28 +36,6 @@ def transformer_params(reader: TensorReader, config: Config) -> FluxParams:
         theta=FLUX1.theta,
         guidance_embed="guidance_in.in_layer.weight" in reader.keys(),
     )
-
-
-def autoencoder_params(reader: TensorReader, config: Config) -> AutoencoderParams:
-    """Raises: as `transformer_params`."""
-    sizes = SizeReader(reader, config)
-    ch, in_channels, _, _ = sizes.shape("encoder.conv_in.weight", 4)
-    levels = count(reader.keys(), "encoder.down.")
-    widths = tuple(sizes.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels))
-    groups = sizes.told("norm_num_groups", FLUX1_AE.num_groups)
-    if not isinstance(groups, int) or groups < 1 or any(width % groups for width in (ch, *widths)):
-        raise sizes.error(f"norm_num_groups {groups} does not divide the widths {(ch, *widths)}")
-    params = AutoencoderParams(
-        in_channels=sizes.agreed("in_channels", in_channels),
-        ch=ch,
-        ch_mult=tuple(sizes.divided("a level's width", width, ch) for width in widths),
-        num_res_blocks=sizes.agreed("layers_per_block", count(reader.keys(), "encoder.down.0.block.")),
-        z_channels=sizes.agreed("latent_channels", sizes.shape("decoder.conv_in.weight", 4)[1]),
-        num_groups=groups,
-    )
-    if sizes.told("block_out_channels", widths) != widths:
-        raise sizes.error(f"block_out_channels {config['block_out_channels']} are not its tensors' widths {widths}")
-    return params
 
 
 def t5_params(reader: TensorReader, config: Config) -> T5Params:

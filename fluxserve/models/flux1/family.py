@@ -19,6 +19,7 @@ from fluxserve.models.family import (
     Part,
     PromptStates,
     StepInputs,
+    Told,
 )
 from fluxserve.models.flux1 import dimensions, names
 from fluxserve.models.flux1.autoencoder import Autoencoder
@@ -33,6 +34,7 @@ from fluxserve.models.flux1.transformer import FluxTransformer
 from fluxserve.models.flux1.variants import VARIANTS
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.models.parts import autoencoder_names
+from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.models.parts.latents import PackedLatents
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
 from fluxserve.models.variant import Variant
@@ -205,7 +207,7 @@ class Flux1Family:
     pipelines = ("FluxPipeline",)
     sizes = tuple(SIZES)
 
-    def variant(self, denoiser: Component, named: str | None) -> Variant:
+    def variant(self, denoiser: Component, told: Told) -> Variant:
         source = denoiser.reader.source
         flux = dimensions.transformer_params(denoiser.reader, denoiser.config)
         if flux.in_channels != flux.out_channels:
@@ -214,7 +216,7 @@ class Flux1Family:
                 f"{source}: is {kind} with {flux.in_channels} input channels; fluxserve draws from text, "
                 f"with models whose input has {flux.out_channels}"
             )
-        name = named if named is not None else ("dev" if flux.guidance_embed else "schnell")
+        name = told.variant if told.variant is not None else ("dev" if flux.guidance_embed else "schnell")
         if name not in VARIANTS:
             raise CheckpointError(f"{source}: is of variant {name!r}; fluxserve knows {', '.join(VARIANTS)}")
         return VARIANTS[name]
@@ -224,7 +226,7 @@ class Flux1Family:
         return Flux1Architecture(
             ModelSizes(
                 transformer=dimensions.transformer_params(transformer.reader, transformer.config),
-                autoencoder=dimensions.autoencoder_params(autoencoder.reader, autoencoder.config),
+                autoencoder=autoencoder_params(autoencoder.reader, autoencoder.config),
                 t5=dimensions.t5_params(t5.reader, t5.config),
                 clip=dimensions.clip_params(clip.reader, clip.config),
             )

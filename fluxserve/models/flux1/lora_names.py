@@ -13,8 +13,7 @@ from fluxserve.models.flux1.names import SWAPPED, linear_parts
 from fluxserve.models.flux1.shapes import transformer_shapes
 from fluxserve.models.flux1.sizes import FluxParams, ModelSizes
 from fluxserve.models.flux1.text.names import TABLES, clip_shapes, t5_shapes
-from fluxserve.models.lora_target import LoraTarget, linears
-from fluxserve.models.markings import PREFIXES
+from fluxserve.models.lora_target import FusedNames, LoraTarget, linears, prefixed, underscored
 
 
 def lora_targets(sizes: ModelSizes) -> dict[str, LoraTarget]:
@@ -30,27 +29,10 @@ def lora_targets(sizes: ModelSizes) -> dict[str, LoraTarget]:
 
 def _transformer_names(params: FluxParams) -> Iterator[tuple[str, LoraTarget]]:
     own = linears(transformer_shapes(params))
-    for linear, (rows, columns) in own.items():
-        target = LoraTarget("transformer", linear, 0, rows, columns)
-        yield f"lora_unet_{_underscored(linear)}", target
-        yield from ((prefix + linear, target) for prefix in ("", *PREFIXES))
-    for part, target in _diffusers_targets(params, own):
-        yield f"lora_transformer_{_underscored(part)}", target
-        yield from ((prefix + part, target) for prefix in ("", *PREFIXES))
+    parts = linear_parts(params.depth, params.depth_single_blocks)
+    yield from FusedNames("transformer", own, parts, params.hidden_size, SWAPPED).targets()
     for name, target in _xlabs_targets(params, own):
-        yield from ((prefix + name, target) for prefix in ("", *PREFIXES))
-
-
-def _diffusers_targets(params: FluxParams, own: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, LoraTarget]]:
-    """diffusers' Linears as rows of BFL's: q, k and v are as wide as the model, the last part takes the rest."""
-    for linear, parts in linear_parts(params.depth, params.depth_single_blocks).items():
-        if linear not in own:
-            continue
-        rows, columns = own[linear]
-        for number, part in enumerate(parts):
-            first = number * params.hidden_size
-            size = rows - first if number == len(parts) - 1 else params.hidden_size
-            yield part, LoraTarget("transformer", linear, first, size, columns, swap_halves=linear == SWAPPED)
+        yield from prefixed(name, target)
 
 
 def _xlabs_targets(params: FluxParams, own: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, LoraTarget]]:
@@ -71,14 +53,10 @@ def _clip_names(linear: str) -> Iterator[str]:
     yield f"text_encoder.text_model.{linear}"
     yield f"text_encoder.{linear}"
     for prefix in ("lora_te1", "lora_te"):
-        yield f"{prefix}_text_model_{_underscored(linear)}"
+        yield f"{prefix}_text_model_{underscored(linear)}"
 
 
 def _t5_names(linear: str) -> Iterator[str]:
     yield f"text_encoders.t5xxl.transformer.{linear}"
     yield f"text_encoder_2.{linear}"
-    yield f"lora_te3_{_underscored(linear)}"
-
-
-def _underscored(name: str) -> str:
-    return name.replace(".", "_")
+    yield f"lora_te3_{underscored(linear)}"

@@ -1,23 +1,18 @@
-"""Names and shapes of the transformer's and the autoencoder's tensors, in BFL's names. Reads nothing.
-
-The networks themselves tell them, built on the meta device.
-"""
+"""Names and shapes of the transformer's and the autoencoder's tensors, in BFL's names."""
 
 from __future__ import annotations
-
-import torch
 
 from fluxserve.models.flux1.autoencoder import Autoencoder
 from fluxserve.models.flux1.sizes import FluxParams
 from fluxserve.models.flux1.transformer import FluxTransformer
 from fluxserve.models.parts.autoencoder import AutoencoderParams
+from fluxserve.models.parts.shapes import shapes_of
+from fluxserve.tensors.reader import Shapes
 
 
-def transformer_shapes(params: FluxParams) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {key: tuple(tensor.shape) for key, tensor in FluxTransformer(params).state_dict().items()}
+def transformer_shapes(params: FluxParams) -> Shapes:
+    return shapes_of(lambda: FluxTransformer(params))
 
 
-def autoencoder_shapes(params: AutoencoderParams) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {key: tuple(tensor.shape) for key, tensor in Autoencoder(params).state_dict().items()}
+def autoencoder_shapes(params: AutoencoderParams) -> Shapes:
+    return shapes_of(lambda: Autoencoder(params))

@@ -13,10 +13,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fluxserve.models.flux1.blocks import DoubleStreamBlock, LastLayer, SingleStreamBlock
+from fluxserve.models.flux1.blocks import DoubleStreamBlock, SingleStreamBlock
 from fluxserve.models.flux1.sizes import FluxParams
 from fluxserve.models.parts.attention import rotary_table
 from fluxserve.models.parts.embedders import MLPEmbedder, sinusoidal_embedding
+from fluxserve.models.parts.modulation import LastLayer
 
 TIME_DIM = 256
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fluxserve.models.parts.norms import QKNorm
 
@@ -51,3 +51,18 @@ def split_heads(qkv: Tensor, num_heads: int, norm: QKNorm) -> tuple[Tensor, Tens
     """qkv: (B, L, 3 * H * D). Returns normed q, k and v, each (B, H, L, D)."""
     q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, L, 3, H, D) -> 3 x (B, H, L, D)
     return norm.query_norm(q), norm.key_norm(k), v
+
+
+class SelfAttention(nn.Module):
+    """One stream's projections; the attention itself is joint, in the block."""
+
+    def __init__(self, dim: int, num_heads: int, bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, dim * 3, bias=bias)
+        self.norm = QKNorm(dim // num_heads)
+        self.proj = nn.Linear(dim, dim, bias=bias)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x: (B, T or I, hidden). Returns normed q, k and v, each (B, H, T or I, D)."""
+        return split_heads(self.qkv(x), self.num_heads, self.norm)

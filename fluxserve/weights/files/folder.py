@@ -13,7 +13,7 @@ from typing import Any
 
 from fluxserve.errors import CheckpointError
 from fluxserve.models import registry
-from fluxserve.models.family import Component, Family, Part, Role
+from fluxserve.models.family import Component, Family, Part, Role, Told
 from fluxserve.models.markings import VARIANT_FIELD
 from fluxserve.models.sizes import integers
 from fluxserve.tensors.reader import TensorReader
@@ -29,11 +29,11 @@ READABLE_QUANT_METHODS = ("bitsandbytes",)
 
 @dataclass
 class FoundParts:
-    """What has been found so far. variant: by name, where the files tell. unread: files that failed."""
+    """What has been found so far. told: what the files say of the model. unread: files that failed."""
 
     components: dict[Part, Component] = field(default_factory=dict)
     tokenizers: dict[str, Path] = field(default_factory=dict)
-    variant: str | None = None
+    told: Told = field(default_factory=Told)
     unread: list[str] = field(default_factory=list)
 
     @property
@@ -49,6 +49,11 @@ class FoundParts:
     @property
     def missing_tokenizers(self) -> list[str]:
         return [name for name in self.family.tokenizers if name not in self.tokenizers] if self.family else []
+
+    def note(self, told: Told) -> None:
+        """What was told first counts."""
+        old = self.told
+        self.told = Told(old.variant or told.variant, {**told.flags, **old.flags}, old.name or told.name)
 
     def take(self, found: Mapping[Part, Component], roles: Collection[Role]) -> dict[Part, Component]:
         """Keeps those of the roles that are still missing. Returns them."""
@@ -70,7 +75,7 @@ def scan(path: Path, roles: Collection[Role], found: FoundParts) -> None:
             _scan_tokenizers(path, found)
         else:
             found.take(_components_of_file(path), roles)
-            found.variant = found.variant or _sidecar(path).get(VARIANT_FIELD)
+            found.note(Told(_sidecar(path).get(VARIANT_FIELD), name=path.stem))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
@@ -80,7 +85,8 @@ def _scan_subfolders(folder: Path, roles: Collection[Role], found: FoundParts) -
     if index.is_file():
         description = read_json(index)
         _require_known(index, description)
-        found.variant = found.variant or description.get(VARIANT_FIELD)
+        flags = {key: value for key, value in description.items() if isinstance(value, bool)}
+        found.note(Told(description.get(VARIANT_FIELD), flags))
     wanted = [part for part in registry.parts() if part.role in roles and part not in found.components]
     for name in dict.fromkeys(part.folder for part in wanted):
         if (folder / name).is_dir():
@@ -146,7 +152,8 @@ def _scan_files(folder: Path, roles: Collection[Role], found: FoundParts) -> Non
             )
         origins |= dict.fromkeys(here, path)
         found.take(here, roles)
-        found.variant = found.variant or _sidecar(path).get(VARIANT_FIELD)
+        if any(part.role == "denoiser" for part in here):
+            found.note(Told(_sidecar(path).get(VARIANT_FIELD), name=path.stem))
 
 
 def _components_of_file(path: Path) -> dict[Part, Component]:

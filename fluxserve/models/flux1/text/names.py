@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from fluxserve.models.flux1.sizes import ClipParams, T5Params
-from fluxserve.tensors.reader import Mapped, Recipe, TensorReader
+from fluxserve.tensors.reader import Mapped, Recipe, TensorReader, with_tables
 
 T5_MARKER = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 T5_GGUF_MARKER = "enc.blk.0.attn_rel_b.weight"
@@ -41,24 +39,17 @@ _T5_GGUF_TOP = {"token_embd": "shared", "enc.output_norm": "encoder.final_layer_
 def canonical_t5(reader: TensorReader) -> Mapped:
     """A T5 encoder under transformers' names, from them (either name of the embedding) or from GGUF's."""
     if T5_GGUF_MARKER in reader.keys():
-        return _with_tables(reader, {_from_gguf(key): key for key in reader.keys()})
+        return with_tables(reader, {_from_gguf(key): key for key in reader.keys()}, TABLES)
     names = {key: key for key in reader.keys() if key not in T5_IGNORED}
     if T5_EMBEDDING not in names and T5_TIED_EMBEDDING in reader.keys():
         names[T5_EMBEDDING] = T5_TIED_EMBEDDING
-    return _with_tables(reader, names)
+    return with_tables(reader, names, TABLES)
 
 
 def canonical_clip(reader: TensorReader) -> Mapped:
     """A CLIP text encoder under transformers 5's names; files prefix them with `text_model.`."""
     names = {key.removeprefix(CLIP_PREFIX): key for key in reader.keys()}
-    return _with_tables(reader, {name: key for name, key in names.items() if name not in CLIP_IGNORED})
-
-
-def _with_tables(reader: TensorReader, names: Mapping[str, str]) -> Mapped:
-    """`reader` under new names (new -> stored), its embeddings marked as tables."""
-    return Mapped(
-        reader, {new: Recipe((stored,), "table" if new.endswith(TABLES) else "rows") for new, stored in names.items()}
-    )
+    return with_tables(reader, {name: key for name, key in names.items() if name not in CLIP_IGNORED}, TABLES)
 
 
 def t5_shapes(params: T5Params) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,1 @@
+"""FLUX.2 [klein]: its networks, names, sizes and variants."""

@@ -1,0 +1,110 @@
+"""Names of FLUX.2's networks: diffusers' as recipes for BFL's.
+
+Follows huggingface/diffusers `loaders/single_file_utils.py` `convert_flux2_transformer_checkpoint_to_diffusers`.
+"""
+
+from __future__ import annotations
+
+from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
+from fluxserve.models.sizes import count
+from fluxserve.tensors.reader import Operation, Recipe, TensorReader, mapped_exactly, renamed
+
+BFL_MARKER = "single_stream_modulation.lin.weight"
+DIFFUSERS_MARKER = "single_stream_modulation.linear.weight"
+AUTOENCODER_MARKER = "bn.running_mean"
+_COUNTER = "bn.num_batches_tracked"
+_DIFFUSERS_AUTOENCODER = "decoder.up_blocks.0.resnets.0.conv1.weight"
+
+_TOP: dict[str, tuple[str, ...]] = {
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    "time_in.in_layer": ("time_guidance_embed.timestep_embedder.linear_1",),
+    "time_in.out_layer": ("time_guidance_embed.timestep_embedder.linear_2",),
+    "guidance_in.in_layer": ("time_guidance_embed.guidance_embedder.linear_1",),
+    "guidance_in.out_layer": ("time_guidance_embed.guidance_embedder.linear_2",),
+    "double_stream_modulation_img.lin": ("double_stream_modulation_img.linear",),
+    "double_stream_modulation_txt.lin": ("double_stream_modulation_txt.linear",),
+    "single_stream_modulation.lin": ("single_stream_modulation.linear",),
+    "final_layer.linear": ("proj_out",),
+    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+}
+SWAPPED = "final_layer.adaLN_modulation.1"
+"""diffusers holds (scale, shift), BFL (shift, scale)."""
+
+_DOUBLE: dict[str, tuple[str, ...]] = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "img_attn.proj": ("attn.to_out.0",),
+    "txt_attn.proj": ("attn.to_add_out",),
+    "img_mlp.0": ("ff.linear_in",),
+    "img_mlp.2": ("ff.linear_out",),
+    "txt_mlp.0": ("ff_context.linear_in",),
+    "txt_mlp.2": ("ff_context.linear_out",),
+}
+_DOUBLE_NORMS = {
+    "img_attn.norm.query_norm": "attn.norm_q",
+    "img_attn.norm.key_norm": "attn.norm_k",
+    "txt_attn.norm.query_norm": "attn.norm_added_q",
+    "txt_attn.norm.key_norm": "attn.norm_added_k",
+}
+_SINGLE: dict[str, tuple[str, ...]] = {"linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",)}
+_SINGLE_NORMS = {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"}
+
+
+def linear_parts(depth: int, single_depth: int) -> dict[str, tuple[str, ...]]:
+    """Each BFL Linear of a transformer with diffusers' Linears that make it up, stacked on their rows."""
+    linears = dict(_TOP)
+    for kind, theirs, blocks, names in (
+        ("double_blocks", "transformer_blocks", depth, _DOUBLE),
+        ("single_blocks", "single_transformer_blocks", single_depth, _SINGLE),
+    ):
+        for block in range(blocks):
+            for name, parts in names.items():
+                linears[f"{kind}.{block}.{name}"] = tuple(f"{theirs}.{block}.{part}" for part in parts)
+    return linears
+
+
+def transformer_recipes(depth: int, single_depth: int, guidance_embed: bool) -> dict[str, Recipe]:
+    """BFL name -> recipe of every tensor of a transformer."""
+    recipes = {}
+    for linear, parts in linear_parts(depth, single_depth).items():
+        if guidance_embed or not linear.startswith("guidance_in."):
+            op: Operation = "swap_halves" if linear == SWAPPED else "rows"
+            recipes[f"{linear}.weight"] = Recipe(tuple(f"{part}.weight" for part in parts), op)
+    for kind, theirs, blocks, norms in (
+        ("double_blocks", "transformer_blocks", depth, _DOUBLE_NORMS),
+        ("single_blocks", "single_transformer_blocks", single_depth, _SINGLE_NORMS),
+    ):
+        for block in range(blocks):
+            for ours, part in norms.items():
+                recipes[f"{kind}.{block}.{ours}.scale"] = Recipe((f"{theirs}.{block}.{part}.weight",))
+    return recipes
+
+
+def canonical_transformer(reader: TensorReader) -> TensorReader:
+    """Under BFL's names, from either spelling."""
+    keys = reader.keys()
+    if DIFFUSERS_MARKER not in keys:
+        return reader
+    guidance = any(key.startswith("time_guidance_embed.guidance_embedder.") for key in keys)
+    depth, single_depth = count(keys, "transformer_blocks."), count(keys, "single_transformer_blocks.")
+    return mapped_exactly(reader, transformer_recipes(depth, single_depth, guidance))
+
+
+def flux2_autoencoder_recipes(levels: int, blocks: int) -> dict[str, Recipe]:
+    """BFL name -> recipe of every tensor an autoencoder may have, from diffusers' names."""
+    recipes = autoencoder_recipes(levels, blocks)
+    for ours, theirs in (("encoder.quant_conv", "quant_conv"), ("decoder.post_quant_conv", "post_quant_conv")):
+        recipes |= {f"{ours}.{kind}": Recipe((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+    return recipes | {f"bn.{name}": Recipe((f"bn.{name}",)) for name in ("running_mean", "running_var")}
+
+
+def canonical_autoencoder(reader: TensorReader) -> TensorReader:
+    """Under BFL's names, from either spelling; the counter of training batches is not read."""
+    keys = [key for key in reader.keys() if key != _COUNTER]
+    known = renamed(reader, {key: key for key in keys})
+    if _DIFFUSERS_AUTOENCODER not in keys:
+        return known
+    levels, blocks = count(keys, "encoder.down_blocks."), count(keys, "encoder.down_blocks.0.resnets.")
+    possible = flux2_autoencoder_recipes(levels, blocks)
+    return mapped_exactly(known, {key: recipe for key, recipe in possible.items() if recipe.parts[0] in keys})

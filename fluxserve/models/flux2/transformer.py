@@ -1,0 +1,163 @@
+"""The FLUX.2 transformer: as FLUX.1's, with one modulation for all blocks, gated MLPs, no biases and four axes of RoPE.
+
+Follows black-forest-labs/flux2 `src/flux2/model.py` and huggingface/diffusers `transformers/transformer_flux2.py`.
+The modulation depends on time (and guidance) alone: `modulation` gives its rows for all steps of a schedule at once.
+Shape letters: see `models/family.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluxserve.models.flux2.sizes import Flux2Params
+from fluxserve.models.parts.attention import SelfAttention, attention, rotary_table, split_heads
+from fluxserve.models.parts.embedders import MLPEmbedder, sinusoidal_embedding
+from fluxserve.models.parts.modulation import LastLayer, Modulation
+from fluxserve.models.parts.norms import QKNorm, clamp_half, modulated_norm
+
+TIME_DIM = 256
+THETA = 2000
+REFERENCE_TIME = 10
+"""References stand at times 10, 20, ... on the first axis; what is drawn stands at 0."""
+
+STREAM_ROWS, SINGLE_ROWS = 6, 3
+
+
+class SwiGLU(nn.Module):
+    """The first half of the channels, through SiLU, gates the second."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., 2 * hidden). Returns (..., hidden)."""
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+def gated_feed_forward(dim: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, 2 * hidden, bias=False), SwiGLU(), nn.Linear(hidden, dim, bias=False))
+
+
+class DoubleStreamBlock(nn.Module):
+    """Text and image in two streams with own weights and one joint attention."""
+
+    def __init__(self, params: Flux2Params) -> None:
+        super().__init__()
+        hidden, heads = params.hidden_size, params.num_heads
+        self.img_attn = SelfAttention(hidden, heads, bias=False)
+        self.img_mlp = gated_feed_forward(hidden, params.mlp_hidden)
+        self.txt_attn = SelfAttention(hidden, heads, bias=False)
+        self.txt_mlp = gated_feed_forward(hidden, params.mlp_hidden)
+
+    def forward(
+        self, img: Tensor, txt: Tensor, img_rows: Sequence[Tensor], txt_rows: Sequence[Tensor], rope: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """img: (B, I, hidden), txt: (B, T, hidden), rows: six of (B, 1, hidden) each. Returns both streams."""
+        txt_q, txt_k, txt_v = self.txt_attn.heads(modulated_norm(txt, txt_rows[0], txt_rows[1]))
+        img_q, img_k, img_v = self.img_attn.heads(modulated_norm(img, img_rows[0], img_rows[1]))
+        q, k, v = (torch.cat(pair, dim=2) for pair in ((txt_q, img_q), (txt_k, img_k), (txt_v, img_v)))
+        txt_out, img_out = attention(q, k, v, rope).split([txt.shape[1], img.shape[1]], dim=1)
+        img = _add_stream(img, img_out, self.img_attn, self.img_mlp, img_rows)
+        txt = _add_stream(txt, txt_out, self.txt_attn, self.txt_mlp, txt_rows)
+        return img, txt
+
+
+def _add_stream(x: Tensor, attended: Tensor, attn: SelfAttention, mlp: nn.Module, rows: Sequence[Tensor]) -> Tensor:
+    _, _, attn_gate, mlp_shift, mlp_scale, mlp_gate = rows
+    x = torch.addcmul(x, attn_gate, attn.proj(attended))
+    return clamp_half(torch.addcmul(x, mlp_gate, mlp(modulated_norm(x, mlp_shift, mlp_scale))))
+
+
+class SingleStreamBlock(nn.Module):
+    """Text and image in one stream, attention and MLP side by side (arXiv 2302.05442)."""
+
+    def __init__(self, params: Flux2Params) -> None:
+        super().__init__()
+        hidden, mlp = params.hidden_size, params.mlp_hidden
+        self.num_heads = params.num_heads
+        self.split = [3 * hidden, 2 * mlp]
+        self.linear1 = nn.Linear(hidden, 3 * hidden + 2 * mlp, bias=False)
+        self.linear2 = nn.Linear(hidden + mlp, hidden, bias=False)
+        self.norm = QKNorm(params.head_dim)
+        self.gated = SwiGLU()
+
+    def forward(self, x: Tensor, rows: Sequence[Tensor], rope: Tensor) -> Tensor:
+        """x: (B, L, hidden), rows: three of (B, 1, hidden). Returns (B, L, hidden)."""
+        shift, scale, gate = rows
+        qkv, mlp = self.linear1(modulated_norm(x, shift, scale)).split(self.split, dim=-1)
+        attended = attention(*split_heads(qkv, self.num_heads, self.norm), rope)
+        out = self.linear2(torch.cat([attended, self.gated(mlp)], dim=-1))
+        return clamp_half(torch.addcmul(x, gate, out))
+
+
+class Flux2Transformer(nn.Module):
+    """Dimensions come from `params`; parameter names and shapes equal the published BFL files."""
+
+    def __init__(self, params: Flux2Params) -> None:
+        super().__init__()
+        self.params = params
+        hidden = params.hidden_size
+        self.img_in = nn.Linear(params.in_channels, hidden, bias=False)
+        self.txt_in = nn.Linear(params.context_in_dim, hidden, bias=False)
+        self.time_in = MLPEmbedder(TIME_DIM, hidden, bias=False)
+        self.guidance_in = MLPEmbedder(TIME_DIM, hidden, bias=False) if params.guidance_embed else None
+        self.double_stream_modulation_img = Modulation(hidden, STREAM_ROWS, bias=False)
+        self.double_stream_modulation_txt = Modulation(hidden, STREAM_ROWS, bias=False)
+        self.single_stream_modulation = Modulation(hidden, SINGLE_ROWS, bias=False)
+        self.double_blocks = nn.ModuleList(DoubleStreamBlock(params) for _ in range(params.depth))
+        self.single_blocks = nn.ModuleList(SingleStreamBlock(params) for _ in range(params.depth_single_blocks))
+        self.final_layer = LastLayer(hidden, params.in_channels, bias=False)
+
+    def modulation(self, t: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Shift, scale and gate rows of all blocks, for one time each: image, text, single blocks, last layer.
+
+        t: (B,) float32 in 1 (noise) .. 0 (image). guidance: (B,) float32, or None for models without.
+        Returns (B, M), M = 17 * hidden, in dtype.
+        """
+        vec = self.time_in(sinusoidal_embedding(t, TIME_DIM, dtype))
+        if self.guidance_in is not None:
+            assert guidance is not None, "a guidance-distilled model needs guidance"
+            vec = vec + self.guidance_in(sinusoidal_embedding(guidance, TIME_DIM, dtype))
+        shared = (
+            self.double_stream_modulation_img,
+            self.double_stream_modulation_txt,
+            self.single_stream_modulation,
+            self.final_layer.adaLN_modulation,
+        )
+        return torch.cat([rows(vec) for rows in shared], dim=-1)
+
+    def rope(self, text_tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Text token i at (0, 0, 0, i); then each grid of (rows, columns) at (its time, row, column, 0).
+
+        grids: what is drawn, then the references. Returns (L, D / 2, 2) float32.
+        """
+        device = self.img_in.weight.device
+        text = torch.zeros(text_tokens, 4, device=device)
+        text[:, 3] = torch.arange(text_tokens, device=device)
+        images = [_grid_ids(n * REFERENCE_TIME, *grid, device) for n, grid in enumerate(grids)]
+        return rotary_table(torch.cat([text, *images]), self.params.axes_dim, THETA)
+
+    def forward(self, img: Tensor, txt: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:
+        """The velocity at one time a sample, of all image tokens that are given.
+
+        img: (B, I, in_channels). txt: (B, T, context_in_dim). modulation: (B, M). rope: (L, D / 2, 2).
+        """
+        rows = modulation.unflatten(-1, (-1, 1, self.params.hidden_size)).unbind(1)  # 17 x (B, 1, hidden)
+        img_rows, txt_rows, single_rows = rows[:6], rows[6:12], rows[12:15]
+        img, txt = self.img_in(img), self.txt_in(txt)
+        for block in self.double_blocks:
+            img, txt = block(img, txt, img_rows, txt_rows, rope)
+        x = torch.cat([txt, img], dim=1)  # (B, L, hidden)
+        for block in self.single_blocks:
+            x = block(x, single_rows, rope)
+        return self.final_layer(x[:, txt.shape[1] :], torch.cat(rows[15:], dim=-1).squeeze(1))
+
+
+def _grid_ids(time: int, rows: int, columns: int, device: torch.device) -> Tensor:
+    ids = torch.zeros(rows, columns, 4, device=device)
+    ids[..., 0] = time
+    ids[..., 1] = torch.arange(rows, device=device)[:, None]
+    ids[..., 2] = torch.arange(columns, device=device)
+    return ids.flatten(0, 1)
