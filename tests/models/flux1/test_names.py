@@ -13,6 +13,7 @@ from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
 from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, FLUX1_AE, T5_XXL, FluxParams
 from fluxserve.models.flux1.text.names import clip_shapes, t5_shapes
 from fluxserve.models.parts.autoencoder import AutoencoderParams
+from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.tensors.reader import Mapped, Recipe
 from fluxserve.weights.files.identify import components
 from tests.weights.stored_files import ListedReader, listed
@@ -53,7 +54,7 @@ def test_sizes_are_read_from_the_published_shapes() -> None:
         return ListedReader({prefix + key: shape for key, shape in listed(name).items()})
 
     assert dimensions.transformer_params(reader("bfl_flux1_dev"), {}) == FLUX1_DEV
-    assert dimensions.autoencoder_params(reader("bfl_ae"), {}) == FLUX1_AE
+    assert autoencoder_params(reader("bfl_ae"), {}) == FLUX1_AE
     t5 = components(reader("t5xxl_encoder"))[T5]
     clip = components(reader("clip_l_text", "text_model."))[CLIP]
     assert dimensions.t5_params(t5, {}) == T5_XXL
@@ -64,7 +65,7 @@ def test_autoencoders_of_other_depths_are_read_too() -> None:
     params = AutoencoderParams(
         in_channels=3, ch=16, ch_mult=(1, 2, 2, 2), num_res_blocks=1, z_channels=16, num_groups=8
     )
-    assert dimensions.autoencoder_params(ListedReader(autoencoder_shapes(params)), {"norm_num_groups": 8}) == params
+    assert autoencoder_params(ListedReader(autoencoder_shapes(params)), {"norm_num_groups": 8}) == params
 
 
 def test_joined_tensors_equal_torch() -> None:

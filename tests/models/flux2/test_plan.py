@@ -1,0 +1,51 @@
+"""Plans for FLUX.2 [klein] at full size, in bytes of shapes alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fluxserve.errors import DeviceError
+from fluxserve.models.flux2.family import FLUX2_FAMILY, Flux2Architecture
+from fluxserve.models.flux2.sizes import FULL, FULL_9B, Flux2Sizes
+from fluxserve.models.flux2.variants import VARIANTS
+from fluxserve.pipeline.networks import Blueprint, work_of
+from fluxserve.placement.plan import GIB, make_plan
+from fluxserve.weights.checkpoint import Checkpoint
+from tests.weights.stored_files import ListedReader
+
+
+class HalfReader(ListedReader):
+    def dtype(self, key: str) -> torch.dtype:
+        return torch.bfloat16
+
+
+def blueprint(sizes: Flux2Sizes) -> Blueprint:
+    architecture = Flux2Architecture(sizes)
+    readers = {part: HalfReader(dict(shapes)) for part, shapes in architecture.shapes().items()}
+    checkpoint = Checkpoint("klein", FLUX2_FAMILY, VARIANTS["klein"], architecture, readers, {})
+    return Blueprint(checkpoint, torch.device("cpu"), torch.bfloat16, "fixed", quant=None, compile=False)
+
+
+@pytest.mark.parametrize("budget", [3, 4, 6, 8, 12, 16])
+def test_klein_4b_fits_small_cards(budget: int) -> None:
+    drawn = blueprint(FULL)
+    sizes, work = drawn.sizes(), work_of(drawn.checkpoint, torch.bfloat16)
+    plan = make_plan(sizes, work, budget * GIB, "cuda")
+    assert plan.peak_bytes <= budget * GIB
+    assert plan.streamed_bytes == sum(sizes.blocks[i] for i in plan.streamed)
+    assert (plan.text_encoder == "resident") == (budget == 16)
+    assert not plan.streamed or budget < 12
+
+
+def test_what_is_read_of_a_klein_4b() -> None:
+    """14.1 GB of the 16.0 GB of files: the text encoder's last nine layers and its head are not."""
+    sizes = blueprint(FULL).sizes()
+    assert sizes.total == pytest.approx(14.15e9, rel=0.01)
+    assert sum(sizes.encoder_blocks) == 27 * 2 * 100_930_816
+
+
+def test_the_smallest_budget_is_said() -> None:
+    drawn = blueprint(FULL_9B)
+    with pytest.raises(DeviceError, match=r"the smallest that can work is .*3\.7"):
+        make_plan(drawn.sizes(), work_of(drawn.checkpoint, torch.bfloat16), 3 * GIB, "cuda")
