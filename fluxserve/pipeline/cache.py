@@ -1,4 +1,4 @@
-"""A least-recently-used cache bounded in bytes. Knows nothing of what it keeps but its size."""
+"""A least-recently-used cache bounded in bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one call of `generate` gives back, and the clock that times it. Knows no model."""
+"""What one call of `generate` gives back, and the clock that times it."""
 
 from __future__ import annotations
 

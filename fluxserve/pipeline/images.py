@@ -1,7 +1,4 @@
-"""Pictures at the edges of the pipeline: tensors to uint8, codecs, resampling, what is written into a file.
-
-Knows nothing of latents or models.
-"""
+"""Pictures at the edges of the pipeline: tensors to uint8, codecs, resampling, what is written into a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every picture's file tells of how it was made. Knows no file format."""
+"""What every picture's file tells of how it was made."""
 
 from __future__ import annotations
 

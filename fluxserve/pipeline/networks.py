@@ -1,4 +1,4 @@
-"""From files to networks: open, choose device and dtype, plan, build on the meta device, place. Knows no requests."""
+"""From files to networks: open, choose device and dtype, plan, build on the meta device, place."""
 
 from __future__ import annotations
 

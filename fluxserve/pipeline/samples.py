@@ -1,4 +1,4 @@
-"""One picture under way. Knows nothing of the model that moves it."""
+"""One picture under way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Giving a module its weights, dense or packed, wherever they lie. Knows no files and no order of loading."""
+"""Giving a module its weights, dense or packed, wherever they lie."""
 
 from __future__ import annotations
 

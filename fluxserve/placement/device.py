@@ -1,4 +1,4 @@
-"""Which device and dtype to use, and how much memory it has. Knows nothing of models but their size in bytes."""
+"""Which device and dtype to use, and how much memory it has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One block's weights back to back in one byte buffer, so that they move in one copy. Knows no devices and no order."""
+"""One block's weights back to back in one byte buffer, so that they move in one copy."""
 
 from __future__ import annotations
 

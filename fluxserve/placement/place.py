@@ -1,4 +1,4 @@
-"""Puts networks where a plan says: on the device, on the host, or streaming. Knows no requests and no arithmetic.
+"""Puts networks where a plan says: on the device, on the host, or streaming.
 
 What lives where: the device has the small weights and the resident blocks; what a layout keeps on the host is a view of
 the file wherever its dtype serves.

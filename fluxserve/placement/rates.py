@@ -1,7 +1,4 @@
-"""How fast this machine computes, unpacks and copies, measured in a moment, and what a step should therefore take.
-
-Knows no weights but one packed matrix as a sample: the arithmetic of a step is counted from sizes.
-"""
+"""How fast this machine computes, unpacks and copies, measured in a moment, and what a step should therefore take."""
 
 from __future__ import annotations
 

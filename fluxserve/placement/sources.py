@@ -1,4 +1,4 @@
-"""Where streamed blocks wait on the host: in pinned memory for a GPU, or in their file for a CPU. Knows no order."""
+"""Where streamed blocks wait on the host: in pinned memory for a GPU, or in their file for a CPU."""
 
 from __future__ import annotations
 

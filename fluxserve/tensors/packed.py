@@ -1,4 +1,4 @@
-"""Quantised matrices: bytes as stored, and the arithmetic that makes numbers of them. Knows no files or layers."""
+"""Quantised matrices: bytes as stored, and the arithmetic that makes numbers of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrices of one byte a value: float8 or int8, with or without a scale a row. Knows no files and no layers."""
+"""Matrices of one byte a value: float8 or int8, with or without a scale a row."""
 
 from __future__ import annotations
 

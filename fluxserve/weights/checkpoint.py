@@ -1,4 +1,4 @@
-"""A complete model on disk: its family's networks as readers, their sizes and the tokenizers. Knows no devices."""
+"""A complete model on disk: its family's networks as readers, their sizes and the tokenizers."""
 
 from __future__ import annotations
 

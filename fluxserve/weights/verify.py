@@ -1,4 +1,4 @@
-"""Whether files are what their publisher says they are, each checked once. Knows no formats.
+"""Whether files are what their publisher says they are, each checked once.
 
 The SHA-256 of a file is known if it lies in the Hub's cache, which keeps large files under it, or is listed in a file
 `SHA256SUMS`, as sha256sum writes it, in the same folder or the one above. A manifest remembers size and time of change

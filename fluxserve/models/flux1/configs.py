@@ -1,4 +1,4 @@
-"""The config files of a model in diffusers' layout, from its sizes. Knows no weights."""
+"""The config files of a model in diffusers' layout, from its sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small working tokenizers for models without the published vocabularies. Knows no models.
+"""Small working tokenizers for models without the published vocabularies.
 
 They split text into characters (T5) and bytes (CLIP) with the ids that the published ones give to what is special, so
 that either kind may stand beside the same weights. No text makes them fail.

@@ -1,4 +1,4 @@
-"""A file as a tensor of bytes that reads itself from disk where it is touched. Knows no format.
+"""A file as a tensor of bytes that reads itself from disk where it is touched.
 
 safetensors' own reader maps with `torch.UntypedStorage.from_file`, which reserves memory for the whole file: on a
 machine with 23 GB it refuses a file of 30 GB. This map reserves nothing, so a model larger than the memory opens.

@@ -1,4 +1,4 @@
-"""What a folder or a file of a model holds: networks with their configs, tokenizers, the variant. Knows no Hub.
+"""What a folder or a file of a model holds: networks with their configs, tokenizers, the variant.
 
 A diffusers folder has a subfolder for each network; elsewhere single files lie side by side and are told apart by
 what is in them. A single file may have a config beside it: `ae.json` for `ae.safetensors`.

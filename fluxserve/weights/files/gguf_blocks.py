@@ -1,4 +1,4 @@
-"""GGUF's block formats: packed bytes to numbers, equal bit for bit to gguf-py. Knows no files.
+"""GGUF's block formats: packed bytes to numbers, equal bit for bit to gguf-py.
 
 Follows the block layouts of ggml (`ggml-common.h`): each function takes (n, bytes of a block) uint8 and gives
 (n, values of a block) float32. d: the block's scale, m: its minimum, both float16 in the file.

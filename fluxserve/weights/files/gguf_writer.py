@@ -1,4 +1,4 @@
-"""Writing GGUF files tensor by tensor, packed as Q4_0. Needs the `gguf` extra. Knows no models."""
+"""Writing GGUF files tensor by tensor, packed as Q4_0. Needs the `gguf` extra."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a weight file holds, told from its content: tensor names and shapes, never the file's name. Knows no folders."""
+"""What a weight file holds, told from its content: tensor names and shapes, never the file's name."""
 
 from __future__ import annotations
 

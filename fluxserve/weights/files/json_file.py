@@ -1,4 +1,4 @@
-"""JSON from model files: plain data, strictly read. Knows no field's meaning."""
+"""JSON from model files: plain data, strictly read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Safetensors files and sharded sets of them, read lazily under the names they hold. Knows no models.
+"""Safetensors files and sharded sets of them, read lazily under the names they hold.
 
 Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the tensors back to back).
 """

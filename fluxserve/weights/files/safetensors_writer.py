@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor, so that a model of any size needs little memory. Knows no models."""
+"""Safetensors files written tensor by tensor, so that a model of any size needs little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching a model's files from the Hugging Face Hub into its cache. Knows no tensors.
+"""Fetching a model's files from the Hugging Face Hub into its cache.
 
 Tokens, caches, endpoints and offline mode are huggingface_hub's own (HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE).
 """

@@ -1,4 +1,4 @@
-"""Fetching a whole model ahead of its use, checked against its hashes. Knows no tensors and no command line."""
+"""Fetching a whole model ahead of its use, checked against its hashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching large files of the Hub so that a command that was ended goes on where it was. Knows no models.
+"""Fetching large files of the Hub so that a command that was ended goes on where it was.
 
 huggingface_hub begins a file anew in every process. Here the bytes lie in its cache beside the whole files, as
 `<hash>.part`; when all are there and have the right hash, the file takes the place that huggingface_hub gives it.

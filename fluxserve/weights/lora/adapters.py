@@ -1,4 +1,4 @@
-"""The LoRAs of a model: those that change it from the start, and those that requests may name. Knows no devices."""
+"""The LoRAs of a model: those that change it from the start, and those that requests may name."""
 
 from __future__ import annotations
 

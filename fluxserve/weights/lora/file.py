@@ -1,4 +1,4 @@
-"""LoRA files: low-rank changes of Linears, read for the networks at hand. Knows no layers and no requests.
+"""LoRA files: low-rank changes of Linears, read for the networks at hand.
 
 delta W = scale * up @ down, scale = alpha / rank (1 without alpha), added to rows of the networks' matrices.
 """

@@ -1,4 +1,4 @@
-"""What transformers builds the text encoders from: our own reading of their sizes. Knows no weights."""
+"""What transformers builds the text encoders from: our own reading of their sizes."""
 
 from __future__ import annotations
 

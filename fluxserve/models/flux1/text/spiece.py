@@ -1,4 +1,4 @@
-"""A T5 vocabulary out of sentencepiece's `spiece.model`, read without sentencepiece. Knows no text and no networks.
+"""A T5 vocabulary out of sentencepiece's `spiece.model`, read without sentencepiece.
 
 The file is a protobuf message, as google/sentencepiece `src/sentencepiece_model.proto` describes: ModelProto has the
 pieces (field 1: text 1, score 2) and the normaliser (field 3: its table of characters 2).
