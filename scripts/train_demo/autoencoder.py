@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fluxserve.models.flux1.autoencoder import Autoencoder
+from fluxserve.models.companions.flux1_autoencoder import Autoencoder
 from scripts.train_demo import checkpoint, scenes, sizes
 from scripts.train_demo.latents import PatchBasis, fit
 from scripts.train_demo.muon import Muon

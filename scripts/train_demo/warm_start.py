@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fluxserve.models.companions.flux1_autoencoder import Autoencoder
 from fluxserve.models.flux1 import names as diffusers
-from fluxserve.models.flux1.autoencoder import Autoencoder
 from fluxserve.models.flux1.text.names import CLIP_PREFIX, T5_EMBEDDING, T5_TIED_EMBEDDING
 from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
 from fluxserve.tensors.reader import Recipe

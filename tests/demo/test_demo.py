@@ -19,7 +19,8 @@ from PIL import Image
 import fluxserve
 from fluxserve import FluxPipeline
 from fluxserve.config import Dtype
-from fluxserve.models.flux1 import autoencoder, blocks
+from fluxserve.models.companions import flux1_autoencoder as autoencoder
+from fluxserve.models.flux1 import blocks
 from tests.demo.references import PROMPTS, named
 from tests.server import running
 from tests.server.running import Server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fluxserve.models.flux1.autoencoder import SCALE_FACTOR, SHIFT_FACTOR
+from fluxserve.models.companions.flux1_autoencoder import SCALE_FACTOR, SHIFT_FACTOR
 from fluxserve.models.flux1.sizes import ClipParams, FluxParams, T5Params
 from fluxserve.models.flux1.toy_tokenizers import CLIP_END_ID, CLIP_START_ID
 from fluxserve.models.markings import VARIANT_FIELD

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
 from fluxserve.errors import CheckpointError
+from fluxserve.models.companions.flux1_autoencoder import AUTOENCODER, Autoencoder
 from fluxserve.models.family import (
     Arithmetic,
     BlockLayout,
@@ -22,7 +23,6 @@ from fluxserve.models.family import (
     Told,
 )
 from fluxserve.models.flux1 import dimensions, names
-from fluxserve.models.flux1.autoencoder import Autoencoder
 from fluxserve.models.flux1.lora_names import lora_targets
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
 from fluxserve.models.flux1.sizes import SIZES, ModelSizes
@@ -33,7 +33,6 @@ from fluxserve.models.flux1.text.encoders import TextEncoders, load_t5_tokenizer
 from fluxserve.models.flux1.transformer import FluxTransformer
 from fluxserve.models.flux1.variants import VARIANTS
 from fluxserve.models.lora_target import LoraTarget
-from fluxserve.models.parts import autoencoder_names
 from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.models.parts.latents import PackedLatents
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
@@ -62,15 +61,6 @@ TRANSFORMER = Part(
     bundle_prefix="model.diffusion_model.",
     gguf_architectures=("flux",),
     layout=BlockLayout(prefixes=("double_blocks.", "single_blocks."), on_host=is_modulation),
-)
-AUTOENCODER = Part(
-    name="autoencoder",
-    title="FLUX.1 autoencoder",
-    role="autoencoder",
-    folder="vae",
-    markers=(autoencoder_names.BFL_MARKER, autoencoder_names.DIFFUSERS_MARKER),
-    canonical=autoencoder_names.canonical_autoencoder,
-    bundle_prefix="vae.",
 )
 T5 = Part(
     name="t5",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fluxserve.models.flux1.autoencoder import Autoencoder
+from fluxserve.models.companions.flux1_autoencoder import Autoencoder
 from fluxserve.models.flux1.sizes import FluxParams
 from fluxserve.models.flux1.transformer import FluxTransformer
 from fluxserve.models.parts.autoencoder import AutoencoderParams

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Tokenizer
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.encoders import qwen3
+from fluxserve.models.companions import qwen3
 from fluxserve.models.family import (
     Arithmetic,
     BlockLayout,
@@ -72,19 +71,7 @@ AUTOENCODER = Part(
     canonical=names.canonical_autoencoder,
     bundle_prefix="vae.",
 )
-QWEN3 = Part(
-    name="qwen3",
-    title="Qwen3 text encoder",
-    role="text_encoder",
-    folder="text_encoder",
-    markers=(qwen3.PREFIX + qwen3.MARKER, qwen3.MARKER, qwen3.GGUF_MARKER),
-    canonical=partial(qwen3.canonical_qwen3, TEXT_LAYERS[-1]),
-    bundle_prefix="text_encoders.qwen3_4b.transformer.",
-    gguf_architectures=("qwen3",),
-    layout=BlockLayout(prefixes=("layers.",), tables={qwen3.EMBEDDING: ()}),
-    float16=False,
-    tables=(qwen3.EMBEDDING,),
-)
+QWEN3 = qwen3.qwen3_part(TEXT_LAYERS[-1])
 
 
 class Flux2Model:

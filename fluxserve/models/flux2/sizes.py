@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fluxserve.models.encoders.qwen3 import Qwen3Params
+from fluxserve.models.companions.qwen3 import Qwen3Params
 from fluxserve.models.parts.autoencoder import AutoencoderParams
 
 TEXT_LAYERS = (9, 18, 27)

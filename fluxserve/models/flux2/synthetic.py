@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fluxserve.models.encoders.qwen3 import Qwen3Params, qwen3_gguf_recipes, qwen3_recipes, qwen3_shapes
-from fluxserve.models.encoders.toy_qwen import write_qwen_tokenizer
+from fluxserve.models.companions.qwen3 import qwen3_gguf_recipes, qwen3_recipes, stored_qwen3
+from fluxserve.models.companions.toy_qwen import write_qwen_tokenizer
 from fluxserve.models.flux2.autoencoder import BATCH_NORM_EPS, Flux2Autoencoder
 from fluxserve.models.flux2.names import flux2_autoencoder_recipes, transformer_recipes
 from fluxserve.models.flux2.sizes import Flux2Params, Flux2Sizes
@@ -14,8 +14,6 @@ from fluxserve.models.flux2.transformer import Flux2Transformer
 from fluxserve.models.parts.autoencoder import AutoencoderParams
 from fluxserve.models.parts.shapes import shapes_of
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel, SyntheticNetwork, as_named
-
-EMBEDDING_SCALE = 1.0
 
 
 def synthetic_model(sizes: Flux2Sizes, variant: str, layout: Layout, packing: Packing) -> SyntheticModel:
@@ -76,18 +74,12 @@ def _networks(sizes: Flux2Sizes) -> tuple[SyntheticNetwork, SyntheticNetwork, Sy
     """Transformer, autoencoder and Qwen3 under canonical names, in no file yet."""
     flux = shapes_of(lambda: Flux2Transformer(sizes.transformer))
     ae = shapes_of(lambda: Flux2Autoencoder(sizes.autoencoder))
-    stored = replace(sizes.qwen3, num_layers=sizes.file_layers)
-    qwen3 = {**qwen3_shapes(stored), "norm.weight": (stored.hidden_size,)}
     width = sizes.transformer.hidden_size
     return (
         SyntheticNetwork("transformer", "", "", flux, as_named(flux), transformer_config(sizes.transformer), width),
         SyntheticNetwork("autoencoder", "", "", ae, as_named(ae), autoencoder_config(sizes.autoencoder), width),
-        SyntheticNetwork("qwen3", "", "", qwen3, as_named(qwen3), qwen3_config(stored), width, _embedding_scale),
+        stored_qwen3(sizes.qwen3, sizes.file_layers),
     )
-
-
-def _embedding_scale(name: str, _shape: tuple[int, ...]) -> float | None:
-    return EMBEDDING_SCALE if name == "embed_tokens.weight" else None
 
 
 SCHEDULER: dict[str, Any] = {
@@ -150,22 +142,4 @@ def autoencoder_config(params: AutoencoderParams) -> dict[str, Any]:
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "use_post_quant_conv": True,
         "use_quant_conv": True,
-    }
-
-
-def qwen3_config(params: Qwen3Params) -> dict[str, Any]:
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "head_dim": params.head_dim,
-        "hidden_act": "silu",
-        "hidden_size": params.hidden_size,
-        "intermediate_size": params.mlp_hidden,
-        "num_attention_heads": params.num_heads,
-        "num_hidden_layers": params.num_layers,
-        "num_key_value_heads": params.num_kv_heads,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1_000_000,
-        "tie_word_embeddings": True,
-        "vocab_size": params.vocab_size,
     }

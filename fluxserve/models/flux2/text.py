@@ -12,7 +12,7 @@ import logging
 import torch
 from transformers import Qwen2Tokenizer
 
-from fluxserve.models.encoders.qwen3 import Qwen3States
+from fluxserve.models.companions.qwen3 import Qwen3States
 from fluxserve.models.family import CancellationCallback, PromptStates
 
 log = logging.getLogger(__name__)

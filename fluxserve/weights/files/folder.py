@@ -105,9 +105,11 @@ def _open_subfolder(folder: Path, expected: Collection[Part]) -> dict[Part, Comp
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     _require_readable(folder, config)
     found = components(_open_weights(folder))
-    if len(found) != 1 or not found.keys() <= set(expected):
-        holds = " and ".join(part.name for part in found)
-        raise CheckpointError(f"{folder}: holds {holds}, expected {' or '.join(part.name for part in expected)}")
+    if not found.keys() & set(expected) or len({part.markers for part in found}) > 1:
+        holds = " and ".join(dict.fromkeys(part.name for part in found))
+        raise CheckpointError(
+            f"{folder}: holds {holds}, expected {' or '.join(dict.fromkeys(part.name for part in expected))}"
+        )
     return {part: Component(reader, integers(config)) for part, reader in found.items()}
 
 

@@ -43,10 +43,10 @@ def components(reader: TensorReader) -> dict[Part, TensorReader]:
     refuse_foreign(reader)
     found: dict[Part, TensorReader] = {}
     for group in map(_whole_tensors, _groups(reader)):
-        part = _part(group)
-        if part in found:
-            raise CheckpointError(f"{reader.source}: holds two networks that could be the {part.name}")
-        found[part] = part.canonical(group)
+        for part in _parts(group):
+            if part in found:
+                raise CheckpointError(f"{reader.source}: holds two networks that could be the {part.name}")
+            found[part] = part.canonical(group)
     return found
 
 
@@ -83,10 +83,12 @@ def _whole_tensors(group: TensorReader) -> TensorReader:
     return Float8Reader(reader) if is_float8(reader) else reader
 
 
-def _part(group: TensorReader) -> Part:
-    for part in registry.parts():
+def _parts(group: TensorReader) -> list[Part]:
+    """The part that a group is; several families may each read one network in a way of their own."""
+    known = registry.parts()
+    for part in known:
         if any(marker in group.keys() for marker in part.markers):
-            return part
+            return [other for other in known if other.markers == part.markers]
     titles = " or ".join(family.title for family in registry.families())
     names = name_some(sorted(group.keys())) or "nothing"
     raise CheckpointError(f"{group.source}: holds no network of {titles} that fluxserve knows; it holds {names}")

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from safetensors.torch import load_file, save_file
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.encoders.qwen3 import PREFIX, qwen3_params, qwen3_shapes
+from fluxserve.models.companions.qwen3 import PREFIX, qwen3_params, qwen3_shapes
 from fluxserve.models.family import Component, Told
 from fluxserve.models.flux2 import dimensions
 from fluxserve.models.flux2.family import AUTOENCODER, FLUX2_FAMILY, QWEN3, TRANSFORMER

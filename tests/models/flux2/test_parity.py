@@ -36,6 +36,7 @@ def theirs(folder: Path) -> Flux2KleinPipeline:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+@torch.inference_mode()
 def test_text_states(ours: FluxPipeline, theirs: Flux2KleinPipeline, prompt: str) -> None:
     expected, _ = theirs.encode_prompt(prompt)
     text = ours.networks.model.encode(prompt, 512, lambda: None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,7 +16,9 @@ from transformers import Qwen3Config, Qwen3Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from fluxserve.models.cancellation import CancellationPoint
+from fluxserve.models.family import BlockLayout, Part
 from fluxserve.models.sizes import Config, SizeReader, count
+from fluxserve.models.synthetic import SyntheticNetwork, as_named
 from fluxserve.tensors.reader import Recipe, Shapes, TensorReader, with_tables
 
 PREFIX = "model."
@@ -25,6 +27,7 @@ MARKER = "layers.0.self_attn.q_norm.weight"
 GGUF_MARKER = "blk.0.attn_q_norm.weight"
 ROPE_THETA = 1_000_000.0
 NORM_EPS = 1e-6
+EMBEDDING_SCALE = 1.0
 
 _LAYER = {
     "self_attn.q_proj": "attn_q",
@@ -41,6 +44,23 @@ _LAYER = {
 }
 """Each tensor of a layer, and what llama.cpp calls it."""
 _NUMBERED = re.compile(r"(?:layers|blk)\.(\d+)\.")
+
+
+def qwen3_part(layers: int) -> Part:
+    """The encoder up to a layer, counted from 1, for the families that read no later one."""
+    return Part(
+        name="qwen3",
+        title="Qwen3 text encoder",
+        role="text_encoder",
+        folder="text_encoder",
+        markers=(PREFIX + MARKER, MARKER, GGUF_MARKER),
+        canonical=partial(canonical_qwen3, layers),
+        bundle_prefix="text_encoders.qwen3_4b.transformer.",
+        gguf_architectures=("qwen3",),
+        layout=BlockLayout(prefixes=("layers.",), tables={EMBEDDING: ()}),
+        float16=False,
+        tables=(EMBEDDING,),
+    )
 
 
 @dataclass(frozen=True)
@@ -184,3 +204,29 @@ class Qwen3States:
 
     def _take(self, number: int, _module: nn.Module, _inputs: object, output: Tensor) -> None:
         self._taken[number] = output
+
+
+def stored_qwen3(params: Qwen3Params, file_layers: int) -> SyntheticNetwork:
+    """One of random weights, in no file yet, with the layers and the norm that are not read."""
+    stored = replace(params, num_layers=file_layers)
+    shapes = {**qwen3_shapes(stored), "norm.weight": (stored.hidden_size,)}
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": stored.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": stored.hidden_size,
+        "intermediate_size": stored.mlp_hidden,
+        "num_attention_heads": stored.num_heads,
+        "num_hidden_layers": stored.num_layers,
+        "num_key_value_heads": stored.num_kv_heads,
+        "rms_norm_eps": NORM_EPS,
+        "rope_theta": int(ROPE_THETA),
+        "tie_word_embeddings": True,
+        "vocab_size": stored.vocab_size,
+    }
+    return SyntheticNetwork("qwen3", "", "", shapes, as_named(shapes), config, stored.hidden_size, _embedding_scale)
+
+
+def _embedding_scale(name: str, _shape: tuple[int, ...]) -> float | None:
+    return EMBEDDING_SCALE if name == EMBEDDING else None

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from fluxserve.models.family import Part
+from fluxserve.models.parts import autoencoder_names
 from fluxserve.models.parts.autoencoder import AutoencoderParams, Decoder, Encoder, ResnetBlock
 
 SCALE_FACTOR = 0.3611
@@ -36,3 +38,14 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """latents: (B, C, h, w). Returns (B, 3, height, width), about [-1, 1] but not clamped."""
         return self.decoder(latents / SCALE_FACTOR + SHIFT_FACTOR)
+
+
+AUTOENCODER = Part(
+    name="autoencoder",
+    title="FLUX.1 autoencoder",
+    role="autoencoder",
+    folder="vae",
+    markers=(autoencoder_names.BFL_MARKER, autoencoder_names.DIFFUSERS_MARKER),
+    canonical=autoencoder_names.canonical_autoencoder,
+    bundle_prefix="vae.",
+)

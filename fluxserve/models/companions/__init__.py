@@ -1,0 +1,1 @@
+"""Networks that stand beside the denoisers of several families: text encoders and autoencoders."""

@@ -1,1 +1,0 @@
-"""Text encoders that several families read prompts with."""
