@@ -49,7 +49,7 @@ class Option:
 class PipelineConfig:
     """What to load and where.
 
-    text_encoders: holds text_encoder/, text_encoder_2/, tokenizer/ and tokenizer_2/. memory_budget: bytes. storage: a
+    text_encoders: holds the folders of text encoders and tokenizers. memory_budget: bytes. storage: a
     scale for each row of a matrix, computed at load.
     """
 

@@ -66,7 +66,7 @@ class GenerationRequest:
     """One request, complete: every default is already filled in.
 
     seeds: one an image, so that a rerun can ask for the missing ones alone.
-    guidance_scale: the embedded guidance of dev models; None for models without.
+    guidance_scale: the embedded guidance of guidance-distilled models; None for models without.
     image, mask: encoded PNG, JPEG or WebP bytes of the picture to start from (None: from noise). Transparent mask
     pixels are repainted. strength: 1 ignores the picture, near 0 keeps it; means nothing without one.
     output_compression: 0..100, the encoder's quality for jpeg and webp.

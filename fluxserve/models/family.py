@@ -83,10 +83,11 @@ class Component:
 class Told:
     """What files say of a model beside its tensors.
 
-    variant: a row of a family's variants, where they name one. flags: the booleans of its model_index.json. name: of
-    its folder, file or repository.
+    pipeline: the class that its model_index.json names. variant: a row of a family's variants, where they name one.
+    flags: the booleans of its model_index.json. name: of its folder, file or repository.
     """
 
+    pipeline: str | None = None
     variant: str | None = None
     flags: Mapping[str, bool] = field(default_factory=dict)
     name: str = ""

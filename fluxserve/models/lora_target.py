@@ -25,7 +25,7 @@ class LoraTarget:
 
 
 def linears(shapes: Shapes, tables: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
-    """(rows, columns) of each Linear. tables: endings of matrices that are none."""
+    """(rows, columns) of each Linear. tables: endings of matrices that are no Linears."""
     return {
         key.removesuffix(".weight"): (shape[0], shape[1])
         for key, shape in shapes.items()

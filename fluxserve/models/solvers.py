@@ -15,6 +15,11 @@ def euler_step(x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor
     return (x.float() + dt * velocity.float()).to(x.dtype)
 
 
+def clean_estimate(x: Tensor, velocity: Tensor, t: float) -> Tensor:
+    """The picture as predicted at time t."""
+    return x - t * velocity
+
+
 def add_noise(clean: Tensor, noise: Tensor, t: float) -> Tensor:
     """The point of the straight path between picture (t = 0) and noise (t = 1)."""
     return (1.0 - t) * clean + t * noise

@@ -157,7 +157,7 @@ class FluxPipeline:
 
     @torch.inference_mode()
     def step(self, samples: Sequence[Sample]) -> None:
-        """One Euler step for samples of one batch key, each at its own time. Nothing is assigned if any part fails.
+        """One solver step for samples of one batch key, each at its own time. Nothing is assigned if any part fails.
 
         Raises:
             NonFiniteOutput: latents hold NaN or infinity; looked at every fourth step.

@@ -92,7 +92,7 @@ class Sample:
         """The picture's latents as predicted at the last step: x0, (I, F) float32."""
         if self.velocity is None or self.done:
             return self.latents
-        x0 = self.latents - self.times[self.step] * self.velocity
+        x0 = solvers.clean_estimate(self.latents, self.velocity, self.times[self.step])
         return x0 if self.inpaint is None else self.inpaint.blend(x0, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The one interface through which weights are read, whatever file they lie in. Knows no file format.
+"""The one interface through which weights are read, whatever file they lie in.
 
 Canonical names are those of the modules that a family builds (`Part.canonical`).
 """

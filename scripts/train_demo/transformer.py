@@ -1,4 +1,4 @@
-"""Trains the transformer of fluxserve/flux on painted scenes and their captions, and T5 along with it.
+"""Trains the transformer of fluxserve/models/flux1 on painted scenes and their captions, and T5 along with it.
 
 The pooled vector is the scene's code (codes.py), for most of the pictures what CLIP takes for it. CLIP (clip.py) comes
 trained and stays; T5 (t5.py) comes trained and learns along at a lower rate: its states come to hold what is needed.

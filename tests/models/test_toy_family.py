@@ -137,3 +137,10 @@ def test_it_is_served(server: Server, folder: Path) -> None:
     assert server.get("/v1/models").json()["data"][0]["id"] == folder.name
     edited = server.send_form(EDITS, {"prompt": "a dog"}, [("image", png("blue"))])
     assert edited.status_code == 200
+
+
+def test_previews_are_streamed(server: Server) -> None:
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    events = list(client.images.generate(prompt="a cat", size="64x96", stream=True, partial_images=2))
+    assert [event.type for event in events].count("image_generation.partial_image") == 2
+    assert events[-1].type == "image_generation.completed"

@@ -19,9 +19,6 @@ def transformer_params(reader: TensorReader, config: Config) -> FluxParams:
     head_dim = sizes.agreed("attention_head_dim", sizes.shape("double_blocks.0.img_attn.norm.query_norm.scale", 1)[0])
     hidden, in_channels = sizes.shape("img_in.weight", 2)
     heads = sizes.agreed("num_attention_heads", sizes.divided("the hidden width", hidden, head_dim))
-    axes = sizes.told("axes_dims_rope", FLUX1.axes_dim if head_dim == FLUX1.head_dim else None)
-    if not isinstance(axes, tuple) or len(axes) != 3 or sum(axes) != head_dim or any(a < 2 or a % 2 for a in axes):
-        raise sizes.error(f"axes_dims_rope {axes} are not three even widths that add up to the head width {head_dim}")
     return FluxParams(
         in_channels=sizes.agreed("in_channels", in_channels),
         out_channels=sizes.shape("final_layer.linear.weight", 2)[0],
@@ -32,7 +29,7 @@ def transformer_params(reader: TensorReader, config: Config) -> FluxParams:
         num_heads=heads,
         depth=sizes.agreed("num_layers", count(reader.keys(), "double_blocks.")),
         depth_single_blocks=sizes.agreed("num_single_layers", count(reader.keys(), "single_blocks.")),
-        axes_dim=axes,
+        axes_dim=sizes.rotary_axes(3, head_dim, FLUX1.axes_dim),
         theta=FLUX1.theta,
         guidance_embed="guidance_in.in_layer.weight" in reader.keys(),
     )
@@ -47,7 +44,7 @@ def t5_params(reader: TensorReader, config: Config) -> T5Params:
     inner, _ = sizes.shape("encoder.block.0.layer.0.SelfAttention.q.weight", 2)
     distance = sizes.told("relative_attention_max_distance", T5_MAX_DISTANCE)
     if not isinstance(distance, int) or distance < 2:
-        raise sizes.error(f"relative_attention_max_distance {distance} is no distance")
+        raise sizes.error(f"relative_attention_max_distance {distance} must be an integer of at least 2")
     return T5Params(
         vocab_size=sizes.agreed("vocab_size", vocab),
         d_model=sizes.agreed("d_model", d_model),

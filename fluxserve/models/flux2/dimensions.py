@@ -12,9 +12,6 @@ def transformer_params(reader: TensorReader, config: Config) -> Flux2Params:
     sizes = SizeReader(reader, config)
     hidden, in_channels = sizes.shape("img_in.weight", 2)
     head_dim = sizes.agreed("attention_head_dim", sizes.shape("double_blocks.0.img_attn.norm.query_norm.scale", 1)[0])
-    axes = sizes.told("axes_dims_rope", KLEIN_4B.axes_dim if head_dim == KLEIN_4B.head_dim else None)
-    if not isinstance(axes, tuple) or len(axes) != 4 or sum(axes) != head_dim or any(a < 2 or a % 2 for a in axes):
-        raise sizes.error(f"axes_dims_rope {axes} are not four even widths that add up to the head width {head_dim}")
     return Flux2Params(
         in_channels=sizes.agreed("in_channels", in_channels),
         context_in_dim=sizes.agreed("joint_attention_dim", sizes.shape("txt_in.weight", 2)[1]),
@@ -22,6 +19,6 @@ def transformer_params(reader: TensorReader, config: Config) -> Flux2Params:
         num_heads=sizes.agreed("num_attention_heads", sizes.divided("the hidden width", hidden, head_dim)),
         depth=sizes.agreed("num_layers", count(reader.keys(), "double_blocks.")),
         depth_single_blocks=sizes.agreed("num_single_layers", count(reader.keys(), "single_blocks.")),
-        axes_dim=axes,
+        axes_dim=sizes.rotary_axes(4, head_dim, KLEIN_4B.axes_dim),
         guidance_embed="guidance_in.in_layer.weight" in reader.keys(),
     )

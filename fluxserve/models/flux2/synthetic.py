@@ -11,6 +11,7 @@ from fluxserve.models.flux2.autoencoder import BATCH_NORM_EPS, Flux2Autoencoder
 from fluxserve.models.flux2.names import flux2_autoencoder_recipes, transformer_recipes
 from fluxserve.models.flux2.sizes import Flux2Params, Flux2Sizes
 from fluxserve.models.flux2.transformer import Flux2Transformer
+from fluxserve.models.markings import VARIANT_FIELD
 from fluxserve.models.parts.autoencoder import AutoencoderParams
 from fluxserve.models.parts.shapes import shapes_of
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel, SyntheticNetwork, as_named
@@ -21,7 +22,7 @@ def synthetic_model(sizes: Flux2Sizes, variant: str, layout: Layout, packing: Pa
     tokenizers = {"tokenizer": write_qwen_tokenizer}
     if layout == "bfl":
         return SyntheticModel(_bfl_networks(sizes, variant, packing), tokenizers)
-    files = {"scheduler/scheduler_config.json": SCHEDULER, "model_index.json": model_index("base" not in variant)}
+    files = {"scheduler/scheduler_config.json": SCHEDULER, "model_index.json": model_index(variant)}
     return SyntheticModel(_diffusers_networks(sizes, packing), tokenizers, files)
 
 
@@ -95,10 +96,12 @@ SCHEDULER: dict[str, Any] = {
 }
 
 
-def model_index(distilled: bool) -> dict[str, Any]:
+def model_index(variant: str) -> dict[str, Any]:
+    """Names the variant too: random weights need not have its width."""
     return {
         "_class_name": "Flux2KleinPipeline",
-        "is_distilled": distilled,
+        VARIANT_FIELD: variant,
+        "is_distilled": "base" not in variant,
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "Qwen3ForCausalLM"],
         "tokenizer": ["transformers", "Qwen2TokenizerFast"],

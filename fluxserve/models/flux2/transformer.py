@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fluxserve.models.flux2.sizes import Flux2Params
 from fluxserve.models.parts.attention import SelfAttention, attention, rotary_table, split_heads
 from fluxserve.models.parts.embedders import MLPEmbedder, sinusoidal_embedding
-from fluxserve.models.parts.modulation import LastLayer, Modulation
+from fluxserve.models.parts.modulation import LastLayer, Modulation, add_stream
 from fluxserve.models.parts.norms import QKNorm, clamp_half, modulated_norm
 
 TIME_DIM = 256
@@ -59,15 +59,9 @@ class DoubleStreamBlock(nn.Module):
         img_q, img_k, img_v = self.img_attn.heads(modulated_norm(img, img_rows[0], img_rows[1]))
         q, k, v = (torch.cat(pair, dim=2) for pair in ((txt_q, img_q), (txt_k, img_k), (txt_v, img_v)))
         txt_out, img_out = attention(q, k, v, rope).split([txt.shape[1], img.shape[1]], dim=1)
-        img = _add_stream(img, img_out, self.img_attn, self.img_mlp, img_rows)
-        txt = _add_stream(txt, txt_out, self.txt_attn, self.txt_mlp, txt_rows)
+        img = add_stream(img, img_out, self.img_attn, self.img_mlp, img_rows)
+        txt = add_stream(txt, txt_out, self.txt_attn, self.txt_mlp, txt_rows)
         return img, txt
-
-
-def _add_stream(x: Tensor, attended: Tensor, attn: SelfAttention, mlp: nn.Module, rows: Sequence[Tensor]) -> Tensor:
-    _, _, attn_gate, mlp_shift, mlp_scale, mlp_gate = rows
-    x = torch.addcmul(x, attn_gate, attn.proj(attended))
-    return clamp_half(torch.addcmul(x, mlp_gate, mlp(modulated_norm(x, mlp_shift, mlp_scale))))
 
 
 class SingleStreamBlock(nn.Module):

@@ -38,7 +38,9 @@ class FoundParts:
 
     @property
     def family(self) -> Family | None:
-        """Which family has these networks; None while nothing was found."""
+        """The one whose pipeline the files name, else the one that has these networks; None while nothing was found."""
+        if self.told.pipeline is not None:
+            return registry.family_of_pipeline(self.told.pipeline)
         return registry.family_of_parts(self.components.keys())
 
     @property
@@ -53,7 +55,12 @@ class FoundParts:
     def note(self, told: Told) -> None:
         """What was told first counts."""
         old = self.told
-        self.told = Told(old.variant or told.variant, {**told.flags, **old.flags}, old.name or told.name)
+        self.told = Told(
+            old.pipeline or told.pipeline,
+            old.variant or told.variant,
+            {**told.flags, **old.flags},
+            old.name or told.name,
+        )
 
     def take(self, found: Mapping[Part, Component], roles: Collection[Role]) -> dict[Part, Component]:
         """Keeps those of the roles that are still missing. Returns them."""
@@ -75,7 +82,7 @@ def scan(path: Path, roles: Collection[Role], found: FoundParts) -> None:
             _scan_tokenizers(path, found)
         else:
             found.take(_components_of_file(path), roles)
-            found.note(Told(_sidecar(path).get(VARIANT_FIELD), name=path.stem))
+            found.note(Told(variant=_sidecar(path).get(VARIANT_FIELD), name=path.stem))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
@@ -86,7 +93,7 @@ def _scan_subfolders(folder: Path, roles: Collection[Role], found: FoundParts) -
         description = read_json(index)
         _require_known(index, description)
         flags = {key: value for key, value in description.items() if isinstance(value, bool)}
-        found.note(Told(description.get(VARIANT_FIELD), flags))
+        found.note(Told(str(description["_class_name"]), description.get(VARIANT_FIELD), flags))
     wanted = [part for part in registry.parts() if part.role in roles and part not in found.components]
     for name in dict.fromkeys(part.folder for part in wanted):
         if (folder / name).is_dir():
@@ -155,7 +162,7 @@ def _scan_files(folder: Path, roles: Collection[Role], found: FoundParts) -> Non
         origins |= dict.fromkeys(here, path)
         found.take(here, roles)
         if any(part.role == "denoiser" for part in here):
-            found.note(Told(_sidecar(path).get(VARIANT_FIELD), name=path.stem))
+            found.note(Told(variant=_sidecar(path).get(VARIANT_FIELD), name=path.stem))
 
 
 def _components_of_file(path: Path) -> dict[Part, Component]:

@@ -86,7 +86,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
 
 
 def lora_files(folder: str) -> list[Path]:
-    """The LoRA files in a folder, by name. Raises: ConfigError: it is none."""
+    """The LoRA files in a folder, by name. Raises: ConfigError: it is not a folder."""
     try:
         return sorted(path for path in Path(folder).iterdir() if path.suffix == LORA_SUFFIX)
     except OSError as error:

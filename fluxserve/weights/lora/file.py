@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fluxserve.errors import CheckpointError
+from fluxserve.models.foreign import refused_lora
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.tensors.reader import TensorReader, name_some
 from fluxserve.weights.files.identify import open_file
@@ -52,7 +53,6 @@ REFUSED = {
 }
 """What is no low-rank change, by a part of the key, or what one begins with. Some files hold it all zero."""
 
-CONTROL_MARK = "query_norm.scale"
 METADATA_FIELD = "lora_adapter_metadata"
 
 
@@ -100,7 +100,7 @@ class Lora:
 
 
 def read_lora(path: Path, targets: Mapping[str, LoraTarget]) -> Lora:
-    """A LoRA file for the networks that `targets` names ; every key is used, or refused by name.
+    """A LoRA file for the networks that `targets` names; every key is used, or refused by name.
 
     targets: see `Architecture.lora_targets`.
 
@@ -108,8 +108,9 @@ def read_lora(path: Path, targets: Mapping[str, LoraTarget]) -> Lora:
         CheckpointError: damaged, of another model or size, or of a family that is not supported; names the keys.
     """
     reader = open_file(path)
-    if any(CONTROL_MARK in key for key in reader.keys()) and any("lora_A" in key for key in reader.keys()):
-        raise CheckpointError(f"{path}: is a control LoRA (Canny or Depth), which needs a control model; not supported")
+    refused = refused_lora(reader.keys())
+    if refused is not None:
+        raise CheckpointError(f"{path}: is {refused}")
     skipped = _skipped(reader)
     modules = _modules(reader, [key for key in reader.keys() if key not in skipped], targets)
     alphas = _Alphas(reader)

@@ -69,15 +69,15 @@ def cached_model(assets: Path, variant: str) -> Path:
 
 
 def _write_network(folder: Path, network: SyntheticNetwork, seed: int) -> None:
-    home = folder / network.folder
-    home.mkdir(parents=True, exist_ok=True)
+    target = folder / network.folder
+    target.mkdir(parents=True, exist_ok=True)
     tensors = stored(network, partial(draw, network, seed))
     if network.packing == "q4_0":
-        write_gguf(home / network.filename, network.gguf_architecture, specs(network), tensors)
+        write_gguf(target / network.filename, network.gguf_architecture, specs(network), tensors)
     else:
-        write_shards(home, network.filename, specs(network), tensors, SHARD_BYTES)
+        write_shards(target, network.filename, specs(network), tensors, SHARD_BYTES)
     config = "config.json" if network.folder else Path(network.filename).stem + ".json"
-    _write_json(home / config, network.config)
+    _write_json(target / config, network.config)
 
 
 def _require_room(folder: Path, needed_bytes: int) -> None:

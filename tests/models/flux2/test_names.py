@@ -81,7 +81,7 @@ def test_of_qwen3_only_27_layers_are_read(sizes: object) -> None:
         (KLEIN_4B, Told(name="flux-2-klein-base-4b"), "klein-base"),
         (KLEIN_9B, Told(name="flux-2-klein-9b"), "klein-9b"),
         (KLEIN_9B, Told(flags={"is_distilled": False}, name="klein"), "klein-base-9b"),
-        (KLEIN_9B, Told("klein-9b", {"is_distilled": False}), "klein-9b"),
+        (KLEIN_9B, Told(variant="klein-9b", flags={"is_distilled": False}), "klein-9b"),
     ],
 )
 def test_variants_are_told_by_width_flag_and_name(params: Flux2Params, told: Told, variant: str) -> None:
@@ -114,3 +114,12 @@ def test_an_encoder_with_too_few_layers_is_refused(tiny_checkpoint: MakeCheckpoi
     (tmp_path / "qwen_3_4b.json").unlink()
     with pytest.raises(CheckpointError, match="has 26 layers, 27 are read"):
         open_quietly(tmp_path / "flux-2-klein.safetensors")
+
+
+def test_a_folder_of_another_family_than_its_class_is_refused(tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    for path in tiny_checkpoint("schnell").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "model_index.json").unlink()
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "Flux2KleinPipeline"}))
+    with pytest.raises(CheckpointError, match="incomplete: found no autoencoder, no qwen3, no transformer"):
+        open_quietly(tmp_path)
