@@ -64,10 +64,10 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
     },
     "Access, URLs, service": {
         52: "Keys open what needs one; health and pictures are open; without keys everybody is let in.",
-        53: "Foreign hosts and pages of other origins are refused.",
-        54: "CORS is off, and allows exact origins only.",
+        53: "Foreign hosts and pages of other origins are refused, by name; health answers under any host.",
+        54: "CORS is off, and allows the origins named, or those of a pattern.",
         55: "A URL is absolute, and fetches as what its suffix says, with and without a key.",
-        56: "URLs follow --public-url, and forwarded headers of trusted proxies alone.",
+        56: "URLs follow --public-url, and X-Forwarded-* or Forwarded headers of trusted proxies alone.",
         57: "Expired URLs are gone, others not found; malformed and oversized forms are refused.",
         58: "When pictures cannot be stored, b64_json is served and url refused before generating.",
         59: "The models list; a model's id may hold a slash.",
@@ -77,5 +77,6 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         63: "No prompt and no key reaches a log, a figure or an error.",
         64: "The requests of widely used clients are served as they send them.",
         65: "Options: flag, then variable, then file, then default; help, docs and code agree.",
+        66: "Paths as people type them lead to their route; other routes are told what there is.",
     },
 }

@@ -24,7 +24,7 @@ from fluxserve.engine import Engine
 from fluxserve.errors import ConfigError, InUse
 from fluxserve.request import Placement
 from fluxserve.server.app import create_app
-from fluxserve.server.http.access import is_loopback
+from fluxserve.server.http.access.control import is_loopback
 from fluxserve.server.http.protocol import HEAD_S, bounded
 from fluxserve.server.services import open_services
 

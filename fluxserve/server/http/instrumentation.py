@@ -58,6 +58,8 @@ class Instrumentation:
             ).observe(time.monotonic() - context.started)
         path = _UNPRINTABLE.sub("?", scope["path"])[:200]
         ending = " (client left)" if gone else f" {context.error_code}" if context.error_code else ""
+        if context.refused is not None:
+            ending += f" {context.refused!r}"
         if context.prompt is not None:
             ending += f" {context.prompt!r}"  # repr escapes what could move a terminal's cursor
         level = logging.DEBUG if scope["path"] in _POLLED and answer.status == 200 else logging.INFO

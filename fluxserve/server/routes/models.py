@@ -10,9 +10,10 @@ from fluxserve.request import MAX_IMAGES, ModelCard
 from fluxserve.server.contract.model_names import check_model_name, model_aliases
 from fluxserve.server.contract.openapi import errors
 from fluxserve.server.contract.schemas import ModelBody, ModelDefaults, ModelLimits, ModelList, ModelPlacement
+from fluxserve.server.http.paths import MODELS
 from fluxserve.server.services import Services, ServicesOf
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix=MODELS, tags=["models"])
 
 _CAPABILITIES = ["generations", "edits", "variations", "stream"]
 

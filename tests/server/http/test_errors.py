@@ -52,7 +52,7 @@ def test_text_that_is_not_unicode_is_refused_by_name(server: Server) -> None:
 
 @pytest.mark.behaviour(38)
 def test_routes_methods_and_types(server: Server) -> None:
-    for path in ("/", "/v1", "/v1/images", "/v1/chat/completions", "/images", "/v1/images/generations/"):
+    for path in ("/v2", "/v1/images", "/v1/chat/completions", "/images"):
         assert_error(server.get(path), 404, "not_found")
     response = server.get(GENERATIONS)
     assert_error(response, 405, "method_not_allowed")
