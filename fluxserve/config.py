@@ -236,6 +236,16 @@ class ServerConfig:
             check=_web_origins,
         ),
     ] = ()
+    keep_alive_s: Annotated[
+        float,
+        Option(
+            "How long an answered connection may wait for its next request, in seconds.",
+            "network",
+            name="keep_alive",
+            ge=1,
+            le=3600,
+        ),
+    ] = 75.0
     max_connections: Annotated[int, Option("How many connections may be open.", "network", gt=0)] = 1024
 
     api_keys: Annotated[

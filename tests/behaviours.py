@@ -70,7 +70,7 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         56: "URLs follow --public-url, and X-Forwarded-* or Forwarded headers of trusted proxies alone.",
         57: "Expired URLs are gone, others not found; malformed and oversized forms are refused.",
         58: "When pictures cannot be stored, b64_json is served and url refused before generating.",
-        59: "The models list; a model's id may hold a slash.",
+        59: "The models list, with every served name; a model's id may hold a slash.",
         60: "/livez answers while pictures are drawn.",
         61: "A harmless x-request-id is kept, any other replaced.",
         62: "Accepted requests are those answered, cancelled and in flight.",
@@ -78,5 +78,9 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         64: "The requests of widely used clients are served as they send them.",
         65: "Options: flag, then variable, then file, then default; help, docs and code agree.",
         66: "Paths as people type them lead to their route; other routes are told what there is.",
+        67: "Accept is read with its weights: a picture comes only where pictures alone are wanted most.",
+        68: "OpenAI's model names say the answer's form, whatever the option; edits under other names are base64.",
+        69: "What OpenAI's present contract answers is answered; what is not made here is refused with its reason.",
+        70: "An answered connection is kept as long as is told in Keep-Alive; one that says nothing is not.",
     },
 }

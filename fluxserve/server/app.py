@@ -45,7 +45,7 @@ def create_app(services: Services) -> ASGIApp:
     app.add_exception_handler(Exception, _on_bug)
     guarded: ASGIApp = AccessControl(app, services.config, services.engine.serving_card)
     guarded = Cors(guarded, services.config.cors_origins)
-    return Instrumentation(Target(Pacing(guarded)), services.engine.metrics)
+    return Instrumentation(Target(Pacing(guarded)), services.engine.metrics, services.config.keep_alive_s)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -28,8 +28,9 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 class Instrumentation:
     """Wraps the whole application. The client's x-request-id is kept if it is harmless."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, keep_alive_s: float) -> None:
         self._app = app
+        self._keep_alive = f"timeout={int(keep_alive_s)}"
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,6 +41,8 @@ class Instrumentation:
         wanted = Headers(scope=scope).get("x-request-id", "")
         if re.fullmatch(CLIENT_ID_CHARACTERS, wanted):
             context.request_id = wanted
+        if _may_last(scope):
+            context.headers["keep-alive"] = self._keep_alive
         answer = _Answer(send, context)
         try:
             await self._app(scope, receive, answer.send)
@@ -68,6 +71,11 @@ class Instrumentation:
         log.log(level, "%s %s %d, %d ms%s", *what, extra={FIELDS: fields})
 
 
+def _may_last(scope: Scope) -> bool:
+    """Whether the connection may outlive this answer."""
+    return bool(scope["http_version"] == "1.1") and "close" not in Headers(scope=scope).get("connection", "").lower()
+
+
 @dataclass
 class _Answer:
     """The sending side, watched: which status went out, and whether the last byte did."""
@@ -93,3 +101,5 @@ def _add_headers(headers: MutableHeaders, context: RequestContext) -> None:
         headers[WARNING_HEADER] = _UNPRINTABLE.sub("", ", ".join(context.warnings))
     for name, value in context.headers.items():
         headers[name] = value
+    if headers.get("connection") == "close":
+        del headers["keep-alive"]

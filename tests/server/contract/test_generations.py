@@ -45,8 +45,18 @@ def test_n_pictures_have_consecutive_seeds_and_the_pipelines_pixels(server: Serv
         "input_tokens": 2,
         "input_tokens_details": {"text_tokens": 2, "image_tokens": 0},
         "output_tokens": 3 * 6 * 4,
+        "output_tokens_details": {"text_tokens": 0, "image_tokens": 3 * 6 * 4},
         "total_tokens": 2 + 3 * 6 * 4,
     }
+
+
+@pytest.mark.behaviour(69)
+def test_the_safety_identifier_comes_back(server: Server) -> None:
+    assert server.generate(safety_identifier="abc", user="me").json()["safety_identifier"] == "abc"
+    for unsaid in ({}, {"safety_identifier": None}, {"safety_identifier": ""}):
+        assert server.generate(user="me", **unsaid).json()["safety_identifier"] == "me"
+    for unsaid in ({}, {"user": ""}, {"user": {"name": "me"}}):
+        assert "safety_identifier" not in server.generate(**unsaid).json()
 
 
 def test_seeds_wrap_at_the_end_and_zero_is_a_seed(server: Server) -> None:
@@ -339,7 +349,7 @@ def test_one_file_is_the_picture_and_several_are_a_zip(server: Server) -> None:
 
 @pytest.mark.behaviour(20)
 def test_accept_asks_for_a_file(server: Server) -> None:
-    webp = server.generate(headers={"accept": "image/avif, image/webp;q=0.9, */*"})
+    webp = server.generate(headers={"accept": "text/html;q=0.5, image/webp;q=0.9, */*;q=0.8"})
     assert (webp.headers["content-type"], webp.content[:4]) == ("image/webp", WEBP)
     explicit = server.generate(headers={"accept": "image/webp"}, response_format="url")
     assert explicit.json()["data"][0].keys() == {"url", "seed"}
