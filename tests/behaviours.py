@@ -82,5 +82,9 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         68: "OpenAI's model names say the answer's form, whatever the option; edits under other names are base64.",
         69: "What OpenAI's present contract answers is answered; what is not made here is refused with its reason.",
         70: "An answered connection is kept as long as is told in Keep-Alive; one that says nothing is not.",
+        71: "Numbers, words and texts are read as JSON, forms and languages write them; what is empty is not sent.",
+        72: "Pictures are found by the names in use, with or without a file name; files of other names are refused.",
+        73: "Pictures come as data: URLs too, in JSON and in forms; no other URL is taken, and none is fetched.",
+        74: "LoRAs are read in every spelling of forms and JSON.",
     },
 }

@@ -84,7 +84,7 @@ class ImageParameters(BaseModel):
     )
     negative_prompt: Text = Field("", description="What to avoid; acts if true_cfg_scale is above 1.")
     true_cfg_scale: float = _number("true_cfg_scale", 1.0, "Classifier-free guidance; above 1 doubles the work.")
-    seed: int | None = _number("seed", None, "Of the first image; drawn below 2**32 when not given.")
+    seed: int | None = _number("seed", None, "Of the first image; drawn below 2**32 when not given, or -1.")
     max_sequence_length: int | None = Field(None, ge=1, description="Prompt tokens used; at most the model's limit.")
     loras: list[LoraChoice] = Field(
         [], max_length=MAX_LORAS, description="Names, or objects of name and scale (-4 to 4). Alias: lora (one object)."

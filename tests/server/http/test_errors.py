@@ -62,7 +62,8 @@ def test_routes_methods_and_types(server: Server) -> None:
         response = server.request("POST", GENERATIONS, content=b'{"prompt":"a"}', headers={"content-type": kind})
         assert_error(response, 415, "unsupported_media_type")
     for path in (EDITS, VARIATIONS):
-        assert_error(server.request("POST", path, json={"prompt": "a"}), 415, "unsupported_media_type")
+        refused = server.request("POST", path, content=b"a", headers={"content-type": "text/plain"})
+        assert_error(refused, 415, "unsupported_media_type")
 
 
 @pytest.mark.behaviour(57)
