@@ -162,6 +162,37 @@ def _web_address(value: str) -> str:
     return value
 
 
+_HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+_ORIGIN = re.compile(
+    r"([a-z][a-z0-9+.-]*)://((?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]|\*)(?::([0-9]+|\*))?/?"
+)
+
+
+def _host_names(values: tuple[str, ...]) -> tuple[str, ...]:
+    """In lower case, without port; * stands for all names, *.NAME for those that end so."""
+    names = tuple(re.sub(r":[0-9]+$", "", value.lower()).removesuffix(".") for value in values)
+    if not all(_HOST_NAME.fullmatch(name) for name in names):
+        raise ValueError("a host name such as pictures.example, *.pictures.example or * is wanted")
+    return names
+
+
+def _web_origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    """As browsers write them: in lower case, without path and the scheme's own port."""
+    return tuple(_web_origin(value.strip().lower()) for value in values)
+
+
+def _web_origin(value: str) -> str:
+    if value in ("*", "null"):
+        return value
+    match = _ORIGIN.fullmatch(value)
+    if match is None:
+        raise ValueError(
+            "an origin such as https://page.example, https://*.page.example, http://localhost:* or * is wanted"
+        )
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}" + (f":{port}" if port and port != {"http": "80", "https": "443"}.get(scheme) else "")
+
+
 def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         ipaddress.ip_network(value)
@@ -181,14 +212,40 @@ class ServerConfig:
     public_url: Annotated[str | None, Option("What image URLs start with.", "network", check=_web_address)] = None
     trusted_proxies: Annotated[
         tuple[str, ...],
-        Option("Addresses or networks of proxies whose X-Forwarded-* headers count.", "network", check=_networks),
+        Option(
+            "Addresses or networks of proxies whose X-Forwarded-* and Forwarded headers count.",
+            "network",
+            check=_networks,
+        ),
     ] = ()
     allowed_hosts: Annotated[
-        tuple[str, ...], Option("A further Host name served on a loopback address.", "network", name="allowed_host")
+        tuple[str, ...],
+        Option(
+            "A further Host name served on a loopback address, such as host.docker.internal; *.NAME, or * for any.",
+            "network",
+            name="allowed_host",
+            check=_host_names,
+        ),
     ] = ()
     cors_origins: Annotated[
-        tuple[str, ...], Option("A web origin whose pages may call.", "network", name="cors_origin")
+        tuple[str, ...],
+        Option(
+            "A web origin whose pages may call, such as https://page.example; * for its names or port, or alone.",
+            "network",
+            name="cors_origin",
+            check=_web_origins,
+        ),
     ] = ()
+    keep_alive_s: Annotated[
+        float,
+        Option(
+            "How long an answered connection may wait for its next request, in seconds.",
+            "network",
+            name="keep_alive",
+            ge=1,
+            le=3600,
+        ),
+    ] = 75.0
     max_connections: Annotated[int, Option("How many connections may be open.", "network", gt=0)] = 1024
 
     api_keys: Annotated[

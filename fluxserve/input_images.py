@@ -86,7 +86,7 @@ def pair_inputs(image: InputImage, mask: InputImage | None = None) -> EditInputs
     """A picture with its mask; a picture that is transparent somewhere is its own.
 
     Raises:
-        InvalidRequest: `invalid_mask`: of another size, or without an alpha channel.
+        InvalidRequest: `invalid_mask`: of another size, or nowhere transparent.
     """
     if mask is None:
         return EditInputs(image, image if image.transparent else None)
@@ -96,9 +96,12 @@ def pair_inputs(image: InputImage, mask: InputImage | None = None) -> EditInputs
             param="mask",
             code="invalid_mask",
         )
-    if not mask.has_alpha:
+    if not mask.transparent:
+        lacks = "no transparent pixel" if mask.has_alpha else "no alpha channel"
         raise InvalidRequest(
-            "mask must have an alpha channel; transparent pixels are redrawn", param="mask", code="invalid_mask"
+            f"mask has {lacks}, so that nothing would change: transparent pixels are redrawn, whatever their colour",
+            param="mask",
+            code="invalid_mask",
         )
     return EditInputs(image, mask)
 
@@ -115,7 +118,7 @@ def open_image(data: bytes, param: str) -> Iterator[Image.Image]:
             yield image
     except _UNREADABLE:
         raise InvalidRequest(
-            f"{param} must be a complete PNG, JPEG or WebP file; the {len(data)} bytes received are not one",
+            f"{param} must be a complete PNG, JPEG or WebP file; the {len(data)} bytes received are {_kind(data)}",
             param=param,
             code=f"invalid_{param}",
         ) from None
@@ -161,3 +164,43 @@ def _as_png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     (upright if upright.mode in _PNG_MODES else upright.convert("RGBA")).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+_BRANDS = {
+    b"avif": "an AVIF",
+    b"avis": "an AVIF",
+    b"heic": "a HEIC",
+    b"heix": "a HEIC",
+    b"hevc": "a HEIC",
+    b"mif1": "a HEIF",
+    b"msf1": "a HEIF",
+}
+"""Of files of ISO base media (ISO/IEC 23008-12), the first that is found among a file's own."""
+_BEGINNINGS = {
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"II+\0": "a TIFF",
+    b"MM\0+": "a TIFF",
+    b"\xff\x0a": "a JPEG XL",
+    b"\0\0\0\x0cJXL ": "a JPEG XL",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000",
+    b"8BPS": "a Photoshop",
+    b"\0\0\1\0": "an ICO",
+    b"%PDF": "a PDF",
+    b"<svg": "an SVG",
+    b"<?xml": "an XML or SVG",
+    b"iVBOR": "a base64 text, not the",
+    b"/9j/": "a base64 text, not the",
+    b"UklGR": "a base64 text, not the",
+}
+
+
+def _kind(data: bytes) -> str:
+    """What the file is instead, by its first bytes, to end a sentence with."""
+    start = data[:64].lstrip()
+    brands = data[8:64] if data[4:8] == b"ftyp" else b""
+    kind = next((kind for brand, kind in _BRANDS.items() if brand in brands), None)
+    kind = kind or next((kind for beginning, kind in _BEGINNINGS.items() if start.startswith(beginning)), None)
+    return "not one" if kind is None else f"{kind} file"

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
-SEED_SPACE = 2**63
-"""Seeds are 0 .. 2**63 - 1; image i of a request has seed + i, modulo this."""
+SEED_SPACE = 2**64
+"""Seeds are 0 .. 2**64 - 1; image i of a request has seed + i, modulo this."""
 
 MAX_IMAGES, MAX_STEPS, MAX_LORAS = 10, 200, 8
 
@@ -100,7 +100,7 @@ class GenerationRequest:
 
 
 def consecutive_seeds(first: int, n: int) -> tuple[int, ...]:
-    """The seeds of n images whose first has seed `first` (0 .. 2**63 - 1)."""
+    """The seeds of n images whose first has seed `first` (0 .. 2**64 - 1)."""
     return tuple((first + i) % SEED_SPACE for i in range(n))
 
 

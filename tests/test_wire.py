@@ -25,7 +25,7 @@ requests = st.builds(
     prompt=texts,
     width=st.integers(16, 4096),
     height=st.integers(16, 4096),
-    seeds=st.lists(st.integers(0, 2**63 - 1), max_size=10).map(tuple),
+    seeds=st.lists(st.integers(0, 2**64 - 1), max_size=10).map(tuple),
     num_inference_steps=st.integers(1, 200),
     guidance_scale=st.none() | finite,
     max_sequence_length=st.integers(1, 512),

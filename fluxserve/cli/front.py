@@ -24,8 +24,8 @@ from fluxserve.engine import Engine
 from fluxserve.errors import ConfigError, InUse
 from fluxserve.request import Placement
 from fluxserve.server.app import create_app
-from fluxserve.server.http.access import is_loopback
-from fluxserve.server.http.protocol import HEAD_S, bounded
+from fluxserve.server.http.access.control import is_loopback
+from fluxserve.server.http.protocol import bounded
 from fluxserve.server.services import open_services
 
 log = logging.getLogger("fluxserve")
@@ -93,7 +93,7 @@ async def _run(
             create_app(services),
             lifespan="off",
             http=bounded(config.max_connections),
-            timeout_keep_alive=int(HEAD_S),
+            timeout_keep_alive=int(config.keep_alive_s),
             ws="none",
             log_config=None,
             access_log=False,

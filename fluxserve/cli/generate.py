@@ -38,7 +38,7 @@ class Drawing:
         str | None, typer.Option(help="WIDTHxHEIGHT in multiples of 16; the model's own, or the image's, if left out.")
     ] = None
     steps: Annotated[int | None, typer.Option(help="Denoising steps; the model's own if left out.")] = None
-    seed: Annotated[int | None, typer.Option(help="0 .. 2^63 - 1; random if left out.")] = None
+    seed: Annotated[int | None, typer.Option(help="0 .. 2^64 - 1; random if left out.")] = None
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, for models that take one.")] = None
     image: Annotated[
         Path | None,

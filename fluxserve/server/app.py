@@ -9,13 +9,21 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fluxserve.errors import FluxserveError, InvalidRequest
-from fluxserve.server.http.access import AccessControl, Cors
+from fluxserve.server.http.access.control import AccessControl
+from fluxserve.server.http.access.origins import Cors
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.errors import error_response
 from fluxserve.server.http.instrumentation import CLIENT_GONE, Instrumentation
 from fluxserve.server.http.pacing import Pacing
+from fluxserve.server.http.paths import IMAGE_REQUESTS, MODELS
+from fluxserve.server.http.target import Target
 from fluxserve.server.routes import docs, files, health, images, metrics, models
 from fluxserve.server.services import Services
+
+_NO_ROUTE = (
+    f"there is no such route; fluxserve only draws pictures: POST {IMAGE_REQUESTS}/generations, "
+    f"{IMAGE_REQUESTS}/edits, {IMAGE_REQUESTS}/variations; GET {MODELS}; see /docs"
+)
 
 
 def create_app(services: Services) -> ASGIApp:
@@ -36,9 +44,8 @@ def create_app(services: Services) -> ASGIApp:
     app.add_exception_handler(ClientDisconnect, _on_client_gone)
     app.add_exception_handler(Exception, _on_bug)
     guarded: ASGIApp = AccessControl(app, services.config, services.engine.serving_card)
-    if services.config.cors_origins:
-        guarded = Cors(guarded, services.config.cors_origins)
-    return Instrumentation(Pacing(guarded), services.engine.metrics)
+    guarded = Cors(guarded, services.config.cors_origins)
+    return Instrumentation(Target(Pacing(guarded)), services.engine.metrics, services.config.keep_alive_s)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -52,7 +59,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         refusal = InvalidRequest(f"this route does not accept {request.method}", code="method_not_allowed")
     else:
-        refusal = InvalidRequest("there is no such route; see /docs", code="not_found")
+        refusal = InvalidRequest(_NO_ROUTE, code="not_found")
     return error_response(refusal, request.scope, error.headers)
 
 

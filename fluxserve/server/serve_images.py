@@ -22,10 +22,10 @@ from fluxserve.server.answers.images import image_answer, truncation_warning
 from fluxserve.server.answers.sse import EventStream, SseWriter
 from fluxserve.server.contract.content_filter import check_content
 from fluxserve.server.contract.resolve import ResolvedRequest
+from fluxserve.server.http.access.forwarded import base_url
 from fluxserve.server.http.client_timeout import ClientTimeout, read_client_timeout
 from fluxserve.server.http.context import RequestContext, context_of
 from fluxserve.server.http.disconnect import while_connected
-from fluxserve.server.http.public_url import base_url
 from fluxserve.server.http.request_log import loggable
 from fluxserve.server.jobs.idempotency import Entry
 from fluxserve.server.jobs.image_store import CANNOT_STORE
@@ -190,7 +190,7 @@ async def _store(services: Services, images: Sequence[GeneratedImage]) -> Sequen
 async def _respond(call: ImageCall, outcome: Outcome) -> Response:
     """Built in a thread: ten large pictures take a tenth of a second."""
     call.context.warnings.extend(truncation_warning(call.resolved.request, outcome.result.truncated_from))
-    base = base_url(call.http, call.services.config)
+    base = base_url(call.http.scope, call.services.config)
     return await asyncio.to_thread(image_answer, outcome, call.resolved, base)
 
 

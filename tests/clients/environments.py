@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".venv-clients"
-PYTHON_VERSIONS = ("1.109.1", "2.8.0", "3.54.0")
-NODE_VERSION = "6.49.0"
+PYTHON_VERSIONS = ("1.109.1", "2.8.0", "3.54.0", "3.57.0")
+NODE_VERSIONS = ("6.49.0", "7.59.0")
 
 
 def python_with_openai(wanted: str) -> Path:
@@ -36,12 +36,12 @@ def schemathesis() -> Path:
     return home / "bin" / "schemathesis"
 
 
-def node_modules() -> Path:
-    """A folder whose node_modules holds openai-node."""
-    home = HOME / f"openai-node-{NODE_VERSION}"
+def node_modules(wanted: str) -> Path:
+    """A folder whose node_modules holds this version of openai-node."""
+    home = HOME / f"openai-node-{wanted}"
     if not (home / "complete").exists():
         home.mkdir(parents=True, exist_ok=True)
         install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(home)]
-        subprocess.run([*install, f"openai@{NODE_VERSION}"], check=True)
+        subprocess.run([*install, f"openai@{wanted}"], check=True)
         (home / "complete").touch()
     return home

@@ -1,4 +1,4 @@
-"""openai-python in three versions and openai-node do everything they can, and see what they should."""
+"""openai-python and openai-node in several versions do everything they can, and see what they should."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.clients.environments import NODE_VERSION, PYTHON_VERSIONS, node_modules, python_with_openai
+from tests.clients.environments import NODE_VERSIONS, PYTHON_VERSIONS, node_modules, python_with_openai
 from tests.server import running
 from tests.server.running import GENERATIONS, Server, png
 
 HERE = Path(__file__).parent
 KEY = "right-key"
-CLIENTS = {f"python-{version}": 100_000 * (i + 1) for i, version in enumerate(PYTHON_VERSIONS)} | {
-    f"node-{NODE_VERSION}": 900_000
-}
+NAMES = [*(f"python-{version}" for version in PYTHON_VERSIONS), *(f"node-{version}" for version in NODE_VERSIONS)]
+CLIENTS = {name: 100_000 * (i + 1) for i, name in enumerate(NAMES)}
 """Each client's own range of seeds, by which the pipeline's log tells its jobs."""
 
 DEADLINE = "deadline_exceeded"
@@ -49,7 +48,7 @@ def told(server: Server, client: str) -> dict[str, Any]:
     if kind == "python":
         command = [str(python_with_openai(version)), str(HERE / "python_client.py"), *arguments]
     else:
-        command = ["node", str(HERE / "node_client.mjs"), *arguments, str(node_modules())]
+        command = ["node", str(HERE / "node_client.mjs"), *arguments, str(node_modules(version))]
     ended_before = server.log.read_text().count(f'"code": "{DEADLINE}"')
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

@@ -68,10 +68,10 @@ async def test_code_in_the_working_folder_is_not_run(
 
 
 async def test_every_seed_gives_its_picture_in_order(engine: Engine) -> None:
-    job = submit(engine, seed=2**63 - 1, n=3)
+    job = submit(engine, seed=2**64 - 1, n=3)
     result = await job.result()
     assert_right(job, result)
-    assert [image.seed for image in result.images] == [2**63 - 1, 0, 1]
+    assert [image.seed for image in result.images] == [2**64 - 1, 0, 1]
     assert result.timings.steps == 4
     assert result.timings.total_ms >= result.timings.denoise_ms
     assert (result.text_tokens, result.truncated_from) == (2, None)

@@ -21,6 +21,8 @@ from tests.server.running import GENERATIONS, Server, exchange
 POST = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 BODY = b'{"prompt":"a","n":0}'
+KEPT_S = 4
+"""How long `listening` keeps an answered connection."""
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 
 BROKEN: dict[str, bytes] = {
@@ -116,7 +118,14 @@ async def listening(monkeypatch: pytest.MonkeyPatch, anyio_backend: str) -> Asyn
         await Response(bytes(20 * 2**20) if scope["path"] == "/large" else b"small")(scope, receive, send)
 
     listener = socket.create_server(("127.0.0.1", 0))
-    options = uvicorn.Config(large, http=protocol.bounded(100), lifespan="off", log_config=None, access_log=False)
+    options = uvicorn.Config(
+        large,
+        http=protocol.bounded(100),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=KEPT_S,
+    )
     server = uvicorn.Server(options)
     serving = asyncio.create_task(server._serve([listener]))
     yield listener.getsockname()[1]
@@ -155,9 +164,36 @@ async def test_half_heads_half_bodies_and_silence_are_closed(listening: int) -> 
         answer, seconds = await closed_after_s(listening, *parts, pause_s=0.1)
         assert answer == b""
         assert at_least <= seconds < 10
+
+
+@pytest.mark.anyio
+@pytest.mark.behaviour(70)
+@pytest.mark.fault(23)
+async def test_an_answered_connection_waits_for_its_next_request(listening: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", listening)
+    for _ in range(3):
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readuntil(b"small"), 10)).startswith(b"HTTP/1.1 200")
+        await asyncio.sleep(3 * protocol.HEAD_S)
+    writer.write(b"GET / HT")
+    began = time.monotonic()
+    assert await asyncio.wait_for(reader.read(), 20) == b""
+    assert protocol.HEAD_S - 0.1 <= time.monotonic() - began < KEPT_S - 1, "a head that has begun has its own time"
+    writer.close()
     answer, seconds = await closed_after_s(listening, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     assert answer.endswith(b"small")
-    assert 0.4 <= seconds < 10
+    assert KEPT_S - 0.5 <= seconds < 15
+
+
+@pytest.mark.behaviour(70)
+def test_keep_alive_is_told_where_it_holds(server: Server) -> None:
+    assert server.get("/v1/models").headers["keep-alive"] == "timeout=75"
+    assert server.generate(n=0).headers["keep-alive"] == "timeout=75"
+    assert "keep-alive" not in server.get("/livez", headers={"connection": "close"}).headers
+    assert "keep-alive" not in server.get("/livez", headers={"host": "localhost", "connection": "Close, TE"}).headers
+    refused = server.get("/v1/models", headers={"host": "evil.example"}).headers
+    assert (refused["connection"], "keep-alive" in refused) == ("close", False)
+    assert b"keep-alive" not in exchange(server, [b"GET /livez HTTP/1.0\r\n\r\n"]).lower()
 
 
 @pytest.mark.anyio

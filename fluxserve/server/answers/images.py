@@ -64,6 +64,7 @@ def usage(resolved: ResolvedRequest, text_tokens: int, images: int) -> dict[str,
         "input_tokens": text_tokens + read,
         "input_tokens_details": {"text_tokens": text_tokens, "image_tokens": read},
         "output_tokens": drawn,
+        "output_tokens_details": {"text_tokens": 0, "image_tokens": drawn},
         "total_tokens": text_tokens + read + drawn,
     }
 
@@ -85,6 +86,7 @@ def _about(outcome: Outcome, resolved: ResolvedRequest) -> dict[str, Any]:
         "created": outcome.created,
         **description(resolved),
         "usage": usage(resolved, result.text_tokens, len(result.images)),
+        **({"safety_identifier": resolved.safety_identifier} if resolved.safety_identifier else {}),
         "model": outcome.model,
         "timings": timings_body(result.timings),
     }

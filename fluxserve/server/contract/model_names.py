@@ -9,6 +9,7 @@ from fluxserve.errors import InvalidRequest
 from fluxserve.request import ModelCard
 
 OPENAI_GPT_IMAGE = re.compile(r"(gpt-image|chatgpt-image)")
+OPENAI_DALL_E = re.compile(r"dall-e-")
 _DALL_E = ("dall-e-2", "dall-e-3")
 
 

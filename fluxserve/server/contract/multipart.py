@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
+import codecs
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +12,12 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from fluxserve.errors import InvalidRequest
+from fluxserve.server.contract.loras import gather_loras, is_lora_field
+from fluxserve.server.contract.pictures import role_of
 
 MOST_FILES, MOST_FIELDS, LARGEST_FIELD = 16, 64, 256 * 2**10
-_BRACKETS = re.compile(r"loras\[\]\[(name|scale)\]")
+_CHARSETS = ("ascii", "utf-8", "utf-16", "iso8859", "cp125", "gb", "big5", "shift_jis", "euc", "koi8")
+"""How the names of the codecs begin that text may be in."""
 
 
 @dataclass
@@ -31,15 +33,13 @@ class Form:
         Raises:
             InvalidRequest: a field is given twice, or the LoRAs cannot be told apart.
         """
-        plain = [(name, value) for name, value in self.texts if not _BRACKETS.fullmatch(name)]
+        plain = [(name, value) for name, value in self.texts if not is_lora_field(name)]
         for name, count in Counter(name for name, _ in plain).items():
             if count > 1:
                 raise InvalidRequest(f"the field {name[:64]!r} is given {count} times; send it once", param=name[:64])
         fields: dict[str, Any] = dict(plain)
         if len(plain) < len(self.texts):
-            fields["loras"] = _paired_loras(self.texts)
-        elif "loras" in fields:
-            fields["loras"] = _json_loras(fields["loras"])
+            fields["loras"] = gather_loras(item for item in self.texts if is_lora_field(item[0]))
         return fields
 
 
@@ -72,6 +72,7 @@ class _Collector:
         self.ended = False
         self._header: tuple[bytearray, bytearray] = bytearray(), bytearray()
         self._disposition: dict[bytes, bytes] = {}
+        self._type: tuple[bytes, dict[bytes, bytes]] = b"", {}
         self._data = bytearray()
 
     def callbacks(self) -> Any:
@@ -87,12 +88,14 @@ class _Collector:
         }
 
     def _begin(self) -> None:
-        self._disposition, self._data = {}, bytearray()
+        self._disposition, self._type, self._data = {}, (b"", {}), bytearray()
 
     def _end_header(self) -> None:
         name, value = self._header
         if name.lower() == b"content-disposition":
             self._disposition = parse_options_header(bytes(value))[1]
+        elif name.lower() == b"content-type":
+            self._type = parse_options_header(bytes(value))
         self._header = bytearray(), bytearray()
 
     def _check_counts(self) -> None:
@@ -105,7 +108,8 @@ class _Collector:
 
     def _extend(self, data: bytes, start: int, end: int) -> None:
         if not self._is_file and len(self._data) + end - start > LARGEST_FIELD:
-            raise _too_large(f"at most {LARGEST_FIELD} bytes per field")
+            name = _text(self._disposition[b"name"])[:64]
+            raise _too_large(f"at most {LARGEST_FIELD} bytes per field, which {name!r} exceeds")
         self._data.extend(data[start:end])
 
     def _end(self) -> None:
@@ -113,21 +117,30 @@ class _Collector:
         if self._is_file:
             self.form.files.append((name, bytes(self._data)))
         else:
-            self.form.texts.append((name, _text(self._data)))
+            self.form.texts.append((name, _text(self._data, self._type[1].get(b"charset", b"utf-8"))))
 
     def _finish(self) -> None:
         self.ended = True
 
     @property
     def _is_file(self) -> bool:
-        return b"filename" in self._disposition
+        """By its file name, else by its type or its own name: pictures may come as text, or as bytes without either."""
+        declared = self._type[0].lower()
+        named = b"filename" in self._disposition or role_of(self._disposition[b"name"].decode("latin-1")) is not None
+        return named or declared.startswith(b"image/") or declared == b"application/octet-stream"
 
 
-def _text(data: bytes | bytearray) -> str:
+def _text(data: bytes | bytearray, charset: bytes = b"utf-8") -> str:
+    """charset: as the part declares it."""
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise _malformed("a field is not UTF-8") from None
+        codec = codecs.lookup(charset.decode("ascii")).name
+        if not codec.startswith(_CHARSETS):
+            raise LookupError
+        return data.decode(codec)
+    except LookupError:
+        raise _malformed("a field's charset is unknown") from None
+    except UnicodeError:
+        raise _malformed("a field is not UTF-8, or not in the charset that it declares") from None
 
 
 def _malformed(reason: str) -> InvalidRequest:
@@ -136,26 +149,3 @@ def _malformed(reason: str) -> InvalidRequest:
 
 def _too_large(bound: str) -> InvalidRequest:
     return InvalidRequest(f"a form may contain {bound}", code="request_too_large")
-
-
-def _json_loras(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("loras must be a JSON list", param="loras", code="invalid_type") from None
-
-
-def _paired_loras(texts: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """LoRAs from bracketed fields: clients group them by key or by object, so they pair by position within a key."""
-    names = [value for name, value in texts if name == "loras[][name]"]
-    scales = [value for name, value in texts if name == "loras[][scale]"]
-    if scales and len(scales) != len(names):
-        raise InvalidRequest(
-            f"{len(names)} LoRA names and {len(scales)} scales cannot be paired; send loras as JSON text", param="loras"
-        )
-    if not scales:
-        return [{"name": name} for name in names]
-    try:
-        return [{"name": name, "scale": float(scale)} for name, scale in zip(names, scales, strict=True)]
-    except ValueError:
-        raise InvalidRequest("loras[][scale] must be a number", param="loras", code="invalid_type") from None

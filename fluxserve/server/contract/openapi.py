@@ -26,9 +26,11 @@ _BODIES: dict[str, tuple[type[ImageParameters], tuple[str, ...]]] = {
     f"{IMAGE_REQUESTS}/edits": (EditParameters, ("image", "mask")),
     f"{IMAGE_REQUESTS}/variations": (VariationParameters, ("image",)),
 }
-"""Each image route's parameters and its files; without files the body is JSON."""
+"""Each image route's parameters and its pictures: files in a form, URLs in JSON."""
 
 _BINARY = {"type": "string", "format": "binary"}
+_FILE = {**_BINARY, "description": "A PNG, JPEG or WebP file, or a data: URL of one."}
+_DATA_URL = {"type": "string", "description": "A data: URL of a PNG, JPEG or WebP file; also as {image_url: URL}."}
 _PICTURES: dict[str, Any] = {f"image/{name}": {"schema": _BINARY} for name in ("png", "jpeg", "webp")}
 _EVENTS = "Server-sent events: KIND.partial_image, KIND.completed and error; KIND is image_generation or image_edit."
 _HEADERS = {
@@ -71,8 +73,10 @@ def build_schema(app: FastAPI) -> dict[str, Any]:
             for operation in operations.values():
                 _drop_framework_error(operation)
         for path, (parameters, files) in _BODIES.items():
-            media_type = "multipart/form-data" if files else "application/json"
-            content = {media_type: {"schema": _body_schema(parameters, files)}}
+            content = {"application/json": {"schema": _body_schema(parameters, dict.fromkeys(files, _DATA_URL))}}
+            if files:
+                form = _body_schema(parameters, dict.fromkeys(files, _FILE))
+                content = {"multipart/form-data": {"schema": form}, **content}
             schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
         for name in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(name, None)
@@ -87,7 +91,7 @@ def _drop_framework_error(operation: dict[str, Any]) -> None:
         del operation["responses"]["422"]
 
 
-def _body_schema(parameters: type[ImageParameters], files: tuple[str, ...]) -> dict[str, Any]:
+def _body_schema(parameters: type[ImageParameters], files: dict[str, dict[str, str]]) -> dict[str, Any]:
     """The parameters' schema with the aliases and files, self-contained, each optional field nullable."""
     body = parameters.model_json_schema()
     properties: dict[str, Any] = body["properties"]
@@ -100,8 +104,7 @@ def _body_schema(parameters: type[ImageParameters], files: tuple[str, ...]) -> d
     properties["lora"] = {"anyOf": [*one_lora, {"type": "null"}], "description": "One LoRA."}
     for name in properties.keys() - set(body.get("required", ())):
         properties[name] = _nullable(properties[name])
-    for name in files:
-        properties[name] = {**_BINARY, "description": "A PNG, JPEG or WebP file."}
+    properties |= files
     if files:
         body["required"] = [*body.get("required", ()), "image"]
     return body

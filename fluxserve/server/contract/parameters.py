@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import cache
 from typing import Any, TypeVar
 
@@ -15,16 +16,24 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fluxserve.errors import InvalidRequest
+from fluxserve.server.contract.loras import gather_loras, is_lora_field
 from fluxserve.server.contract.schemas import ALIASES, ImageParameters
 
 Parameters = TypeVar("Parameters", bound=ImageParameters)
 
 _UNSUPPORTED = frozenset({"output_format", "background"})
 """Fields whose other values are OpenAI's, and only this server's lack."""
+_REASONS = {
+    "transparent": "; the model draws no transparency",
+    "gif": "; the model draws no animations",
+    "svg": "; the model draws pixels, no vector graphics",
+}
 _PRIVATE = frozenset({"prompt", "negative_prompt"})
 """Fields whose words no message repeats, so that none reaches a log."""
-_INTEGER = re.compile(r"-?[0-9]{1,400}", re.ASCII)
-_NUMBER = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?([0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})([eE][+-]?[0-9]{1,3})?", re.ASCII)
+_WORDS = {"true": True, "false": False}
+_NOTHING = frozenset({"", "null", "none", "undefined"})
+"""How languages write into a form that there is no value."""
 
 
 def parse_parameters(fields: Mapping[str, Any], schema: type[Parameters]) -> Parameters:
@@ -33,7 +42,7 @@ def parse_parameters(fields: Mapping[str, Any], schema: type[Parameters]) -> Par
     Raises:
         InvalidRequest: names the field as the client spelled it.
     """
-    canonical, spelling = _canonical(_given(fields))
+    canonical, spelling = _canonical(_given(fields, schema))
     try:
         return schema.model_validate(canonical)
     except ValidationError as error:
@@ -45,13 +54,25 @@ def parse_text_fields(fields: Mapping[str, Any], schema: type[ImageParameters]) 
     return {name: _from_text(value, _kind(name, schema)) for name, value in fields.items()}
 
 
-def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields without nulls, with those of a literal `extra_body` object; the top level wins."""
+def _given(fields: Mapping[str, Any], schema: type[ImageParameters]) -> dict[str, Any]:
+    """What is really given, with what a literal `extra_body` object holds; the top level wins.
+
+    Nulls and empty texts are not, nor is a seed of -1: one that is drawn. Languages write 1.0 or 4e0 for integers.
+    """
     extra = fields.get("extra_body")
     if extra is not None and not isinstance(extra, dict):
         raise InvalidRequest("extra_body must be an object", param="extra_body", code="invalid_type")
     merged = {**(extra or {}), **{name: value for name, value in fields.items() if name != "extra_body"}}
-    return {name: value for name, value in merged.items() if value is not None or name == "prompt"}
+    meant = {name: _as_integer(value, _kind(name, schema)) for name, value in merged.items()}
+    return {name: value for name, value in meant.items() if name == "prompt" or not _is_unsaid(name, value)}
+
+
+def _is_unsaid(name: str, value: object) -> bool:
+    return value is None or value == "" or (name == "seed" and value == -1)
+
+
+def _as_integer(value: object, kind: str | None) -> object:
+    return int(value) if kind == "integer" and isinstance(value, float) and value.is_integer() else value
 
 
 def _canonical(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -61,9 +82,11 @@ def _canonical(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         if alias in fields:
             _put(fields, name, fields.pop(alias), alias)
             spelling[name] = alias
-    if "lora" in fields:
-        _put(fields, "loras", [fields.pop("lora")], "lora")
-        spelling["loras"] = "lora"
+    for name in ("loras", "lora"):
+        spelled = [each for each in fields if is_lora_field(each) and each.partition("[")[0] == name]
+        if spelled:
+            _put(fields, "loras", gather_loras([(each, fields.pop(each)) for each in spelled]), name)
+            spelling["loras"] = name
     if "width" in fields or "height" in fields:
         size = _size_of(fields.pop("width", None), fields.pop("height", None))
         if fields.get("size") == "auto":
@@ -101,7 +124,9 @@ def _refusal(error: ErrorDetails, schema: type[ImageParameters], spelling: Mappi
     if error["type"] == "blank":
         return InvalidRequest(f"{param} {error['msg']}", param=param, code=code)
     got = _show(error["input"]) if name not in _PRIVATE else _show_kind(error["input"])
-    return InvalidRequest(f"{param} must be {_describe(_properties(schema)[name])}, got {got}", param=param, code=code)
+    reason = _REASONS.get(error["input"], "") if name in _UNSUPPORTED and isinstance(error["input"], str) else ""
+    wanted = _describe(_properties(schema)[name])
+    return InvalidRequest(f"{param} must be {wanted}, got {got}{reason}", param=param, code=code)
 
 
 def _code(kind: str, name: str) -> str:
@@ -164,10 +189,12 @@ def _kind(name: str, schema: type[ImageParameters]) -> str | None:
 def _from_text(value: Any, kind: str | None) -> Any:
     if not isinstance(value, str):
         return value
-    if kind == "integer" and _INTEGER.fullmatch(value):
-        return int(value)
-    if kind == "number" and _NUMBER.fullmatch(value):
-        return float(value)
-    if kind == "boolean" and value in ("true", "false"):
-        return value == "true"
-    return value
+    text = value.strip()
+    if kind in ("integer", "number", "boolean") and text.lower() in _NOTHING:
+        return None
+    if kind == "boolean":
+        return _WORDS.get(text.lower(), value)
+    if kind not in ("integer", "number") or not _NUMBER.fullmatch(text):
+        return value
+    exact = Decimal(text)
+    return int(exact) if kind == "integer" and exact == exact.to_integral_value() else float(text)

@@ -14,7 +14,8 @@ from fluxserve.config import EngineConfig, ServerConfig
 from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import EditInputs
 from fluxserve.request import GenerationRequest, LoraChoice, ModelCard, OutputFormat
-from fluxserve.server.contract.model_names import OPENAI_GPT_IMAGE, check_model_name
+from fluxserve.server.contract.delivery import Delivery, choose_delivery
+from fluxserve.server.contract.model_names import check_model_name
 from fluxserve.server.contract.schemas import (
     IGNORED,
     EchoedQuality,
@@ -26,8 +27,6 @@ from fluxserve.server.contract.schemas import (
 )
 from fluxserve.sizes import parse_size
 
-Delivery = Literal["url", "b64_json", "file"]
-
 _QUALITY: dict[Quality, EchoedQuality] = {
     "auto": "medium",
     "low": "low",
@@ -38,12 +37,10 @@ _QUALITY: dict[Quality, EchoedQuality] = {
     "xhigh": "xhigh",
     "max": "max",
 }
-_B64_FIELDS = frozenset({"output_format", "output_compression", "background", "partial_images"})
-"""Fields of the GPT image models, whose clients expect base64."""
-_FILE_TYPES: dict[str, OutputFormat] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 _MOST_WARNINGS = 14
 """Beside these, a cut prompt and the model's notice may be warned of: 16 in all."""
 _FAITHFUL_STRENGTH = 0.5
+_LONGEST_IDENTIFIER = 512
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,7 @@ class ResolvedRequest:
     quality: EchoedQuality
     warnings: tuple[str, ...]
     input_size: tuple[int, int] | None = None
+    safety_identifier: str | None = None
 
     @property
     def event_kind(self) -> Literal["image_generation", "image_edit"]:
@@ -85,13 +83,19 @@ def resolve_request(
     if config.strict:
         _refuse_unknown(parameters)
     check_model_name(parameters.model, card, config)
-    delivery, output_format = _choose_delivery(parameters, accept, config)
+    delivery, output_format = choose_delivery(parameters, accept, config)
     quality = _QUALITY[parameters.quality]
     request = _to_request(parameters, inputs, output_format, quality, limits)
     _check_work(request, limits.engine.max_work)
-    size = inputs.size if inputs else None
     return ResolvedRequest(
-        request, parameters.operation, delivery, parameters.stream, quality, _warnings(parameters, request, card), size
+        request,
+        parameters.operation,
+        delivery,
+        parameters.stream,
+        quality,
+        _warnings(parameters, request, card),
+        inputs.size if inputs else None,
+        _safety_identifier(parameters),
     )
 
 
@@ -126,45 +130,18 @@ def _to_request(
     )
 
 
+def _safety_identifier(parameters: ImageParameters) -> str | None:
+    """What a client calls the person it asks for; OpenAI's answers repeat it."""
+    names = (parameters.safety_identifier, parameters.user)
+    return next((name[:_LONGEST_IDENTIFIER] for name in names if isinstance(name, str) and name), None)
+
+
 def _strength(parameters: ImageParameters, inputs: EditInputs | None) -> float | None:
     """None: what every edit or variation has by default."""
     if parameters.strength is not None or not isinstance(parameters, EditParameters):
         return parameters.strength
     faithful = parameters.input_fidelity == "high" and inputs is not None and inputs.mask is None
     return _FAITHFUL_STRENGTH if faithful else None
-
-
-def _choose_delivery(parameters: ImageParameters, accept: str, config: ServerConfig) -> tuple[Delivery, OutputFormat]:
-    """How the images travel: what was asked for, what Accept names, what the client's fields suggest, the default."""
-    accepted = next((_FILE_TYPES[kind] for kind in _media_types(accept) if kind in _FILE_TYPES), None)
-    delivery: Delivery
-    output_format = parameters.output_format
-    if parameters.response_format is not None:
-        delivery = parameters.response_format
-    elif accepted is not None:
-        if "output_format" in parameters.model_fields_set and output_format != accepted:
-            raise _conflict(f"output_format {output_format} and the Accept header disagree", "output_format")
-        delivery, output_format = "file", accepted
-    elif parameters.stream or _speaks_gpt_image(parameters):
-        delivery = "b64_json"
-    else:
-        delivery = config.default_response_format
-    if parameters.stream and delivery != "b64_json":
-        raise _conflict(f"a stream carries b64_json, not {delivery}", "response_format")
-    return delivery, output_format
-
-
-def _media_types(accept: str) -> list[str]:
-    return [part.partition(";")[0].strip().lower() for part in accept.split(",")]
-
-
-def _speaks_gpt_image(parameters: ImageParameters) -> bool:
-    named = parameters.model is not None and OPENAI_GPT_IMAGE.match(parameters.model)
-    return bool(named or _B64_FIELDS & parameters.model_fields_set)
-
-
-def _conflict(message: str, param: str) -> InvalidRequest:
-    return InvalidRequest(message, param=param, code="conflicting_parameters")
 
 
 def _refuse_unknown(parameters: ImageParameters) -> None:

@@ -1,7 +1,7 @@
 """The OpenAI wire format: the fields of requests and the bodies of answers.
 
 A field's type, range and words are written once, here: requests are checked against them, error messages are worded
-from them (`parameters.py`), `/openapi.json` publishes them. Follows openai-python 3.54: `types/images_response.py`,
+from them (`parameters.py`), `/openapi.json` publishes them. Follows openai-python 3.57: `types/images_response.py`,
 `image_generate_params.py`, `image_edit_params.py` and `image_gen_*_event.py`; the extras are named as in diffusers.
 """
 
@@ -47,6 +47,7 @@ Prompt = Annotated[Text, Field(min_length=1), AfterValidator(_not_blank)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 _NO_EFFECT: Any = Field(None, description="Accepted without effect.")
+_ECHOED: Any = Field(None, description="Without effect; comes back as safety_identifier, which goes before user.")
 _IGNORED: Any = Field(None, description="Accepted and ignored, with a warning.")
 
 
@@ -83,7 +84,7 @@ class ImageParameters(BaseModel):
     )
     negative_prompt: Text = Field("", description="What to avoid; acts if true_cfg_scale is above 1.")
     true_cfg_scale: float = _number("true_cfg_scale", 1.0, "Classifier-free guidance; above 1 doubles the work.")
-    seed: int | None = _number("seed", None, "Of the first image; drawn below 2**32 when not given.")
+    seed: int | None = _number("seed", None, "Of the first image; drawn below 2**32 when not given, or -1.")
     max_sequence_length: int | None = Field(None, ge=1, description="Prompt tokens used; at most the model's limit.")
     loras: list[LoraChoice] = Field(
         [], max_length=MAX_LORAS, description="Names, or objects of name and scale (-4 to 4). Alias: lora (one object)."
@@ -98,8 +99,8 @@ class ImageParameters(BaseModel):
     stream: bool = Field(False, description="Answer with server-sent events.")
     partial_images: int = _number("partial_images", 0, "Previews of each image in a stream.")
     moderation: Any = _NO_EFFECT
-    user: Any = _NO_EFFECT
-    safety_identifier: Any = _NO_EFFECT
+    user: Any = _ECHOED
+    safety_identifier: Any = _ECHOED
     style: Any = _IGNORED
     complexity: Any = _IGNORED
     svg: Any = _IGNORED
@@ -144,7 +145,7 @@ class Image(BaseModel):
     seed: int
 
 
-class InputTokensDetails(BaseModel):
+class TokensDetails(BaseModel):
     text_tokens: int
     image_tokens: int
 
@@ -153,8 +154,9 @@ class Usage(BaseModel):
     """Text tokens are T5's; an image has one token for 16 x 16 pixels."""
 
     input_tokens: int
-    input_tokens_details: InputTokensDetails
+    input_tokens_details: TokensDetails
     output_tokens: int
+    output_tokens_details: TokensDetails
     total_tokens: int
 
 
@@ -182,6 +184,7 @@ class ImagesBody(BaseModel):
     quality: EchoedQuality
     size: str
     usage: Usage
+    safety_identifier: str | None = None
     model: str
     timings: TimingsBody
 

@@ -24,13 +24,13 @@ class BodyReader:
 
     async def json(self, request: Request) -> bytes:
         """The body of a JSON route. Raises as `_read` does."""
-        return await self._read(request, "application/json", JSON_CAP)
+        return await self._read(request, ("application/json",), JSON_CAP)
 
     async def form(self, request: Request) -> bytes:
-        """The body of a multipart route. Raises as `_read` does."""
-        return await self._read(request, "multipart/form-data", FORM_CAP)
+        """The body of a route that takes pictures, in a form or JSON. Raises as `_read` does."""
+        return await self._read(request, ("multipart/form-data", "application/json"), FORM_CAP)
 
-    async def _read(self, request: Request, media_type: str, cap: int) -> bytes:
+    async def _read(self, request: Request, media_types: tuple[str, ...], cap: int) -> bytes:
         """The whole body.
 
         Raises:
@@ -38,7 +38,7 @@ class BodyReader:
             RateLimitExceeded, QueueFull: the client's rate, or the memory for bodies, is used up.
             ClientDisconnect: the client left.
         """
-        _check_type(request, media_type)
+        _check_type(request, media_types)
         declared = _declared_length(request, cap)
         self._check_rate(request)
         async with self._memory(cap if declared is None else declared):
@@ -66,11 +66,12 @@ class BodyReader:
             self._reserved -= size
 
 
-def _check_type(request: Request, media_type: str) -> None:
+def _check_type(request: Request, media_types: tuple[str, ...]) -> None:
     sent = request.headers.get("content-type", "")
-    if sent.partition(";")[0].strip().lower() != media_type:
+    if sent.partition(";")[0].strip().lower() not in media_types:
         raise InvalidRequest(
-            f"this route accepts {media_type}, got {sent[:64] or 'no content type'}", code="unsupported_media_type"
+            f"this route accepts {' or '.join(media_types)}, got {sent[:64] or 'no content type'}",
+            code="unsupported_media_type",
         )
 
 

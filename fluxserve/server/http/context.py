@@ -19,6 +19,7 @@ class RequestContext:
     warnings: what the warning header lists. headers: further ones for the answer, whatever it turns out to be.
     accepted: past admission, so that the figures must show how it ended. error_code: what it was answered with.
     operation, model: what the figures call it; empty for requests that draw nothing. job: what draws it, if anything.
+    refused: the Host or Origin that was turned away.
     prompt: for the log; None unless the operator wants it there.
     """
 
@@ -32,6 +33,7 @@ class RequestContext:
     operation: str = ""
     model: str = ""
     job: Job | None = None
+    refused: str | None = None
     prompt: str | None = None
 
     @property

@@ -28,8 +28,9 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 class Instrumentation:
     """Wraps the whole application. The client's x-request-id is kept if it is harmless."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, keep_alive_s: float) -> None:
         self._app = app
+        self._keep_alive = f"timeout={int(keep_alive_s)}"
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,6 +41,8 @@ class Instrumentation:
         wanted = Headers(scope=scope).get("x-request-id", "")
         if re.fullmatch(CLIENT_ID_CHARACTERS, wanted):
             context.request_id = wanted
+        if _may_last(scope):
+            context.headers["keep-alive"] = self._keep_alive
         answer = _Answer(send, context)
         try:
             await self._app(scope, receive, answer.send)
@@ -58,12 +61,19 @@ class Instrumentation:
             ).observe(time.monotonic() - context.started)
         path = _UNPRINTABLE.sub("?", scope["path"])[:200]
         ending = " (client left)" if gone else f" {context.error_code}" if context.error_code else ""
+        if context.refused is not None:
+            ending += f" {context.refused!r}"
         if context.prompt is not None:
             ending += f" {context.prompt!r}"  # repr escapes what could move a terminal's cursor
         level = logging.DEBUG if scope["path"] in _POLLED and answer.status == 200 else logging.INFO
         fields = request_fields(scope, context, answer.status, path)
         what = (scope["method"], path, answer.status, context.elapsed_ms, ending)
         log.log(level, "%s %s %d, %d ms%s", *what, extra={FIELDS: fields})
+
+
+def _may_last(scope: Scope) -> bool:
+    """Whether the connection may outlive this answer."""
+    return bool(scope["http_version"] == "1.1") and "close" not in Headers(scope=scope).get("connection", "").lower()
 
 
 @dataclass
@@ -91,3 +101,5 @@ def _add_headers(headers: MutableHeaders, context: RequestContext) -> None:
         headers[WARNING_HEADER] = _UNPRINTABLE.sub("", ", ".join(context.warnings))
     for name, value in context.headers.items():
         headers[name] = value
+    if headers.get("connection") == "close":
+        del headers["keep-alive"]

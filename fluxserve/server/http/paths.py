@@ -1,6 +1,8 @@
-"""Paths that more than the routes know: who may ask without a key, what is not held up, what the log leaves out."""
+"""Paths that more than the routes know, and what people type for them."""
 
 from __future__ import annotations
+
+import re
 
 LIVEZ, READYZ, HEALTH, METRICS = "/livez", "/readyz", "/health", "/metrics"
 HEALTH_PATHS = frozenset({LIVEZ, READYZ, HEALTH})
@@ -8,3 +10,22 @@ PICTURES = "/images"
 """Where stored pictures are fetched from."""
 IMAGE_REQUESTS = "/v1/images"
 """Where pictures are asked for."""
+MODELS = "/v1/models"
+
+_BASE = r"(?:/(?:openai|v1|images|generations|edits|variations))*"
+"""What a base URL may end with: the version or not, twice, or a whole endpoint, behind which clients put theirs."""
+_IMAGE_REQUEST = re.compile(_BASE + r"/images/(generations|edits|variations)", re.IGNORECASE)
+_MODEL = re.compile(_BASE + r"/models(/.*)?", re.IGNORECASE | re.DOTALL)
+
+
+def canonical_path(path: str) -> str:
+    """The route that is meant: without doubled and trailing slashes, under /v1 where OpenAI's routes lie.
+
+    Pictures keep their paths to the letter.
+    """
+    tidy = re.sub(r"/{2,}", "/", path).rstrip("/") or "/"
+    if match := _IMAGE_REQUEST.fullmatch(tidy):
+        return f"{IMAGE_REQUESTS}/{match[1].lower()}"
+    if match := _MODEL.fullmatch(tidy):
+        return MODELS + (match[1] or "")
+    return path if path.startswith(f"{PICTURES}/") else tidy

@@ -17,7 +17,7 @@ from fluxserve.errors import InvalidRequest
 from fluxserve.server.http.errors import error_body
 
 HEAD_S = 10.0
-"""For a request's head, counted from the connection or from the end of the answer before."""
+"""For a request's head, counted from the connection or, after an answer, from its first byte."""
 BODY_S = 30.0
 WRITE_S = 60.0
 BYTES_A_SECOND = 256 * 1024
@@ -62,6 +62,8 @@ class Connection(H11Protocol):
         self._begin_phase()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_resting:
+            self._begin_phase()
         before = self.cycle
         super().data_received(data)
         self._received += len(data)
@@ -122,6 +124,11 @@ class Connection(H11Protocol):
     def _is_receiving(self) -> bool:
         return self.conn.their_state in _RECEIVING and not self.flow.write_paused
 
+    @property
+    def _is_resting(self) -> bool:
+        """Between an answer and the first byte of the next request: what uvicorn's keep-alive time is for."""
+        return self.cycle is not None and self.conn.their_state is h11.IDLE and not self._received
+
     def _begin_phase(self) -> None:
         self._phase_began, self._received = self.loop.time(), 0
         self._set_expiry()
@@ -143,6 +150,8 @@ class Connection(H11Protocol):
             return WRITE_S + unsent / BYTES_A_SECOND
         if self.conn.their_state is h11.SEND_BODY:
             return BODY_S + self._received / BYTES_A_SECOND
+        if self._is_resting:
+            return self.timeout_keep_alive
         return HEAD_S if self.conn.their_state is h11.IDLE else None
 
 

@@ -28,6 +28,8 @@ def request_fields(scope: Scope, context: RequestContext, status: int, path: str
         "code": context.error_code,
         "ms": context.elapsed_ms,
     }
+    if context.refused is not None:
+        fields["refused"] = context.refused
     if context.prompt is not None:
         fields["prompt"] = context.prompt
     return fields if context.job is None else {**fields, **_job_fields(context.job)}

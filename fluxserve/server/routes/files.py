@@ -1,4 +1,4 @@
-"""GET and HEAD /images/{name}: the pictures behind the URLs, for whoever knows the name."""
+"""GET /images/{name}: the pictures behind the URLs, for whoever knows the name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ router = APIRouter(tags=["images"])
 _RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
 
 
-@router.head(PICTURES + "/{name:path}", response_class=Response, responses=FILE_ANSWERS)
 @router.get(PICTURES + "/{name:path}", response_class=Response, responses=FILE_ANSWERS)
 async def get_image(name: str, request: Request, services: ServicesOf) -> Response:
     """The picture, or one range of it, until its URL expires."""

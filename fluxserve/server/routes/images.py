@@ -4,53 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import EditInputs, pair_inputs
-from fluxserve.server.contract.multipart import Form, parse_form
+from fluxserve.server.contract.edit_body import parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
-from fluxserve.server.contract.parameters import parse_parameters, parse_text_fields
+from fluxserve.server.contract.parameters import parse_parameters
+from fluxserve.server.contract.pictures import Pictures
 from fluxserve.server.contract.resolve import resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
-from fluxserve.server.contract.strict_json import parse_json_object
 from fluxserve.server.http.paths import IMAGE_REQUESTS
 from fluxserve.server.serve_images import ImageCall, serve_images
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(prefix=IMAGE_REQUESTS, tags=["images"])
 
-_IMAGE_FIELDS = ("image", "image[]")
-
 
 @router.post("/generations", responses=IMAGE_ANSWERS)
 async def create_images(request: Request, services: ServicesOf) -> Response:
     """Draws images from a prompt."""
     body = await services.bodies.json(request)
-    parameters = parse_parameters(parse_json_object(body), GenerationParameters)
+    parameters = parse_parameters(parse_json_body(body), GenerationParameters)
     return await _serve(request, services, parameters, None, hashlib.sha256(body).hexdigest())
 
 
 @router.post("/edits", responses=IMAGE_ANSWERS)
 async def edit_image(request: Request, services: ServicesOf) -> Response:
     """Redraws a picture, or the transparent part of its mask."""
-    form, digest = await _read_form(request, services)
-    parameters = parse_parameters(parse_text_fields(_text_fields(form), EditParameters), EditParameters)
-    inputs = await _edit_inputs(form, services)
-    return await _serve(request, services, parameters, inputs, digest)
+    return await _serve_edit(request, services, EditParameters)
 
 
 @router.post("/variations", responses=IMAGE_ANSWERS)
 async def vary_image(request: Request, services: ServicesOf) -> Response:
     """Draws other pictures like the one sent."""
-    form, digest = await _read_form(request, services)
-    parameters = parse_parameters(parse_text_fields(_text_fields(form), VariationParameters), VariationParameters)
-    inputs = EditInputs(await services.uploads.read(_one_image(form), "image"))
-    return await _serve(request, services, parameters, inputs, digest)
+    return await _serve_edit(request, services, VariationParameters)
+
+
+async def _serve_edit(
+    request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
+) -> Response:
+    body = await services.bodies.form(request)
+    sent = await asyncio.to_thread(parse_edit_body, body, request.headers["content-type"], schema)
+    inputs = await _read_pictures(sent.pictures, services, own_mask=schema is EditParameters)
+    return await _serve(request, services, sent.parameters, inputs, sent.digest)
+
+
+async def _read_pictures(pictures: Pictures, services: Services, own_mask: bool) -> EditInputs:
+    """own_mask: a picture that is transparent somewhere is its own mask."""
+    image = await services.uploads.read(pictures.image, "image")
+    if not own_mask:
+        return EditInputs(image)
+    return pair_inputs(image, await services.uploads.read(pictures.mask, "mask") if pictures.mask else None)
 
 
 async def _serve(
@@ -62,52 +68,3 @@ async def _serve(
 ) -> Response:
     resolved = resolve_request(parameters, inputs, request.headers.get("accept", ""), services.serving_limits)
     return await serve_images(ImageCall(services, request, resolved, digest))
-
-
-async def _read_form(request: Request, services: Services) -> tuple[Form, str]:
-    """The form, and the digest of its parts."""
-    body = await services.bodies.form(request)
-
-    def parse() -> tuple[Form, str]:
-        form = parse_form(body, request.headers["content-type"])
-        return form, _digest(form)
-
-    return await asyncio.to_thread(parse)
-
-
-def _text_fields(form: Form) -> Mapping[str, Any]:
-    """The scalars of a form; pictures must come as files."""
-    fields = form.fields()
-    for name in ("image", "image[]", "mask", "markup", "image_url", "images"):
-        if name in fields:
-            raise InvalidRequest(
-                f"{name} must be sent as a file; URLs are never fetched", param=name, code="unsupported_value"
-            )
-    return fields
-
-
-async def _edit_inputs(form: Form, services: Services) -> EditInputs:
-    image = await services.uploads.read(_one_image(form), "image")
-    masks = [data for name, data in form.files if name == "mask"]
-    if any(name == "markup" for name, _ in form.files):
-        raise InvalidRequest("markup is not supported; send a mask", param="markup", code="unsupported_value")
-    if len(masks) > 1:
-        raise InvalidRequest("send at most one mask", param="mask", code="invalid_mask")
-    return pair_inputs(image, await services.uploads.read(masks[0], "mask") if masks else None)
-
-
-def _one_image(form: Form) -> bytes:
-    images = [data for name, data in form.files if name in _IMAGE_FIELDS]
-    if not images:
-        raise InvalidRequest("image is required, as a file", param="image", code="missing_required_parameter")
-    if len(images) > 1:
-        raise InvalidRequest(f"send exactly one image, got {len(images)}", param="image", code="too_many_images")
-    return images[0]
-
-
-def _digest(form: Form) -> str:
-    """Of the parts' content: boundaries differ from try to try."""
-    digest = hashlib.sha256()
-    for name, data in [*((name, text.encode()) for name, text in form.texts), *form.files]:
-        digest.update(b"%d %d " % (len(name.encode()), len(data)) + name.encode() + data)
-    return digest.hexdigest()

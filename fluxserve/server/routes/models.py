@@ -10,30 +10,32 @@ from fluxserve.request import MAX_IMAGES, ModelCard
 from fluxserve.server.contract.model_names import check_model_name, model_aliases
 from fluxserve.server.contract.openapi import errors
 from fluxserve.server.contract.schemas import ModelBody, ModelDefaults, ModelLimits, ModelList, ModelPlacement
+from fluxserve.server.http.paths import MODELS
 from fluxserve.server.services import Services, ServicesOf
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix=MODELS, tags=["models"])
 
 _CAPABILITIES = ["generations", "edits", "variations", "stream"]
 
 
 @router.get("", responses=errors(503))
 async def list_models(services: ServicesOf) -> ModelList:
-    """The served model, alone in a list."""
-    return ModelList(data=[_describe(services)])
+    """The served model, once under its id and once under each name that the operator gives it."""
+    names = dict.fromkeys((services.card.id, *services.config.served_model_names))
+    return ModelList(data=[_describe(services, name) for name in names])
 
 
 @router.get("/{name:path}", responses=errors(404, 503))
 async def retrieve_model(name: str, services: ServicesOf) -> ModelBody:
     """The served model, by its id or an alias."""
     check_model_name(name, services.card, services.config)
-    return _describe(services)
+    return _describe(services, name if name in services.config.served_model_names else services.card.id)
 
 
-def _describe(services: Services) -> ModelBody:
+def _describe(services: Services, name: str) -> ModelBody:
     card, config = services.card, services.config
     return ModelBody(
-        id=card.id,
+        id=name,
         created=services.started,
         owned_by="fluxserve",
         aliases=list(model_aliases(card, config)),

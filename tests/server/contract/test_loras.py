@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.conftest import MakeCheckpoint
 from tests.loras import write_loras
 from tests.server import running
-from tests.server.running import Server, assert_error
+from tests.server.running import EDITS, Server, assert_error, png
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +41,52 @@ def test_models_lists_the_names_and_others_are_not_found(server: Server) -> None
     assert model["loras"] == ["light", "style", "words"]
     error = assert_error(server.generate(loras=["../style"]), 400, "lora_not_found", "loras")
     assert "there are light, style, words" in error["message"]
+
+
+BOTH = [{"name": "style", "scale": 0.5}, "words"]
+JSON_SPELLINGS: list[dict[str, object]] = [
+    {"loras": BOTH},
+    {"lora": BOTH},
+    {"loras[]": BOTH},
+    {"loras": json.dumps(BOTH)},
+    {"loras": [json.dumps(BOTH[0]), "words"]},
+    {"loras[0]": BOTH[0], "loras[1]": "words"},
+    {"loras": BOTH[0], "loras[]": ["words"]},
+    {"loras[0][name]": "style", "loras[0][scale]": 0.5, "loras[1][name]": "words"},
+    {"extra_body": {"loras": BOTH}},
+    {"loras": BOTH, "lora": BOTH},
+]
+FORM_SPELLINGS: list[list[tuple[str, str]]] = [
+    [("loras", json.dumps(BOTH))],
+    [("loras[]", json.dumps(BOTH[0])), ("loras[]", "words")],
+    [("loras", '{"name": "style", "scale": 0.5}'), ("loras", "words")],
+    [("lora", json.dumps(BOTH[0])), ("loras[][name]", "words"), ("loras[][scale]", "1.")],
+    [("loras[][name]", "words"), ("loras[]", json.dumps(BOTH[0]))],
+    [("loras[0][name]", "style"), ("loras[1][name]", "words"), ("loras[0][scale]", "5e-1")],
+    [("loras[0]", json.dumps(BOTH[0])), ("loras[1]", "words")],
+    [("loras[][name]", "style"), ("loras[][name]", "words"), ("loras[][scale]", "0.5"), ("loras[][scale]", "1")],
+    [("loras", ""), ("lora[]", json.dumps(BOTH))],
+]
+
+
+@pytest.mark.behaviour(74)
+def test_every_spelling_in_json(server: Server) -> None:
+    expected = drawn(server, loras=BOTH)
+    assert [drawn(server, **fields) == expected for fields in JSON_SPELLINGS] == [True] * len(JSON_SPELLINGS)
+    assert drawn(server, lora="style") == drawn(server, loras="style") == drawn(server, loras=["style"])
+    assert_error(server.generate(loras=["style"], lora="words"), 400, "conflicting_parameters", "loras")
+
+
+@pytest.mark.behaviour(29, 74)
+def test_every_spelling_in_forms(server: Server) -> None:
+    def edited(*fields: tuple[str, str]) -> str:
+        own = [("prompt", "a"), ("seed", "7"), ("size", "64x64"), ("steps", "2"), ("response_format", "b64_json")]
+        parts = [(name, (None, value)) for name, value in (*own, *fields)]
+        answer = server.request("POST", EDITS, files=[("image", ("upload", png())), *parts])
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["data"][0]["b64_json"])
+
+    plain, style, both = edited(), edited(("loras[]", "style")), edited(*FORM_SPELLINGS[0])
+    assert len({plain, style, both}) == 3
+    assert [edited(*fields) == both for fields in FORM_SPELLINGS] == [True] * len(FORM_SPELLINGS)
+    assert edited(("loras", "style")) == edited(("lora", "style")) == edited(("loras", '["style"]')) == style

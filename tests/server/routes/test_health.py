@@ -164,6 +164,19 @@ def test_a_port_in_use_is_told_before_anything_loads(server: Server, start_serve
 
 
 @pytest.mark.behaviour(59)
+def test_every_served_name_is_listed(start_server: StartServer) -> None:
+    names = ["gpt-image-2", "dall-e-3", "house/mouse", "gpt-image-2", "fluxserve/fake"]
+    server = start_server(*[flag for name in names for flag in ("--served-model-name", name)])
+    models = server.get("/v1/models").json()["data"]
+    assert [model["id"] for model in models] == ["fluxserve/fake", "gpt-image-2", "dall-e-3", "house/mouse"]
+    assert all({**model, "id": ""} == {**models[0], "id": ""} for model in models)
+    for model in models:
+        assert server.get(f"/v1/models/{model['id']}").json() == model
+        assert server.generate(model=model["id"]).json()["model"] == "fluxserve/fake"
+    assert server.get("/v1/models/default").json()["id"] == "fluxserve/fake"
+
+
+@pytest.mark.behaviour(59)
 def test_models(server: Server) -> None:
     listed = server.get("/v1/models").json()
     assert listed["object"] == "list"

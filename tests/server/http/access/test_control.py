@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.server.conftest import StartServer
-from tests.server.running import GENERATIONS, Server, assert_error, exchange
+from tests.server.running import GENERATIONS, Server, assert_error, exchange, until
 
 KEYS = {"FLUXSERVE_API_KEY": "first,zweiter-schlüssel"}
 
@@ -46,14 +46,13 @@ def test_keys(start_server: StartServer, tmp_path: Path) -> None:
         "/docs",
         "/openapi.json",
         "/nowhere",
-        "//livez",
-        "/livez/",
+        "/livez/x",
         "/images",
         "/",
     ):
         assert_error(server.get(path), 401, "invalid_api_key")
     assert_error(server.generate(), 401, "invalid_api_key")
-    for path in ("/livez", "/readyz", "/health"):
+    for path in ("/livez", "/readyz", "/health", "/health/"):
         assert server.get(path).status_code == 200
     url = server.generate(headers={"authorization": "Bearer first"}).json()["data"][0]["url"]
     assert server.get(url).status_code == 200
@@ -100,7 +99,10 @@ def test_cors_is_off_by_default(server: Server) -> None:
     response = server.get("/v1/models", headers={"origin": "http://page.example"})
     assert not [name for name in response.headers if name.startswith("access-control")]
     preflight = {"origin": "http://page.example", "access-control-request-method": "POST"}
-    assert_error(server.request("OPTIONS", GENERATIONS, headers=preflight), 405, "method_not_allowed")
+    error = assert_error(server.request("OPTIONS", GENERATIONS, headers=preflight), 403, "origin_not_allowed")
+    assert "http://page.example" in error["message"]
+    assert "--cors-origin" in error["message"]
+    until(lambda: '"refused": "http://page.example"' in server.log.read_text())
 
 
 @pytest.mark.behaviour(54)

@@ -9,30 +9,21 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable, Collection, Iterable
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterable
 
 from starlette.datastructures import Headers
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fluxserve.config import ServerConfig
 from fluxserve.errors import FluxserveError, InvalidRequest, QueueFull
+from fluxserve.server.http.access.forwarded import public_address
+from fluxserve.server.http.access.origins import ANY, Origins, authority, origin_refused, printable
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.errors import error_response
-from fluxserve.server.http.instrumentation import WARNING_HEADER
 from fluxserve.server.http.paths import HEALTH_PATHS, IMAGE_REQUESTS, PICTURES
 from fluxserve.server.http.protocol import OVER_CAPACITY
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_EXPOSED = (
-    "x-request-id",
-    WARNING_HEADER,
-    "retry-after",
-    "x-ratelimit-limit-requests",
-    "x-ratelimit-remaining-requests",
-    "x-ratelimit-reset-requests",
-)
 
 
 class ApiKeys:
@@ -65,9 +56,9 @@ class AccessControl:
     def __init__(self, app: ASGIApp, config: ServerConfig, check_serving: Callable[[], object]) -> None:
         self._app = app
         self._keys = ApiKeys(config.api_keys)
-        self._hosts = _allowed_hosts(config) if is_loopback(config.host) else None
-        self._origins = frozenset(config.cors_origins)
-        self._public = _authority(config.public_url or "")
+        self._config = config
+        self._hosts = _allowed_hosts(config) if is_loopback(config.host) else [ANY]
+        self._origins = Origins(config.cors_origins)
         self._check_serving = check_serving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,60 +76,40 @@ class AccessControl:
             raise QueueFull("too many connections are open; try again", retry_after_s=1)
         if method == "POST" and path.startswith(f"{IMAGE_REQUESTS}/"):
             self._check_serving()
-        self._check_host(headers.get("host", ""))
+        if path not in HEALTH_PATHS:
+            self._check_host(scope, headers.get("host"))
         if method not in _READING:
-            self._check_origin(headers)
+            self._check_origin(scope, headers)
         address = scope["client"][0] if scope.get("client") else "local"
         is_open = path in HEALTH_PATHS or path.startswith(f"{PICTURES}/")
         context_of(scope).client = (
             address if is_open and method in _READING else self._keys.client(headers.getlist("authorization"), address)
         )
 
-    def _check_host(self, host: str) -> None:
-        if self._hosts is not None and _without_port(host) not in self._hosts:
-            raise InvalidRequest(
-                "requests under this Host are refused; allow it with --allowed-host", code="host_not_allowed"
-            )
-
-    def _check_origin(self, headers: Headers) -> None:
-        """A web page of another origin could otherwise post on its reader's behalf."""
-        origin = headers.get("origin")
-        if origin in self._origins:
+    def _check_host(self, scope: Scope, host: str | None) -> None:
+        """A page could otherwise reach this machine by a name of its own. Without any (HTTP/1.0), it is no browser."""
+        if host is None or any(_is_named(_without_port(host), allowed) for allowed in self._hosts):
             return
-        own = {headers.get("host", "").lower(), self._public} - {None}
-        foreign = origin is not None and _authority(origin) not in own
-        if foreign or headers.get("sec-fetch-site") == "cross-site":
-            raise InvalidRequest(
-                "requests from pages of another origin are refused; allow it with --cors-origin",
-                code="origin_not_allowed",
-            )
-
-
-class Cors(CORSMiddleware):
-    """Starlette's CORS for exact origins, without credentials; refusals in OpenAI's shape."""
-
-    def __init__(self, app: ASGIApp, origins: Iterable[str]) -> None:
-        super().__init__(
-            app,
-            allow_origins=list(origins),
-            allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["*"],
-            expose_headers=_EXPOSED,
+        name = context_of(scope).refused = printable(_without_port(host)) or "that was sent"
+        raise InvalidRequest(
+            f"requests under the Host {name} are refused; allow it with --allowed-host", code="host_not_allowed"
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _is_refused_preflight(Headers(scope=scope), scope["method"], self.allow_origins):
-            error = InvalidRequest(
-                "requests from this origin are refused; allow it with --cors-origin", code="origin_not_allowed"
-            )
-            await error_response(error, scope)(scope, receive, send)
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        """A web page of another origin could otherwise post on its reader's behalf."""
+        origin = headers.get("origin")
+        if self._origins.allow(origin):
             return
-        await super().__call__(scope, receive, send)
+        foreign = origin is not None and authority(origin) not in self._own(scope, headers, origin)
+        if foreign or headers.get("sec-fetch-site") == "cross-site":
+            raise origin_refused(scope, origin)
 
-
-def _is_refused_preflight(headers: Headers, method: str, origins: Collection[str]) -> bool:
-    asks = method == "OPTIONS" and "access-control-request-method" in headers
-    return asks and headers.get("origin") not in origins
+    def _own(self, scope: Scope, headers: Headers, origin: str) -> set[str | None]:
+        """The authorities whose pages are this server's own, as the origin's scheme writes them."""
+        scheme = origin.partition(":")[0]
+        seen = headers.get("host", ""), public_address(scope, self._config).authority
+        own = {authority(f"{scheme}://{each}") for each in seen} | {authority(self._config.public_url or "")}
+        return own - {None}
 
 
 def is_loopback(host: str) -> bool:
@@ -151,25 +122,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _allowed_hosts(config: ServerConfig) -> frozenset[str]:
-    public = [_without_port(_authority(config.public_url))] if config.public_url else []
-    return frozenset(
-        ["localhost", "127.0.0.1", "[::1]", config.host, *public, *map(_without_port, config.allowed_hosts)]
-    )
+def _allowed_hosts(config: ServerConfig) -> list[str]:
+    public = [_without_port(authority(config.public_url))] if config.public_url else []
+    return ["localhost", "127.0.0.1", "[::1]", config.host, *public, *map(_without_port, config.allowed_hosts)]
 
 
-def _authority(url: str) -> str | None:
-    """host[:port] of an absolute URL, without the scheme's own port; None for `null` and for what is no URL."""
-    try:
-        parts = urlsplit(url.lower())
-        port = parts.port
-    except ValueError:
-        return None
-    if not parts.hostname:
-        return None
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return host if port in (None, {"http": 80, "https": 443}.get(parts.scheme)) else f"{host}:{port}"
+def _is_named(host: str, allowed: str) -> bool:
+    """allowed: a name, * for all, or *.NAME for those that end so."""
+    return host == allowed or allowed == ANY or (allowed.startswith("*.") and host.endswith(allowed[1:]))
 
 
 def _without_port(authority: str | None) -> str:
-    return re.sub(r":[0-9]*$", "", (authority or "").lower().removesuffix("."))
+    return re.sub(r":[0-9]*$", "", (authority or "").lower()).removesuffix(".")
