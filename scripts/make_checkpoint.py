@@ -7,27 +7,27 @@ import sys
 from pathlib import Path
 
 from fluxserve.errors import FluxserveError
+from fluxserve.exit_codes import exit_code
 from fluxserve.models import registry
 from fluxserve.weights.synthetic.write import write_model
-
-EXIT_CONFIG = 78
-VARIANTS = {"flux1": ("schnell", "dev"), "flux2": ("klein", "klein-base")}
-"""By family, the default first."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/make_checkpoint", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--family", choices=VARIANTS, default="flux1")
-    parser.add_argument("--variant", help=f"of the family: {VARIANTS}; its first if left out")
+    parser.add_argument("--family", choices=registry.ROWS, default="flux1")
+    parser.add_argument(
+        "--variant", help="of the family, for example schnell, dev or klein-base; its first if left out"
+    )
     parser.add_argument("--size", default="tiny", help="tiny, slim (full width, little depth), full (16 or 34 GB), ...")
     parser.add_argument("--layout", choices=("diffusers", "bfl"), default="diffusers")
     parser.add_argument("--format", choices=("bf16", "fp8", "q4_0"), default="bf16", help="of what has blocks")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    variant = arguments.variant or VARIANTS[arguments.family][0]
-    if variant not in VARIANTS[arguments.family]:
-        parser.error(f"--variant must be one of {', '.join(VARIANTS[arguments.family])}, got {variant!r}")
+    variants = registry.variants_of(arguments.family)
+    variant = arguments.variant or variants[0]
+    if variant not in variants:
+        parser.error(f"--variant must be one of {', '.join(variants)}, got {variant!r}")
     sizes = registry.family_of_variant(variant).sizes
     if arguments.size not in sizes:
         parser.error(f"--size must be one of {', '.join(sizes)}, got {arguments.size!r}")
@@ -35,7 +35,7 @@ def main() -> int:
         write_model(arguments.folder, arguments.size, variant, arguments.layout, arguments.seed, arguments.format)
     except FluxserveError as error:
         print(error.message, file=sys.stderr)
-        return EXIT_CONFIG
+        return exit_code(error)
     return 0
 
 

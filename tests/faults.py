@@ -38,7 +38,7 @@ def refused(*codes: str) -> tuple[Answer, ...]:
 OK = Answer(200)
 CRASHED = Answer(500, "worker_crashed", False)
 LOADING, ENDING = Answer(503, "model_loading"), Answer(503, "shutting_down")
-FULL, IMPATIENT = Answer(429, "queue_full"), Answer(429, "wait_exceeds_timeout", False)
+FULL, TOO_LONG_A_WAIT = Answer(429, "queue_full"), Answer(429, "wait_exceeds_timeout", False)
 UNAVAILABLE = Answer(503, "worker_unavailable", False)
 TOO_LARGE = Answer(413, "request_too_large")
 NOT_FOUND = Answer(404, "image_not_found")
@@ -96,7 +96,7 @@ FAULTS: dict[int, Fault] = {
     26: Fault("a client that leaves the queue", "no step is run"),
     27: Fault("a client that leaves while its picture is drawn", "stops within a step"),
     28: Fault("a full queue", "at once, Retry-After of 1 to 60", (FULL,)),
-    29: Fault("a wait beyond the client's patience", "at once", (IMPATIENT,)),
+    29: Fault("a wait beyond the client's timeout", "at once", (TOO_LONG_A_WAIT,)),
     30: Fault("a job that passes its deadline", "stops at its next step", (Answer(504, "deadline_exceeded", False),)),
     31: Fault(
         "a burst of one key", "x-ratelimit-* headers; others are served", (Answer(429, "rate_limit_exceeded"), OK)

@@ -43,6 +43,11 @@ def variants() -> dict[str, Variant]:
     return {name: variant for table in tables for name, variant in table.items()}
 
 
+def variants_of(family: str) -> list[str]:
+    """The names of one row's variants, the usual one first."""
+    return list(_object(ROWS[family].variants))
+
+
 def short_names() -> dict[str, str]:
     """The variants that are published, with their Hub ids."""
     return {name: variant.repository for name, variant in variants().items() if variant.repository}

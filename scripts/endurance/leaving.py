@@ -17,7 +17,7 @@ STEP_S = 0.05
 
 async def leaving(scale: Scale) -> list[Goal]:
     """The whole part."""
-    goals = [await _running_job(), await _queued_jobs(), *await _orphans()]
+    goals = [await _running_job(), await _queued_jobs(), *await _detached_jobs()]
     ends = [await _sigterm() for _ in range(scale.of(20))]
     wrong = [problem for problems, _ in ends for problem in problems]
     goals.append(none_of("R7", f"SIGTERM under load, {len(ends)} rounds: what went wrong", wrong, len(ends)))
@@ -58,8 +58,8 @@ async def _queued_jobs() -> Goal:
         return Goal("R6", "100 clients leave the queue: steps run for them", "0", str(steps), steps == 0)
 
 
-async def _orphans() -> list[Goal]:
-    """A job whose client timed out: one retry adopts it; without one it ends."""
+async def _detached_jobs() -> list[Goal]:
+    """A job whose client timed out: one retry takes it over; without one it ends."""
     with serving() as server:
         announced = {"x-stainless-read-timeout": "0.5", "x-stainless-retry-count": "0"}
         again = {**announced, "x-stainless-retry-count": "1"}
@@ -75,9 +75,9 @@ async def _orphans() -> list[Goal]:
 
         body = await time_out(10)
         await asyncio.sleep(0.4)  # the shortest that the official clients wait
-        adopted = await Client(server).post(body, again)
+        retried = await Client(server).post(body, again)
         runs = server.count("begin", 10)
-        right = (adopted.status, runs) == (200, 1)
+        right = (retried.status, runs) == (200, 1)
         body = await time_out(20)
         body["steps"] = 200
         await asyncio.sleep(3.5)
@@ -85,8 +85,10 @@ async def _orphans() -> list[Goal]:
         await asyncio.sleep(0.5)
         more = server.count("step", 20) - stopped_at
         return [
-            Goal("R6", "an orphan that is adopted", "200, 1 generation", f"{adopted.status}, {runs}", right),
-            Goal("R6", "an orphan that is not: steps after 3 s", "0", str(more), more == 0),
+            Goal(
+                "R6", "a detached job that a retry takes over", "200, 1 generation", f"{retried.status}, {runs}", right
+            ),
+            Goal("R6", "a detached job that none does: steps after 3 s", "0", str(more), more == 0),
         ]
 
 
