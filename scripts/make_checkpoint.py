@@ -16,9 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/make_checkpoint", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--family", choices=registry.ROWS, default="flux1")
-    parser.add_argument(
-        "--variant", help="of the family, for example schnell, dev or klein-base; its first if left out"
-    )
+    parser.add_argument("--variant", help="of the family, such as dev or klein-base; its first if left out")
     parser.add_argument("--size", default="tiny", help="tiny, slim (full width, little depth), full (16 or 34 GB), ...")
     parser.add_argument("--layout", choices=("diffusers", "bfl"), default="diffusers")
     parser.add_argument("--format", choices=("bf16", "fp8", "q4_0"), default="bf16", help="of what has blocks")

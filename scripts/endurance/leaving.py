@@ -85,9 +85,7 @@ async def _detached_jobs() -> list[Goal]:
         await asyncio.sleep(0.5)
         more = server.count("step", 20) - stopped_at
         return [
-            Goal(
-                "R6", "a detached job that a retry takes over", "200, 1 generation", f"{retried.status}, {runs}", right
-            ),
+            Goal("R6", "a detached job a retry takes over", "200, 1 generation", f"{retried.status}, {runs}", right),
             Goal("R6", "a detached job that none does: steps after 3 s", "0", str(more), more == 0),
         ]
 
