@@ -200,7 +200,11 @@ class ServerConfig:
     rate_limit: Annotated[int | None, Option("Requests a minute for each client.", "access", gt=0)] = None
 
     output_dir: Annotated[
-        Path | None, Option("Where images lie behind their URLs; by default in the user's cache.", "store")
+        Path | None,
+        Option(
+            "Where the server makes a folder of its own for images; by default in the user's cache, one a port.",
+            "store",
+        ),
     ] = None
     url_ttl_s: Annotated[float, Option("How long image URLs live, in seconds.", "store", name="url_ttl", gt=0)] = 3600.0
     store_quota_bytes: Annotated[

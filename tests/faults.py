@@ -146,7 +146,7 @@ FAULTS: dict[int, Fault] = {
     54: Fault(
         "SIGKILL of the front", "the worker is gone within a second; temporary files are swept at the next start"
     ),
-    55: Fault("a second server on the same port or folder", "nothing is loaded", exit_codes=(1,)),
+    55: Fault("a second server on the same port or --output-dir", "nothing is loaded", exit_codes=(1,)),
     56: Fault(
         "uploads that are empty, cut, bombs, SVG, or odd but legal",
         "odd but legal ones are converted",
@@ -156,4 +156,28 @@ FAULTS: dict[int, Fault] = {
         "forms that are malformed, or beyond 64 fields or 16 files", answers=(*refused("invalid_multipart"), TOO_LARGE)
     ),
     58: Fault("prompts and keys on their way to logs, figures and errors", "absent; what is logged is escaped"),
+    59: Fault(
+        "an --output-dir with a person's own files, whatever their names",
+        "untouched and not served: the server has a folder of its own inside, and touches what it provably wrote",
+        (NOT_FOUND,),
+    ),
+    60: Fault(
+        "files, a link or another user's folder in the place of the server's own",
+        "refused, naming the folder",
+        exit_codes=(78,),
+    ),
+    61: Fault(
+        "a stored answer or picture that was removed, emptied, cut or altered",
+        "never served: a keyed request is drawn once more, a URL is not found; the log tells",
+        (OK, NOT_FOUND),
+    ),
+    62: Fault("the server's folder is removed while it runs", "made again; a key still runs once", (OK,)),
+    63: Fault(
+        "a full disk as an answer is kept", "the answer is given; no partial file; /readyz tells, till a write succeeds"
+    ),
+    64: Fault(
+        "a restart between a keyed request and its copy", "replayed for a day, or as long as its URLs live", (OK,)
+    ),
+    90: Fault("an --output-dir that others may read", "pictures are 0600 in a folder that is 0700"),
+    94: Fault("two servers with default settings, but for the port", "both start, each with a folder of its own"),
 }

@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import uvicorn
@@ -26,6 +27,7 @@ from fluxserve.request import Placement
 from fluxserve.server.app import create_app
 from fluxserve.server.http.access import is_loopback
 from fluxserve.server.http.protocol import HEAD_S, bounded
+from fluxserve.server.jobs.store_folder import FOLDER, StoreFolder
 from fluxserve.server.services import open_services
 
 log = logging.getLogger("fluxserve")
@@ -83,11 +85,25 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def open_folder(config: ServerConfig) -> StoreFolder:
+    """Where pictures and answers are kept; by default a folder for each port, and for each server that has it.
+
+    Raises:
+        ConfigError, InUse: it cannot be used.
+    """
+    if config.output_dir is not None:
+        return StoreFolder(config.output_dir / FOLDER)
+    for number in count(1):
+        with suppress(InUse):
+            return StoreFolder(_cache_folder() / f"port-{config.port}{'' if number == 1 else f'-{number}'}")
+    raise AssertionError("count() does not end")
+
+
 async def _run(
     pipeline: PipelineConfig, limits: EngineConfig, config: ServerConfig, worker_module: str, listener: socket.socket
 ) -> int:
     engine = Engine(pipeline, limits, worker_module=worker_module)
-    services = open_services(engine, config, limits, config.output_dir or _cache_folder())
+    services = open_services(engine, config, limits, open_folder(config))
     try:
         options = uvicorn.Config(
             create_app(services),
@@ -187,5 +203,8 @@ def placement_line(placement: Placement) -> str:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise ConfigError("there is no home folder for pictures; name one with --output-dir") from error
     return Path(base) / "fluxserve" / "images"
