@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from fluxserve.errors import ConfigError
+from fluxserve.sizes import MIN_PIXELS
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["auto", "none", "stream"]
@@ -212,7 +213,7 @@ class ServerConfig:
     ] = 2 * 2**30
     metadata: Annotated[bool, Option("Write no prompt and seed into the images.", "store")] = True
 
-    max_pixels: Annotated[int, Option("The most pixels of an image.", "limits", gt=0)] = 2048 * 2048
+    max_pixels: Annotated[int, Option("The most pixels of an image.", "limits", ge=MIN_PIXELS)] = 2048 * 2048
     max_input_pixels: Annotated[int, Option("The most pixels of an uploaded image.", "limits", gt=0)] = 4096 * 4096
 
     served_model_names: Annotated[

@@ -178,6 +178,11 @@ FAULTS: dict[int, Fault] = {
     64: Fault(
         "a restart between a keyed request and its copy", "replayed for a day, or as long as its URLs live", (OK,)
     ),
+    65: Fault(
+        "--max-pixels or a memory budget below the model's own size, or an input picture's",
+        "the default obeys, and the size that a refusal advises is drawn",
+        (OK, *refused("invalid_size")),
+    ),
     90: Fault("an --output-dir that others may read", "pictures are 0600 in a folder that is 0700"),
     94: Fault("two servers with default settings, but for the port", "both start, each with a folder of its own"),
 }
