@@ -32,7 +32,8 @@ class Option:
     """What makes a field an option, which people may set.
 
     group: of the options it is shown with. name: as people write it, where that is not the field's name. size: bytes,
-    which people may write as 8GiB. gt, ge, le: bounds. check: returns a value, or raises ValueError.
+    which people may write as 8GiB. gt, ge, le: bounds. check: returns a value, or raises ValueError. sensitive: it runs
+    code or decides who gets in, so that a settings file must have been named to set it.
     """
 
     help: str
@@ -44,6 +45,7 @@ class Option:
     ge: float | None = None
     le: float | None = None
     check: Callable[[Any], Any] | None = None
+    sensitive: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,27 +179,44 @@ class ServerConfig:
     the settings are read. rate_limit, None: unlimited.
     """
 
-    host: Annotated[str, Option("The address to listen on.", "network")] = "127.0.0.1"
+    host: Annotated[str, Option("The address to listen on.", "network", sensitive=True)] = "127.0.0.1"
     port: Annotated[int, Option("The port to listen on; 0: any free.", "network", ge=0, le=65535)] = 1234
-    public_url: Annotated[str | None, Option("What image URLs start with.", "network", check=_web_address)] = None
+    public_url: Annotated[
+        str | None, Option("What image URLs start with.", "network", check=_web_address, sensitive=True)
+    ] = None
     trusted_proxies: Annotated[
         tuple[str, ...],
-        Option("Addresses or networks of proxies whose X-Forwarded-* headers count.", "network", check=_networks),
+        Option(
+            "Addresses or networks of proxies whose X-Forwarded-* headers count.",
+            "network",
+            check=_networks,
+            sensitive=True,
+        ),
     ] = ()
     allowed_hosts: Annotated[
-        tuple[str, ...], Option("A further Host name served on a loopback address.", "network", name="allowed_host")
+        tuple[str, ...],
+        Option(
+            "A further Host name that is served; beyond loopback, any is if none is named.",
+            "network",
+            name="allowed_host",
+            sensitive=True,
+        ),
     ] = ()
     cors_origins: Annotated[
-        tuple[str, ...], Option("A web origin whose pages may call.", "network", name="cors_origin")
+        tuple[str, ...], Option("A web origin whose pages may call.", "network", name="cors_origin", sensitive=True)
     ] = ()
     max_connections: Annotated[int, Option("How many connections may be open.", "network", gt=0)] = 1024
 
     api_keys: Annotated[
         tuple[str, ...],
-        Option("A key clients must send; visible in ps: prefer the variable.", "access", name="api_key"),
+        Option(
+            "A key clients must send; visible in ps: prefer the variable.", "access", name="api_key", sensitive=True
+        ),
     ] = field(default=(), repr=False)
-    api_key_file: Annotated[Path | None, Option("A file of further keys, one a line.", "access")] = None
-    insecure: Annotated[bool, Option("Listen beyond this machine without a key.", "access")] = False
+    api_key_file: Annotated[
+        Path | None, Option("A file of further keys, one a line; # begins a comment.", "access", sensitive=True)
+    ] = None
+    insecure: Annotated[bool, Option("Listen beyond this machine without a key.", "access", sensitive=True)] = False
     rate_limit: Annotated[int | None, Option("Requests a minute for each client.", "access", gt=0)] = None
 
     output_dir: Annotated[
@@ -225,7 +244,8 @@ class ServerConfig:
     ] = "url"
     strict: Annotated[bool, Option("Refuse unknown parameters.", "answers")] = False
     content_filter: Annotated[
-        str | None, Option("module:function, asked with (prompt, image) before each generation.", "answers")
+        str | None,
+        Option("module:function, asked with (prompt, image) before each generation.", "answers", sensitive=True),
     ] = None
     log_prompts: Annotated[bool, Option("Write each request's prompt into the log.", "answers")] = False
 

@@ -183,6 +183,18 @@ FAULTS: dict[int, Fault] = {
         "the default obeys, and the size that a refusal advises is drawn",
         (OK, *refused("invalid_size")),
     ),
+    66: Fault(
+        "a fluxserve.toml in the working folder, found and not named, that runs code or opens the network",
+        "refused, naming the setting; served if named with --config",
+        exit_codes=(78,),
+    ),
+    67: Fault("a settings file that group, world or another user can write", "refused", exit_codes=(78,)),
+    69: Fault(
+        "a key file with comments, blank lines and a byte order mark; one without a key",
+        "no comment is a key; refused where there is none",
+        (Answer(401, "invalid_api_key"), OK),
+        (78,),
+    ),
     90: Fault("an --output-dir that others may read", "pictures are 0600 in a folder that is 0700"),
     94: Fault("two servers with default settings, but for the port", "both start, each with a folder of its own"),
 }

@@ -16,15 +16,16 @@ from tests.server.running import GENERATIONS, Server, assert_error, exchange
 KEYS = {"FLUXSERVE_API_KEY": "first,zweiter-schlüssel"}
 
 
+@pytest.mark.fault(69)
 @pytest.mark.behaviour(52)
 def test_keys(start_server: StartServer, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("third\n\n fourth \n")
+    (tmp_path / "keys").write_text("\ufeffthird\n\n fourth \n# comment\n #fifth\nsixth#6\t # of a laptop\n")
     server = start_server("--api-key-file", str(tmp_path / "keys"), variables=KEYS)
 
     def status(*authorization: bytes) -> int:
         return models_status(server, *authorization)
 
-    for key in (b"first", "zweiter-schlüssel".encode(), b"third", b"fourth"):
+    for key in (b"first", "zweiter-schlüssel".encode(), b"third", b"fourth", b"sixth#6"):
         assert status(b"Bearer " + key) == 200
     assert status(b"bearer first") == 200
     for wrong in (
@@ -36,6 +37,11 @@ def test_keys(start_server: StartServer, tmp_path: Path) -> None:
         b"Basic first",
         b"Bearer \xe9",
         b"Bearer firs",
+        b"Bearer # comment",
+        b"Bearer comment",
+        b"Bearer #fifth",
+        b"Bearer fifth",
+        b"Bearer sixth#6\t # of a laptop",
     ):
         assert status(wrong) == 401
     assert status() == 401
