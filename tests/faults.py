@@ -189,6 +189,7 @@ FAULTS: dict[int, Fault] = {
         exit_codes=(78,),
     ),
     67: Fault("a settings file that group, world or another user can write", "refused", exit_codes=(78,)),
+    68: Fault("SIGHUP under nohup", "the server goes on; without nohup it ends as by SIGTERM"),
     69: Fault(
         "a key file with comments, blank lines and a byte order mark; one without a key",
         "no comment is a key; refused where there is none",
@@ -196,5 +197,16 @@ FAULTS: dict[int, Fault] = {
         (78,),
     ),
     90: Fault("an --output-dir that others may read", "pictures are 0600 in a folder that is 0700"),
+    91: Fault(
+        "any Host beyond loopback",
+        "served; once --allowed-host or --public-url names some, others are refused, but for health",
+        (OK, Answer(403, "host_not_allowed")),
+    ),
+    92: Fault(
+        "a range of HEAD, of another picture by If-Range, or that ends before it begins",
+        "the whole; a part otherwise",
+        (OK, Answer(206)),
+    ),
+    93: Fault("an offer to upgrade: h2c, websocket, TLS", "answered as HTTP/1.1; nothing is logged of it", (OK,)),
     94: Fault("two servers with default settings, but for the port", "both start, each with a folder of its own"),
 }

@@ -26,7 +26,7 @@ from fluxserve.errors import ConfigError, InUse
 from fluxserve.request import Placement
 from fluxserve.server.app import create_app
 from fluxserve.server.http.access import is_loopback
-from fluxserve.server.http.protocol import HEAD_S, bounded
+from fluxserve.server.http.protocol import BAD_REQUEST, HEAD_S, bounded
 from fluxserve.server.jobs.store_folder import FOLDER, StoreFolder
 from fluxserve.server.services import open_services
 
@@ -108,7 +108,7 @@ async def _run(
         options = uvicorn.Config(
             create_app(services),
             lifespan="off",
-            http=bounded(config.max_connections),
+            http=bounded(config.max_connections, engine.metrics.rejected.labels(BAD_REQUEST.code).inc),
             timeout_keep_alive=int(HEAD_S),
             ws="none",
             log_config=None,
@@ -146,6 +146,8 @@ class Front:
         """Serves until it is told to stop or no worker can be kept; returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # under nohup
             loop.add_signal_handler(number, self._on_signal, number)
         await self._engine.start()
         watching = asyncio.create_task(self._watch())

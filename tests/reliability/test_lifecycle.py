@@ -18,6 +18,7 @@ from tests.engine.conftest import is_alive
 from tests.fake_pipeline import read_log
 from tests.faults import FAULTS
 from tests.reliability.answers import assert_answer
+from tests.server import running
 from tests.server.conftest import StartServer
 from tests.server.running import FAKE_WORKER, GENERATIONS, ROOT, Server, until
 
@@ -103,6 +104,23 @@ def test_a_second_server_loads_nothing(server: Server) -> None:
         assert "Traceback" not in words
     assert time.monotonic() - asked < 20
     assert len(read_log(server.folder)) == loads
+
+
+@pytest.mark.fault(68)
+@pytest.mark.parametrize("under", [[], ["nohup"]])
+def test_a_terminal_that_closes(tmp_path: Path, under: list[str]) -> None:
+    server = running.start([], tmp_path, under=under).wait_ready()
+    try:
+        server.process.send_signal(signal.SIGHUP)
+        if under:
+            assert server.generate().status_code == 200
+            time.sleep(0.5)
+            assert server.get("/readyz").status_code == 200
+            server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+    finally:
+        server.http.close()
+        server.process.kill()
 
 
 @pytest.mark.fault(94)

@@ -65,7 +65,8 @@ class AccessControl:
     def __init__(self, app: ASGIApp, config: ServerConfig, check_serving: Callable[[], object]) -> None:
         self._app = app
         self._keys = ApiKeys(config.api_keys)
-        self._hosts = _allowed_hosts(config) if is_loopback(config.host) else None
+        named = bool(config.allowed_hosts or config.public_url)
+        self._hosts = _allowed_hosts(config) if named or is_loopback(config.host) else None
         self._origins = frozenset(config.cors_origins)
         self._public = _authority(config.public_url or "")
         self._check_serving = check_serving
@@ -85,7 +86,8 @@ class AccessControl:
             raise QueueFull("too many connections are open; try again", retry_after_s=1)
         if method == "POST" and path.startswith(f"{IMAGE_REQUESTS}/"):
             self._check_serving()
-        self._check_host(headers.get("host", ""))
+        if path not in HEALTH_PATHS:  # probes come under the address of a container
+            self._check_host(headers.get("host", ""))
         if method not in _READING:
             self._check_origin(headers)
         address = scope["client"][0] if scope.get("client") else "local"

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.reliability.answers import assert_answer
 from tests.server.conftest import StartServer
 from tests.server.running import Server, assert_error, exchange, until
 
@@ -59,7 +60,32 @@ def test_one_range(server: Server) -> None:
         response = server.get(url, headers={"range": asked})
         assert (response.status_code, response.content) == (200, whole)
     assert_error(server.get(url, headers={"range": f"bytes={size}-"}), 416, "range_not_satisfiable")
-    assert_error(server.get(url, headers={"range": "bytes=9-2"}), 416, "range_not_satisfiable")
+    for asked in (f"bytes={size}-", f"bytes={size + 5}-{size + 9}", "bytes=-0"):
+        refused = server.get(url, headers={"range": asked})
+        assert_error(refused, 416, "range_not_satisfiable")
+        assert refused.headers["content-range"] == f"bytes */{size}"
+
+
+@pytest.mark.fault(92)
+def test_ranges_that_do_not_count(server: Server) -> None:
+    """HEAD has none, nor has a picture other than the one that If-Range names, nor one that ends before it begins."""
+    one, other = (server.generate().json()["data"][0]["url"] for _ in range(2))
+    whole = server.get(one)
+    etag, size = whole.headers["etag"], len(whole.content)
+    for headers in ({"range": "bytes=0-9"}, {"range": f"bytes={size}-"}, {"range": "bytes=-0"}):
+        head = server.request("HEAD", one, headers=headers)
+        assert (head.status_code, head.headers["content-length"]) == (200, str(size))
+        assert "content-range" not in head.headers
+    ignored = [{"range": asked} for asked in ("bytes=5-2", "bytes=1-0", f"bytes={size + 9}-{size}", "bytes=", "bytes")]
+    strangers = [server.get(other).headers["etag"], f"W/{etag}", '"x"', "Sun, 06 Nov 1994 08:49:37 GMT", ""]
+    ignored += [{"range": "bytes=0-9", "if-range": validator} for validator in strangers]
+    for headers in ignored:
+        answer = server.get(one, headers=headers)
+        assert (answer.status_code, answer.content) == (200, whole.content), headers
+    for headers in ({"range": "bytes=0-9", "if-range": etag}, {"range": "Bytes=0-9"}, {"range": "bytes= 0-9"}):
+        part = server.get(one, headers=headers)
+        assert_answer(92, part, 206)
+        assert part.content == whole.content[:10]
 
 
 @pytest.mark.behaviour(57)
