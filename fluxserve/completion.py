@@ -145,22 +145,17 @@ def _prompt(prompt: str, required: bool) -> str:
     return cleaned
 
 
+def default_size(card: ModelCard, inputs: EditInputs | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) where none is asked for: the model's own, or the input picture's, within both limits."""
+    own = card.default_width, card.default_height
+    area = own[0] * own[1] if inputs is None else max(card.native_area, own[0] * own[1])
+    return fit_size(*(inputs.size if inputs else own), area, min(max_pixels, card.max_pixels or max_pixels))
+
+
 def _size(given: dict[str, Any], card: ModelCard, inputs: EditInputs | None, max_pixels: int) -> tuple[int, int]:
-    if inputs is None:
-        size = card.default_width, card.default_height
-    else:
-        area = max(card.native_area, card.default_width * card.default_height)
-        size = fit_size(*inputs.size, area, max_pixels)
+    size = default_size(card, inputs, max_pixels)
     width, height = given.get("width", size[0]), given.get("height", size[1])
-    if "width" in given or "height" in given:
-        check_size(width, height, max_pixels)
-    if card.max_pixels is not None and width * height > card.max_pixels:
-        raise InvalidRequest(
-            f"size must be at most {card.max_pixels} pixels in all within the memory budget (--memory-budget), "
-            f"got {width}x{height}",
-            param="size",
-            code="invalid_size",
-        )
+    check_size(width, height, max_pixels, card.max_pixels or max_pixels)
     return width, height
 
 

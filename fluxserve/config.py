@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from fluxserve.errors import ConfigError
+from fluxserve.sizes import MIN_PIXELS
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["auto", "none", "stream"]
@@ -31,7 +32,8 @@ class Option:
     """What makes a field an option, which people may set.
 
     group: of the options it is shown with. name: as people write it, where that is not the field's name. size: bytes,
-    which people may write as 8GiB. gt, ge, le: bounds. check: returns a value, or raises ValueError.
+    which people may write as 8GiB. gt, ge, le: bounds. check: returns a value, or raises ValueError. sensitive: it runs
+    code or decides who gets in, so that a settings file must have been named to set it.
     """
 
     help: str
@@ -43,6 +45,7 @@ class Option:
     ge: float | None = None
     le: float | None = None
     check: Callable[[Any], Any] | None = None
+    sensitive: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,24 +210,28 @@ class ServerConfig:
     the settings are read. rate_limit, None: unlimited.
     """
 
-    host: Annotated[str, Option("The address to listen on.", "network")] = "127.0.0.1"
+    host: Annotated[str, Option("The address to listen on.", "network", sensitive=True)] = "127.0.0.1"
     port: Annotated[int, Option("The port to listen on; 0: any free.", "network", ge=0, le=65535)] = 1234
-    public_url: Annotated[str | None, Option("What image URLs start with.", "network", check=_web_address)] = None
+    public_url: Annotated[
+        str | None, Option("What image URLs start with.", "network", check=_web_address, sensitive=True)
+    ] = None
     trusted_proxies: Annotated[
         tuple[str, ...],
         Option(
             "Addresses or networks of proxies whose X-Forwarded-* and Forwarded headers count.",
             "network",
             check=_networks,
+            sensitive=True,
         ),
     ] = ()
     allowed_hosts: Annotated[
         tuple[str, ...],
         Option(
-            "A further Host name served on a loopback address, such as host.docker.internal; *.NAME, or * for any.",
+            "A further Host name that is served, such as host.docker.internal; *.NAME, or * for any.",
             "network",
             name="allowed_host",
             check=_host_names,
+            sensitive=True,
         ),
     ] = ()
     cors_origins: Annotated[
@@ -234,6 +241,7 @@ class ServerConfig:
             "network",
             name="cors_origin",
             check=_web_origins,
+            sensitive=True,
         ),
     ] = ()
     keep_alive_s: Annotated[
@@ -250,14 +258,22 @@ class ServerConfig:
 
     api_keys: Annotated[
         tuple[str, ...],
-        Option("A key clients must send; visible in ps: prefer the variable.", "access", name="api_key"),
+        Option(
+            "A key clients must send; visible in ps: prefer the variable.", "access", name="api_key", sensitive=True
+        ),
     ] = field(default=(), repr=False)
-    api_key_file: Annotated[Path | None, Option("A file of further keys, one a line.", "access")] = None
-    insecure: Annotated[bool, Option("Listen beyond this machine without a key.", "access")] = False
+    api_key_file: Annotated[
+        Path | None, Option("A file of further keys, one a line; # begins a comment.", "access", sensitive=True)
+    ] = None
+    insecure: Annotated[bool, Option("Listen beyond this machine without a key.", "access", sensitive=True)] = False
     rate_limit: Annotated[int | None, Option("Requests a minute for each client.", "access", gt=0)] = None
 
     output_dir: Annotated[
-        Path | None, Option("Where images lie behind their URLs; by default in the user's cache.", "store")
+        Path | None,
+        Option(
+            "Where the server makes a folder of its own for images; by default in the user's cache, one a port.",
+            "store",
+        ),
     ] = None
     url_ttl_s: Annotated[float, Option("How long image URLs live, in seconds.", "store", name="url_ttl", gt=0)] = 3600.0
     store_quota_bytes: Annotated[
@@ -265,7 +281,7 @@ class ServerConfig:
     ] = 2 * 2**30
     metadata: Annotated[bool, Option("Write no prompt and seed into the images.", "store")] = True
 
-    max_pixels: Annotated[int, Option("The most pixels of an image.", "limits", gt=0)] = 2048 * 2048
+    max_pixels: Annotated[int, Option("The most pixels of an image.", "limits", ge=MIN_PIXELS)] = 2048 * 2048
     max_input_pixels: Annotated[int, Option("The most pixels of an uploaded image.", "limits", gt=0)] = 4096 * 4096
 
     served_model_names: Annotated[
@@ -277,7 +293,8 @@ class ServerConfig:
     ] = "url"
     strict: Annotated[bool, Option("Refuse unknown parameters.", "answers")] = False
     content_filter: Annotated[
-        str | None, Option("module:function, asked with (prompt, image) before each generation.", "answers")
+        str | None,
+        Option("module:function, asked with (prompt, image) before each generation.", "answers", sensitive=True),
     ] = None
     log_prompts: Annotated[bool, Option("Write each request's prompt into the log.", "answers")] = False
 

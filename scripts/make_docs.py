@@ -42,11 +42,15 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+_SENSITIVE = ", ".join(f"`{setting.name}`" for setting in settings_of(ServerConfig) if setting.option.sensitive)
 _PRECEDENCE = [
     "A flag wins over a variable, a variable over `fluxserve.toml` in the working folder (or the file named with",
     "`--config`), that over the default. The file's keys are the options' names, with `-` or `_`. In a variable,",
     "switches are true or false (or 1 or 0, yes or no, on or off), and what is repeatable is a comma list. The keys of",
     "`--api-key-file` come on top of those of `--api-key`.",
+    "",
+    "A `fluxserve.toml` that was found, not named, may not set what runs code or decides who gets in:",
+    f"{_SENSITIVE}. A settings file that its group or others can write is refused.",
     "",
     "The options under *Model* and *Device* are also those of `fluxserve generate` (where MODEL is `--model`), `bench`",
     "and `doctor`, which read variables but no file, and the parameters of `FluxPipeline.from_pretrained`.",

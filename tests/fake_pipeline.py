@@ -27,6 +27,7 @@ Variables:
                           `nan` for the error of that kind
     FLUXSERVE_FAKE_BATCH  max_batch, default 1
     FLUXSERVE_FAKE_PIXELS the card's max_pixels, default none
+    FLUXSERVE_FAKE_SIZE   the side of the card's own, square size, default 64
 """
 
 from __future__ import annotations
@@ -283,7 +284,9 @@ def load_fake(config: PipelineConfig, progress: ProgressCallback) -> FakePipelin
     name = os.environ.get("FLUXSERVE_FAKE_DIR")
     pipeline = FakePipeline(Path(name) if name else None, int(os.environ.get("FLUXSERVE_FAKE_BATCH", "1")))
     if pixels := os.environ.get("FLUXSERVE_FAKE_PIXELS"):
-        pipeline.card = replace(CARD, max_pixels=int(pixels))
+        pipeline.card = replace(pipeline.card, max_pixels=int(pixels))
+    if side := int(os.environ.get("FLUXSERVE_FAKE_SIZE", "0")):
+        pipeline.card = replace(pipeline.card, default_width=side, default_height=side, native_area=side * side)
     pipeline._note("load", 0, os.getpid())
     progress("transformer", 50, 100)
     _fail_to_load(os.environ.get("FLUXSERVE_FAKE_LOAD", ""), pipeline._folder)

@@ -146,7 +146,7 @@ FAULTS: dict[int, Fault] = {
     54: Fault(
         "SIGKILL of the front", "the worker is gone within a second; temporary files are swept at the next start"
     ),
-    55: Fault("a second server on the same port or folder", "nothing is loaded", exit_codes=(1,)),
+    55: Fault("a second server on the same port or --output-dir", "nothing is loaded", exit_codes=(1,)),
     56: Fault(
         "uploads that are empty, cut, bombs, SVG, or odd but legal",
         "odd but legal ones are converted",
@@ -156,4 +156,57 @@ FAULTS: dict[int, Fault] = {
         "forms that are malformed, or beyond 64 fields or 16 files", answers=(*refused("invalid_multipart"), TOO_LARGE)
     ),
     58: Fault("prompts and keys on their way to logs, figures and errors", "absent; what is logged is escaped"),
+    59: Fault(
+        "an --output-dir with a person's own files, whatever their names",
+        "untouched and not served: the server has a folder of its own inside, and touches what it provably wrote",
+        (NOT_FOUND,),
+    ),
+    60: Fault(
+        "files, a link or another user's folder in the place of the server's own",
+        "refused, naming the folder",
+        exit_codes=(78,),
+    ),
+    61: Fault(
+        "a stored answer or picture that was removed, emptied, cut or altered",
+        "never served: a keyed request is drawn once more, a URL is not found; the log tells",
+        (OK, NOT_FOUND),
+    ),
+    62: Fault("the server's folder is removed while it runs", "made again; a key still runs once", (OK,)),
+    63: Fault(
+        "a full disk as an answer is kept", "the answer is given; no partial file; /readyz tells, till a write succeeds"
+    ),
+    64: Fault(
+        "a restart between a keyed request and its copy", "replayed for a day, or as long as its URLs live", (OK,)
+    ),
+    65: Fault(
+        "--max-pixels or a memory budget below the model's own size, or an input picture's",
+        "the default obeys, and the size that a refusal advises is drawn",
+        (OK, *refused("invalid_size")),
+    ),
+    66: Fault(
+        "a fluxserve.toml in the working folder, found and not named, that runs code or opens the network",
+        "refused, naming the setting; served if named with --config",
+        exit_codes=(78,),
+    ),
+    67: Fault("a settings file that group, world or another user can write", "refused", exit_codes=(78,)),
+    68: Fault("SIGHUP under nohup", "the server goes on; without nohup it ends as by SIGTERM"),
+    69: Fault(
+        "a key file with comments, blank lines and a byte order mark; one without a key",
+        "no comment is a key; refused where there is none",
+        (Answer(401, "invalid_api_key"), OK),
+        (78,),
+    ),
+    90: Fault("an --output-dir that others may read", "pictures are 0600 in a folder that is 0700"),
+    91: Fault(
+        "any Host beyond loopback",
+        "served; once --allowed-host or --public-url names some, others are refused, but for health",
+        (OK, Answer(403, "host_not_allowed")),
+    ),
+    92: Fault(
+        "a range of HEAD, of another picture by If-Range, or that ends before it begins",
+        "the whole; a part otherwise",
+        (OK, Answer(206)),
+    ),
+    93: Fault("an offer to upgrade: h2c, websocket, TLS", "answered as HTTP/1.1; nothing is logged of it", (OK,)),
+    94: Fault("two servers with default settings, but for the port", "both start, each with a folder of its own"),
 }

@@ -20,6 +20,7 @@ from fluxserve.request import RANGES, GenerationRequest, LoraChoice
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.resolve import ServingLimits, resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters
+from fluxserve.sizes import nearest_size
 from tests.fake_pipeline import CARD
 from tests.server.running import png
 
@@ -122,6 +123,23 @@ def test_a_size_within_the_memory_plan_and_no_larger() -> None:
     assert complete_request(small, "a cat", width=128, height=128).width == 128
     with pytest.raises(InvalidRequest, match="memory budget"):
         complete_request(small, "a cat", width=144, height=128)
+
+
+@pytest.mark.parametrize(
+    ("asked", "most", "nearest"),
+    [
+        ((256, 256), 10_000, (96, 96)),
+        ((4096, 64), 10_000, (144, 64)),
+        ((64, 4096), 10_000, (64, 144)),
+        ((4096, 2048), 2048 * 2048, (2896, 1440)),
+        ((1000, 1000), 4096, (64, 64)),
+        ((0, 9999), 2**22, (64, 4096)),
+    ],
+)
+def test_the_nearest_size_keeps_limits_and_proportions(
+    asked: tuple[int, int], most: int, nearest: tuple[int, int]
+) -> None:
+    assert nearest_size(*asked, most) == nearest
 
 
 @pytest.mark.parametrize("prompt", ["", " \n\t", "\x01", "\0", None, 3])

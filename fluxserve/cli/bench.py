@@ -154,7 +154,7 @@ def _server(config: PipelineConfig) -> Iterator[str]:
     command += ["--config", os.devnull]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(options.PREFIX)}
     with tempfile.TemporaryDirectory() as pictures:
-        command += ["--output-dir", pictures]  # beside a running server, which has locked the usual folder
+        command += ["--output-dir", pictures]  # nothing of them is to stay
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _wait_ready(process, f"http://127.0.0.1:{port}")

@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import uvicorn
@@ -25,7 +26,8 @@ from fluxserve.errors import ConfigError, InUse
 from fluxserve.request import Placement
 from fluxserve.server.app import create_app
 from fluxserve.server.http.access.control import is_loopback
-from fluxserve.server.http.protocol import bounded
+from fluxserve.server.http.protocol import BAD_REQUEST, bounded
+from fluxserve.server.jobs.store_folder import FOLDER, StoreFolder
 from fluxserve.server.services import open_services
 
 log = logging.getLogger("fluxserve")
@@ -83,16 +85,30 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def open_folder(config: ServerConfig) -> StoreFolder:
+    """Where pictures and answers are kept; by default a folder for each port, and for each server that has it.
+
+    Raises:
+        ConfigError, InUse: it cannot be used.
+    """
+    if config.output_dir is not None:
+        return StoreFolder(config.output_dir / FOLDER)
+    for number in count(1):
+        with suppress(InUse):
+            return StoreFolder(_cache_folder() / f"port-{config.port}{'' if number == 1 else f'-{number}'}")
+    raise AssertionError("count() does not end")
+
+
 async def _run(
     pipeline: PipelineConfig, limits: EngineConfig, config: ServerConfig, worker_module: str, listener: socket.socket
 ) -> int:
     engine = Engine(pipeline, limits, worker_module=worker_module)
-    services = open_services(engine, config, limits, config.output_dir or _cache_folder())
+    services = open_services(engine, config, limits, open_folder(config))
     try:
         options = uvicorn.Config(
             create_app(services),
             lifespan="off",
-            http=bounded(config.max_connections),
+            http=bounded(config.max_connections, engine.metrics.rejected.labels(BAD_REQUEST.code).inc),
             timeout_keep_alive=int(config.keep_alive_s),
             ws="none",
             log_config=None,
@@ -130,6 +146,8 @@ class Front:
         """Serves until it is told to stop or no worker can be kept; returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # under nohup
             loop.add_signal_handler(number, self._on_signal, number)
         await self._engine.start()
         watching = asyncio.create_task(self._watch())
@@ -187,5 +205,8 @@ def placement_line(placement: Placement) -> str:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise ConfigError("there is no home folder for pictures; name one with --output-dir") from error
     return Path(base) / "fluxserve" / "images"

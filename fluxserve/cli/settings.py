@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -46,10 +49,27 @@ def read_settings(flags: Flags, file: Path | None) -> ServeConfigs:
     Raises:
         typer.BadParameter: a bad flag. ConfigError: a bad variable, or a bad or missing file.
     """
-    settings = _read(ServeSettings, flags, file or (FILE if FILE.exists() else None))
+    settings = _read(ServeSettings, flags, file or _found())
     server = _config(ServerConfig, settings)
     server = replace(server, api_keys=(*server.api_keys, *_read_keys(server.api_key_file)))
     return ServeConfigs(_config(PipelineConfig, settings), server, _config(EngineConfig, settings))
+
+
+def _found() -> Path | None:
+    """The file that lies in the working folder, which whoever wrote there may have put.
+
+    Raises:
+        ConfigError: it says what only a file that was named may say.
+    """
+    if not FILE.exists():
+        return None
+    for setting in settings_of(PipelineConfig, ServerConfig, EngineConfig):
+        if setting.option.sensitive and setting.name in _content(ServeSettings, FILE):
+            raise ConfigError(
+                f"{FILE} in the working folder sets {setting.name}, which runs code or decides who gets in; "
+                f"to trust the file, name it: --config {FILE}"
+            )
+    return FILE
 
 
 class _Settings(BaseSettings):
@@ -136,12 +156,25 @@ def _read(settings: type[_Settings], flags: Flags, file: Path | None) -> _Settin
 
 def _content(settings: type[_Settings], file: Path | None) -> dict[str, Any]:
     try:
+        if file is not None:
+            _refuse_writable(file)
         content = _File(settings, file)()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
     for name in content.keys() - settings.model_fields.keys():
         raise ConfigError(f"{file} has the unknown key {name!r}; see fluxserve serve --help")
     return content
+
+
+def _refuse_writable(file: Path) -> None:
+    """Raises ConfigError for a file that others may write; pipes and devices are whoever's who named them."""
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        return
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"{file} can be written by others than its owner; chmod go-w {file}")
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigError(f"{file} belongs to another user, who could change it")
 
 
 _WANTED = {
@@ -158,9 +191,14 @@ def _config(kind: type[C], settings: _Settings) -> C:
 
 
 def _read_keys(path: Path | None) -> list[str]:
+    """Raises ConfigError for a file that cannot be read, and for one without a key: it would let everybody in."""
     if path is None:
         return []
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(f"--api-key-file cannot be read: {error}") from error
+    keys = [key for line in lines if (key := re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip())]
+    if not keys:
+        raise ConfigError(f"--api-key-file {path} holds no key")
+    return keys

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -144,32 +145,42 @@ async def _serve_once(call: ImageCall, job: Job, timeout: ClientTimeout) -> Resp
 
 async def _serve_keyed(call: ImageCall, timeout: ClientTimeout, key: str) -> Response:
     """Joins or repeats the request that first came under the key; runs it, if it is this one."""
-    store, headers = call.services.idempotency, call.context.headers
-    entry = store.find(key, call.fingerprint)
-    if entry is not None:
-        headers["idempotent-replayed"] = "true"
+    store = call.services.idempotency
+    while (entry := store.find(key, call.fingerprint)) is not None:
         if (answer := await _replay(call, entry)) is not None:
             return answer
-        del headers["idempotent-replayed"]
-        store.forget(key)
+        store.forget(entry)
     job = _submit(call, timeout)
     entry = store.open(key, call.fingerprint, _finish(call, job))
+    assert entry.work is not None
     if call.resolved.stream:
         job.join()
         return _stream(call, job)
-    return await _respond(call, await while_connected(call.http.receive, entry.outcome()))
+    return await _respond(call, await while_connected(call.http.receive, _result(entry.work)))
 
 
 async def _replay(call: ImageCall, entry: Entry) -> Response | None:
-    """The answer to a request that came before; None if its pictures are gone."""
-    if entry.work is not None:
+    """The answer to a request that came before; None if it is lost, or its pictures are."""
+    work: asyncio.Future[Outcome] | None = entry.work
+    if work is not None:
         _accept(call, None, joined=True)
+    else:
+        work = await call.services.idempotency.recall(entry)
+    if work is None:
+        return None
+    call.context.headers["idempotent-replayed"] = "true"
     if call.resolved.stream:
-        return EventStream(SseWriter(call.resolved).replayed(entry.outcome), on_close=lambda: None)
-    outcome = await while_connected(call.http.receive, entry.outcome())
-    if not all(call.services.store.has(name) for name in outcome.names):
+        return EventStream(SseWriter(call.resolved).replayed(partial(_result, work)), on_close=lambda: None)
+    outcome = await while_connected(call.http.receive, _result(work))
+    if not await call.services.store.has(outcome.names):
+        del call.context.headers["idempotent-replayed"]
         return None
     return await _respond(call, outcome)
+
+
+async def _result(work: asyncio.Future[Outcome]) -> Outcome:
+    """What many may wait for: who leaves early stops nothing."""
+    return await asyncio.shield(work)
 
 
 async def _finish(call: ImageCall, job: Job) -> Outcome:

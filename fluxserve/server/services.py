@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -20,6 +19,7 @@ from fluxserve.server.http.rate_limit import RateLimiter
 from fluxserve.server.jobs.detached import DetachedJobs
 from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.image_store import ImageStore
+from fluxserve.server.jobs.store_folder import StoreFolder
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class Services:
         self.store.close()
 
 
-def open_services(engine: Engine, config: ServerConfig, limits: EngineConfig, folder: Path) -> Services:
+def open_services(engine: Engine, config: ServerConfig, limits: EngineConfig, folder: StoreFolder) -> Services:
     """folder: where pictures and stored answers lie.
 
     Raises:
-        ConfigError, InUse: the folder or the content filter cannot be used.
+        ConfigError: the content filter cannot be used.
     """
     return Services(
         engine=engine,
         config=config,
         limits=limits,
         store=ImageStore(folder, config.url_ttl_s, config.store_quota_bytes),
-        idempotency=IdempotencyStore(folder / "answers", config.url_ttl_s),
+        idempotency=IdempotencyStore(folder, config.url_ttl_s),
         detached=DetachedJobs(),
         bodies=BodyReader(RateLimiter(config.rate_limit) if config.rate_limit else None),
         uploads=UploadReader(config.max_input_pixels),

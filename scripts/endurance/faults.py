@@ -57,7 +57,7 @@ async def _store() -> list[Goal]:
         await client.send("GET", "/readyz")
         made = [await client.post({"prompt": "a", "seed": seed}) for seed in range(1000)]
         wrong += [f"then: {reply.status} {reply.code}" for reply in made if reply.status != 200]
-        names = {path.name for path in pictures.iterdir() if PICTURE_NAME.fullmatch(path.name)}
+        names = {path.name for path in server.store.iterdir() if PICTURE_NAME.fullmatch(path.name)}
         hits = sum(f"{secrets.token_urlsafe(16)}.png" in names for _ in range(10**6))
         tries = [await client.send("GET", f"/images/{secrets.token_urlsafe(16)}.png") for _ in range(1000)]
         hits += sum(reply.status != 404 for reply in tries)

@@ -34,7 +34,7 @@ class Usage:
             *(rss_mb(pid) for pid in pids),
             sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids),
             sum(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in pids),
-            len(list((server.folder / "pictures").glob(".tmp*"))),
+            len(list(server.store.glob(".tmp*"))),
         )
 
 

@@ -48,12 +48,12 @@ def test_all_that_can_be_configured_of_these_is_an_option(config: type) -> None:
 
 @pytest.mark.behaviour(65)
 def test_a_flag_wins_over_a_variable_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("fluxserve.toml").write_text('port = 1\nhost = "::1"\nmax-queue = 3\nstrict = true\n')
+    Path("named.toml").write_text('port = 1\nhost = "::1"\nmax-queue = 3\nstrict = true\n')
     monkeypatch.setenv("FLUXSERVE_PORT", "2")
     monkeypatch.setenv("FLUXSERVE_HOST", "localhost")
-    _, server, engine = read_settings({"port": 4}, None)
+    _, server, engine = read_settings({"port": 4}, Path("named.toml"))
     assert (server.port, server.host, engine.max_queue, server.strict) == (4, "localhost", 3, True)
-    assert read_settings({}, None).server.port == 2
+    assert read_settings({}, Path("named.toml")).server.port == 2
 
 
 def test_another_file_can_be_named(tmp_path: Path) -> None:
@@ -74,6 +74,69 @@ def test_the_file_may_be_a_pipe(tmp_path: Path) -> None:
     finally:
         writer.kill()
         writer.wait()
+
+
+@pytest.mark.fault(66)
+@pytest.mark.parametrize(
+    "content",
+    [
+        'content_filter = "mine:check"',
+        'content-filter = "mine:check"',
+        'host = "0.0.0.0"\ninsecure = true',
+        "insecure = true",
+        'api_key = ["theirs"]',
+        'api-key-file = "keys"',
+        'allowed-host = "evil.example"',
+        'cors_origin = ["https://evil.example"]',
+        'trusted-proxies = ["0.0.0.0/0"]',
+        'public_url = "https://evil.example"',
+    ],
+)
+def test_a_file_that_was_found_runs_no_code_and_opens_nothing(monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    """Not even where a variable or a flag would win over it."""
+    Path("fluxserve.toml").write_text(f"max_queue = 3\n{content}\n")
+    Path("keys").write_text("theirs")
+    name = re.split("[ =]", content)[0].replace("-", "_")
+    for flags in ({}, {"content_filter": "other:check", "host": "::1"}):
+        with pytest.raises(ConfigError, match=rf"fluxserve\.toml .* sets {name}, .* --config"):
+            read_settings(flags, None)
+    assert read_settings({}, Path("fluxserve.toml")).engine.max_queue == 3
+
+
+def test_a_file_that_was_found_may_say_the_rest() -> None:
+    settings = [setting for setting in SETTINGS if not setting.option.sensitive]
+    assert {"model", "port", "max_queue", "output_dir"} <= {setting.name for setting in settings}
+    Path("fluxserve.toml").write_text('port = 77\noutput-dir = "here"\nmodel = "demo"\n')
+    assert read_settings({}, None).server.port == 77
+
+
+@pytest.mark.fault(67)
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o620, 0o602, 0o777])
+def test_a_file_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
+    for file, named in ((Path("fluxserve.toml"), None), (tmp_path / "other.toml", tmp_path / "other.toml")):
+        file.write_text("port = 77")
+        file.chmod(mode)
+        with pytest.raises(ConfigError, match=r"can be written by others .* chmod go-w"):
+            read_settings({}, named)
+        file.chmod(0o644)
+        assert read_settings({}, named).server.port == 77
+
+
+@pytest.mark.fault(67)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_of_another_user_is_refused() -> None:
+    Path("fluxserve.toml").write_text("port = 77")
+    os.chown("fluxserve.toml", 12345, 12345)
+    with pytest.raises(ConfigError, match="another user"):
+        read_settings({}, None)
+
+
+@pytest.mark.fault(69)
+@pytest.mark.parametrize("content", ["", "\n\n", "# only a comment\n", "  # indented"])
+def test_a_key_file_without_a_key_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "keys").write_text(content)
+    with pytest.raises(ConfigError, match="holds no key"):
+        read_settings({"api_key_file": tmp_path / "keys"}, None)
 
 
 def test_lists_switches_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,13 +256,13 @@ def test_a_bad_flag_is_a_usage_error() -> None:
 
 
 def test_a_bad_value_is_never_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("fluxserve.toml").write_text('api_key = ["canary", 5]')
+    Path("named.toml").write_text('api_key = ["canary", 5]')
     with pytest.raises(ConfigError) as error:
-        read_settings({}, None)
+        read_settings({}, Path("named.toml"))
     assert "canary" not in str(error.value)
 
 
-@pytest.mark.fault(42)
+@pytest.mark.fault(42, 66)
 @pytest.mark.behaviour(65)
 @pytest.mark.parametrize(
     ("content", "flags", "code"),
@@ -207,6 +270,8 @@ def test_a_bad_value_is_never_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
         ("colour = 1", [], 78),
         ("port = [", [], 78),
         ('max_queue = "x"', [], 78),
+        ('content_filter = "os:getcwd"', [], 78),
+        ('host = "0.0.0.0"\ninsecure = true', [], 78),
         ("", ["--port", "x"], 2),
         ("", ["--port", "-5"], 2),
         ("", ["--memory-budget", "much"], 2),

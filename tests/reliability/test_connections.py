@@ -238,3 +238,27 @@ async def test_a_client_that_reads_slowly_gets_it_all(listening: int) -> None:
         await asyncio.sleep(0.05)
     assert got > 20 * 2**20
     writer.close()
+
+
+@pytest.mark.fault(93)
+def test_offers_of_other_protocols_are_declined_in_silence(start_server: StartServer) -> None:
+    server = start_server()
+    offers = [b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\n"]
+    offers += [b"Upgrade: %s\r\nConnection: upgrade\r\n" % name for name in (b"websocket", b"TLS/1.0", b"a, b")]
+    for offer in offers:
+        head = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + offer + b"\r\n"
+        last = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        answer = exchange(server, [head, last])
+        assert answer.count(b"HTTP/1.1 200 OK") == 2, answer
+    assert server.stop() == 0
+    log = server.log.read_text()
+    for word in ("pgrade", "pip", "ebSocket", "websockets"):
+        assert word not in log
+
+
+@pytest.mark.fault(22)
+def test_what_is_no_http_is_counted(start_server: StartServer) -> None:
+    server = start_server()
+    for raw in (b"BAD\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
+        assert_answer(22, parse(exchange(server, [raw])))
+    assert 'fluxserve_requests_rejected_total{code="invalid_value"} 3.0' in server.get("/metrics").text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from fluxserve.server.jobs.store_folder import FOLDER
 from tests.engine.conftest import is_alive
 from tests.fake_pipeline import read_log
 from tests.faults import FAULTS
 from tests.reliability.answers import assert_answer
+from tests.server import running
 from tests.server.conftest import StartServer
-from tests.server.running import GENERATIONS, Server, until
+from tests.server.running import FAKE_WORKER, GENERATIONS, ROOT, Server, until
 
 
 def worker_of(server: Server) -> int:
@@ -76,14 +79,16 @@ def test_sigkill_leaves_no_worker_and_no_half_file(start_server: StartServer, tm
     folder = ("--output-dir", str(tmp_path / "kept"))
     server = start_server(*folder)
     worker = worker_of(server)
+    assert server.generate(seed=2).status_code == 200
     with ThreadPoolExecutor(1) as pool:
         pool.submit(server.generate, "a [hang:step1]", seed=1).add_done_callback(lambda lost: lost.exception())
         until(lambda: server.count("begin", 1) == 1)
         server.process.kill()
         until(lambda: not is_alive(worker), 5)
-    (tmp_path / "kept" / ".tmp-half.png").write_bytes(b"half")
+    [whole] = (tmp_path / "kept" / FOLDER).glob("*.png")
+    whole.rename(whole.with_name(f".tmp-{whole.name}"))
     start_server(*folder, ready=False)
-    assert not list((tmp_path / "kept").glob(".tmp*"))
+    assert not list((tmp_path / "kept" / FOLDER).glob(".tmp*"))
 
 
 @pytest.mark.fault(55)
@@ -99,6 +104,54 @@ def test_a_second_server_loads_nothing(server: Server) -> None:
         assert "Traceback" not in words
     assert time.monotonic() - asked < 20
     assert len(read_log(server.folder)) == loads
+
+
+@pytest.mark.fault(68)
+@pytest.mark.parametrize("under", [[], ["nohup"]])
+def test_a_terminal_that_closes(tmp_path: Path, under: list[str]) -> None:
+    server = running.start([], tmp_path, under=under).wait_ready()
+    try:
+        server.process.send_signal(signal.SIGHUP)
+        if under:
+            assert server.generate().status_code == 200
+            time.sleep(0.5)
+            assert server.get("/readyz").status_code == 200
+            server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+    finally:
+        server.http.close()
+        server.process.kill()
+
+
+@pytest.mark.fault(94)
+def test_two_servers_of_one_user_need_no_options(tmp_path: Path) -> None:
+    """The same port even, as in two containers that share a home."""
+    servers = []
+    for _ in range(2):
+        command = [sys.executable, "-m", "tests.server.serve", FAKE_WORKER, "--port", "0"]
+        home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        log = tmp_path / f"{len(servers)}.log"
+        with log.open("wb") as output:
+            servers.append((subprocess.Popen(command, env=home, stderr=output, cwd=tmp_path), log))
+    try:
+        until(lambda: all('"ready: ' in log.read_text() for _, log in servers), 60)
+    finally:
+        for process, _ in servers:
+            process.terminate()
+    assert [process.wait(20) for process, _ in servers] == [0, 0]
+    images = tmp_path / "fluxserve" / "images"
+    assert sorted(path.name for path in images.iterdir()) == ["port-0", "port-0-2"]
+
+
+@pytest.mark.fault(60)
+def test_foreign_files_in_the_servers_place_are_refused(tmp_path: Path) -> None:
+    place = tmp_path / FOLDER
+    place.mkdir()
+    (place / "holiday.png").write_bytes(b"mine")
+    code, words = refused_start("--port", "0", "--output-dir", str(tmp_path))
+    assert code in FAULTS[60].exit_codes, words
+    assert str(place) in words
+    assert [path.name for path in place.iterdir()] == ["holiday.png"]
 
 
 @pytest.mark.fault(42)

@@ -16,6 +16,7 @@ from PIL import Image
 from tests.fake_pipeline import expected_pixels
 from tests.reliability.answers import assert_answer, parse
 from tests.reliability.conftest import KEYS
+from tests.server.conftest import StartServer
 from tests.server.running import EDITS, GENERATIONS, Server, exchange, picture, png
 
 SEED = 1200
@@ -256,3 +257,29 @@ def test_forwarded_headers_are_ignored(server: Server) -> None:
     response = server.generate(headers={**forged, "forwarded": "host=evil.example"})
     assert_answer(21, response)
     assert response.json()["data"][0]["url"].startswith(server.url)
+
+
+@pytest.mark.fault(65)
+@pytest.mark.parametrize("most", [64 * 64, 5000, 10_000, 128 * 128 - 1, 100_000])
+@pytest.mark.parametrize("by", ["option", "memory"])
+def test_defaults_and_advice_obey_the_limit(start_server: StartServer, most: int, by: str) -> None:
+    flags = ["--max-pixels", str(most)] if by == "option" else []
+    variables = {"FLUXSERVE_FAKE_PIXELS": str(most)} if by == "memory" else {}
+    variables["FLUXSERVE_FAKE_SIZE"] = "256"
+    server = start_server(*flags, variables=variables)
+
+    def drawn(response: httpx.Response) -> int:
+        assert_answer(65, response, 200)
+        width, height = map(int, response.json()["size"].split("x"))
+        assert width * height <= most
+        return width * height
+
+    assert drawn(server.generate()) >= most / 4
+    drawn(server.send_form(EDITS, {"prompt": "a cat"}, [("image", png(640, 320))]))
+    described = server.get("/v1/models").json()["data"][0]
+    assert described["default_size"] == described["defaults"]["size"] == server.generate().json()["size"]
+    for size in ("4096x4096", "4096x64", "64x4096", "1000x500", "640x320", "0x0", "0x9999"):
+        refused = server.generate(size=size)
+        assert_answer(65, refused, 400)
+        advised = refused.json()["error"]["message"].rpartition(" ")[2]
+        drawn(server.generate(size=advised))

@@ -67,11 +67,11 @@ def test_poison_harms_no_neighbour(doomed: Server, fault: int, script: str) -> N
     [(36, f"oom:{stage}") for stage in ("text", "step2", "vae", "encode")] + [(39, "nan:step2"), (39, "nan:vae")],
 )
 def test_a_failure_is_one_requests_own(doomed: Server, fault: int, script: str) -> None:
-    before = set((doomed.folder / "pictures").iterdir())
+    before = set(doomed.store.iterdir())
     response = doomed.generate(f"a cat [{script}]", n=2)
     assert_answer(fault, response)
     assert "cat" not in response.text
-    assert set((doomed.folder / "pictures").iterdir()) == before
+    assert set(doomed.store.iterdir()) == before
     assert_drawn(33, doomed, "a cat", seed=6)
 
 

@@ -23,6 +23,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from fluxserve.server.jobs.store_folder import FOLDER
 from tests.fake_pipeline import Pixels, count, read_log
 
 FAKE_WORKER, ECHO_WORKER, REAL_WORKER = "tests.fake_worker", "tests.server.echo_worker", "fluxserve.worker"
@@ -39,6 +40,11 @@ class Server:
     url: str
     folder: Path
     log: Path
+
+    @property
+    def store(self) -> Path:
+        """Where it keeps pictures and answers."""
+        return self.folder / "pictures" / FOLDER
 
     @cached_property
     def http(self) -> httpx.Client:

@@ -7,6 +7,7 @@ its attributes; RFC 9112 sections 2.2, 5.2 and 6.1 say what may be refused.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import h11
@@ -26,6 +27,9 @@ LONGEST_HEAD = 32 * 1024
 OVER_CAPACITY = "crowded"
 """In scope["state"]: there are too many connections to serve this one."""
 
+BAD_REQUEST = InvalidRequest("the request is not valid HTTP/1.1")
+"""What is no HTTP is answered with."""
+
 _RECEIVING = (h11.IDLE, h11.SEND_BODY)
 
 
@@ -44,9 +48,10 @@ class StrictConnection(h11.Connection):
 
 
 class Connection(H11Protocol):
-    """One client's connection. most: how many there may be beside health checks (see `bounded`)."""
+    """One client's connection. most, on_bad_request: see `bounded`."""
 
     most: ClassVar[int]
+    on_bad_request: ClassVar[Callable[[], None]]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -99,13 +104,17 @@ class Connection(H11Protocol):
         """What is no HTTP gets one answer in the shape of all errors; nothing, if an answer has begun already."""
         if self.cycle is not None:
             self.cycle.disconnected = True
+        type(self).on_bad_request()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            answer = JSONResponse(error_body(InvalidRequest("the request is not valid HTTP/1.1")), 400)
+            answer = JSONResponse(error_body(BAD_REQUEST), 400)
             headers = [*answer.raw_headers, (b"connection", b"close")]
             head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
             for event in (head, h11.Data(bytes(answer.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An offer of another protocol is declined by answering in this one: nothing to log, or to install."""
 
     def _make_room(self) -> bool:
         """Ends the connection that has been waiting for its client the longest; whether there was one."""
@@ -155,6 +164,6 @@ class Connection(H11Protocol):
         return HEAD_S if self.conn.their_state is h11.IDLE else None
 
 
-def bounded(most: int) -> type[Connection]:
-    """The protocol class for a server that keeps `most` connections."""
-    return type("BoundedConnection", (Connection,), {"most": most})
+def bounded(most: int, on_bad_request: Callable[[], None] = lambda: None) -> type[Connection]:
+    """The protocol class for a server that keeps `most` connections; on_bad_request counts what is no HTTP."""
+    return type("BoundedConnection", (Connection,), {"most": most, "on_bad_request": staticmethod(on_bad_request)})

@@ -12,12 +12,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from fluxserve.errors import ConfigError, FluxserveError, InvalidRequest
+from fluxserve.errors import FluxserveError, InvalidRequest
 from fluxserve.server.jobs.outcome import Outcome
-from fluxserve.server.jobs.stored_answers import FINAL_ERRORS, read_fingerprint, read_record, write_record
+from fluxserve.server.jobs.store_folder import StoreFolder
+from fluxserve.server.jobs.stored_answers import (
+    FINAL_ERRORS,
+    LONGEST_HEAD,
+    DamagedRecord,
+    RecordHead,
+    read_head,
+    read_record,
+    record_pieces,
+)
 
 _KEEP_S = 24 * 3600.0
 _MOST_ENTRIES = 1000
@@ -27,38 +35,30 @@ _SUFFIX = ".answer"
 
 @dataclass(eq=False)
 class Entry:
-    """One key. work: the running or just finished generation; None once the answer lies in the file alone."""
+    """One key. file: its name. work: the running or just finished generation; None once the file alone has the answer.
+
+    expires_at: monotonic, s. size: bytes of the file.
+    """
 
     fingerprint: str
-    path: Path
+    file: str
     work: asyncio.Task[Outcome] | None
     expires_at: float
     size: int = 0
 
-    async def outcome(self) -> Outcome:
-        """The answer, once it is there; raises as the generation did. Leaving early stops nothing."""
-        if self.work is not None:
-            return await asyncio.shield(self.work)
-        return await asyncio.to_thread(read_record, self.path)
-
 
 class IdempotencyStore:
-    """folder: where answers lie. url_ttl_s: how long an answer of URLs is kept; others: a day. Times are monotonic.
+    """The answers of one folder. url_ttl_s: how long one of URLs is kept; others: a day. Times are monotonic.
 
-    Raises:
-        ConfigError: the folder cannot be used.
+    Answers of an earlier process live on, as long as the wall clock says.
     """
 
-    def __init__(self, folder: Path, url_ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folder: StoreFolder, url_ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._url_ttl_s = url_ttl_s
         self._clock = clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._take_over()
-        except OSError as error:
-            raise ConfigError(f"the folder of stored answers cannot be used ({error.strerror})") from error
+        self._take_over()
 
     def find(self, scope: str, fingerprint: str) -> Entry | None:
         """The entry of a key that was used before. scope: client, route and key.
@@ -66,7 +66,7 @@ class IdempotencyStore:
         Raises:
             InvalidRequest: `idempotency_key_reused`: it was used for another request.
         """
-        name = _name(scope)
+        name = self._name(scope)
         entry = self._entries.get(name)
         if entry is not None and entry.work is None and entry.expires_at <= self._clock():
             self._drop(name)
@@ -79,16 +79,27 @@ class IdempotencyStore:
 
     def open(self, scope: str, fingerprint: str, work: Coroutine[Any, Any, Outcome]) -> Entry:
         """Runs `work` to its end under a key that is not in use, whoever waits for it."""
-        name = _name(scope)
-        entry = Entry(fingerprint, self._folder / (name + _SUFFIX), None, self._clock() + _KEEP_S)
+        name = self._name(scope)
+        entry = Entry(fingerprint, name, None, self._clock() + _KEEP_S)
         entry.work = asyncio.ensure_future(self._run(name, entry, work))
         entry.work.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._entries[name] = entry
         return entry
 
-    def forget(self, scope: str) -> None:
-        """Frees a key whose stored answer can no longer be given."""
-        self._drop(_name(scope))
+    async def recall(self, entry: Entry) -> asyncio.Future[Outcome] | None:
+        """The answer of a generation that has ended, done or failed as it was; None: it is lost, and its key free."""
+        recalled = asyncio.ensure_future(asyncio.to_thread(self._read, entry))
+        await asyncio.wait([recalled])
+        if not isinstance(recalled.exception(), OSError | DamagedRecord):
+            return recalled
+        self._folder.doubt("a stored answer")
+        self.forget(entry)
+        return None
+
+    def forget(self, entry: Entry) -> None:
+        """Frees the key of an answer that can no longer be given."""
+        if self._entries.get(entry.file) is entry:
+            self._drop(entry.file)
 
     async def _run(self, name: str, entry: Entry, work: Coroutine[Any, Any, Outcome]) -> Outcome:
         """Keeps a final answer, frees the key of any other."""
@@ -107,8 +118,13 @@ class IdempotencyStore:
 
     async def _keep(self, entry: Entry, answer: Outcome | FluxserveError) -> None:
         """On a full disk the waiters have their answer, and a later copy runs anew."""
+        expires_at = time.time() + entry.expires_at - self._clock()
+
+        def write() -> int:
+            return self._folder.write(entry.file, record_pieces(entry.fingerprint, expires_at, answer))
+
         with suppress(OSError):
-            entry.size = await asyncio.to_thread(write_record, entry.path, entry.fingerprint, answer)
+            entry.size = await asyncio.to_thread(write)
             entry.work = None
             self._make_room()
 
@@ -122,30 +138,31 @@ class IdempotencyStore:
             self._drop(name)
 
     def _drop(self, name: str) -> None:
-        entry = self._entries.pop(name, None)
-        if entry is not None:
-            with suppress(OSError):
-                entry.path.unlink(missing_ok=True)
+        if self._entries.pop(name, None) is not None:
+            self._folder.delete(name)
+
+    def _name(self, scope: str) -> str:
+        return self._folder.name(hashlib.sha256(scope.encode()).hexdigest(), _SUFFIX)
+
+    def _read(self, entry: Entry) -> Outcome:
+        return read_record(self._folder.read(entry.file))
 
     def _take_over(self) -> None:
-        """Goes on with the answers of an earlier process; the shorter life is assumed for all."""
+        """Goes on with the answers of an earlier process."""
         now, wall = self._clock(), time.time()
-        paths = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
-        for path in paths:
-            status = path.stat()
-            expires_at = now + self._url_ttl_s - max(0.0, wall - status.st_mtime)
-            try:
-                if path.suffix != _SUFFIX or expires_at <= now:
-                    raise ValueError("left over")
-                entry = Entry(read_fingerprint(path), path, None, expires_at, status.st_size)
-            except (ValueError, KeyError):
-                path.unlink()
-                continue
-            self._entries[path.stem] = entry
+        for name, status in self._folder.own_files([_SUFFIX]):
+            head = self._read_head(name)
+            life_s = min(head.expires_at - wall, _KEEP_S) if head else 0.0
+            if head is None or life_s <= 0:
+                self._folder.delete(name)
+            else:
+                self._entries[name] = Entry(head.fingerprint, name, None, now + life_s, status.st_size)
 
-
-def _name(scope: str) -> str:
-    return hashlib.sha256(scope.encode()).hexdigest()
+    def _read_head(self, name: str) -> RecordHead | None:
+        try:
+            return read_head(self._folder.read(name, LONGEST_HEAD))
+        except (OSError, DamagedRecord):
+            return None
 
 
 def _without_pictures_of_urls(outcome: Outcome) -> Outcome:

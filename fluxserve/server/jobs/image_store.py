@@ -1,25 +1,26 @@
-"""Pictures behind URLs that expire: a flat folder with a time limit and a quota."""
+"""Pictures behind URLs that expire: files with a time limit and a quota.
+
+A picture's name is 128 random bits, the start of its SHA-256 and the folder's tag: what is served is what was written.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
+import hashlib
 import re
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from fluxserve.errors import ConfigError, InUse, InvalidRequest, StorageFull
+from fluxserve.errors import InvalidRequest, StorageFull
 from fluxserve.request import GeneratedImage
+from fluxserve.server.jobs.store_folder import StoreFolder, short
 
 PICTURE_NAME = re.compile(r"[A-Za-z0-9_-]{22,64}\.(png|jpg|webp)")
-_SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
-_TEMPORARY = ".tmp-"
+_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+_RANDOM_BYTES, _RANDOM_CHARACTERS = 16, 22
 _PROTECTED_S = 60.0
 """The quota drops no picture younger than this: its client may not have fetched it yet."""
 _REMEMBERED = 10_000
@@ -41,32 +42,24 @@ class StoredPicture:
 
 
 class ImageStore:
-    """The folder, held by one process. Times are of the monotonic clock.
+    """The pictures of one folder. Times are of the monotonic clock.
 
-    folder: made if missing, readable by its owner alone. ttl_s: life of a picture. quota_bytes: the oldest go first.
-
-    Raises:
-        InUse: another process holds the folder.
-        ConfigError: it cannot be made or written.
+    ttl_s: life of a picture. quota_bytes: the oldest go first. Pictures of an earlier process live on.
     """
 
     def __init__(
-        self, folder: Path, ttl_s: float, quota_bytes: int, clock: Callable[[], float] = time.monotonic
+        self, folder: StoreFolder, ttl_s: float, quota_bytes: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._folder = folder
         self._ttl_s = ttl_s
         self._quota_bytes = quota_bytes
         self._clock = clock
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._expired: OrderedDict[str, None] = OrderedDict()
-        self.writable = True
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = open(folder / ".lock", "ab")  # noqa: SIM115 - held until close()
-        except OSError as error:
-            raise ConfigError(f"the picture folder cannot be used ({error.strerror}); see --output-dir") from error
-        self._hold()
-        self._take_over()
+        now, wall = clock(), time.time()
+        self._entries = OrderedDict(
+            (name, _Entry(status.st_size, now - max(0.0, wall - status.st_mtime)))
+            for name, status in folder.own_files(_SUFFIXES.values())
+        )
 
     async def put(self, images: Sequence[GeneratedImage]) -> list[str]:
         """Stores pictures, all or none; returns their file names.
@@ -74,14 +67,14 @@ class ImageStore:
         Raises:
             StorageFull: they could not be written whole.
         """
-        names = [f"{secrets.token_urlsafe(16)}.{_SUFFIXES[image.output_format]}" for image in images]
+        names: list[str] = []
         try:
             self._make_room(sum(len(image.data) for image in images))
+            names = await asyncio.to_thread(lambda: [self._name(image) for image in images])
             for name, image in zip(names, images, strict=True):
                 self._entries[name] = _Entry(len(image.data), self._clock())
             await asyncio.to_thread(self._write_all, names, images)
         except OSError as error:
-            self.writable = False
             for name in names:
                 self._drop(name)
             raise StorageFull(CANNOT_STORE) from error
@@ -98,63 +91,53 @@ class ImageStore:
         if entry is None:
             raise self._missing(name)
         try:
-            data = await asyncio.to_thread((self._folder / name).read_bytes)
+            data = await asyncio.to_thread(self._read, name)
+        except FileNotFoundError:
+            self._drop(name)
+            self._folder.doubt("a picture")
+            raise self._missing(name) from None
         except OSError:
             raise self._missing(name) from None
         return StoredPicture(data, entry.stored_at + self._ttl_s - self._clock())
 
-    def has(self, name: str) -> bool:
-        """Whether the picture can still be fetched."""
-        self._expire()
-        return name in self._entries
+    async def has(self, names: Sequence[str]) -> bool:
+        """Whether all these pictures can still be fetched, as they were written."""
+        try:
+            for name in names:
+                await self.get(name)
+        except InvalidRequest:
+            return False
+        return True
 
     async def probe(self) -> bool:
         """Whether the folder takes writes; tries again after it once did not."""
-        if not self.writable:
-            self.writable = await asyncio.to_thread(self._probe)
-        return self.writable
+        return await asyncio.to_thread(self._folder.check)
+
+    @property
+    def writable(self) -> bool:
+        return self._folder.writable
 
     @property
     def size_bytes(self) -> int:
         return sum(entry.size for entry in self._entries.values())
 
     def close(self) -> None:
-        self._lock.close()
+        self._folder.close()
 
-    def _hold(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise InUse("another fluxserve uses the same picture folder; give each its own --output-dir") from None
-
-    def _take_over(self) -> None:
-        """Sweeps half-written files of an earlier process and goes on with its pictures."""
-        now, wall = self._clock(), time.time()
-        found = []
-        for path in self._folder.iterdir():
-            if path.name.startswith(_TEMPORARY):
-                path.unlink()
-            elif PICTURE_NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-                status = path.stat()
-                found.append((now - max(0.0, wall - status.st_mtime), path.name, status.st_size))
-        for stored_at, name, size in sorted(found):
-            self._entries[name] = _Entry(size, stored_at)
-        if not self._probe():
-            raise ConfigError("the picture folder cannot be written; see --output-dir")
+    def _name(self, image: GeneratedImage) -> str:
+        stem = secrets.token_urlsafe(_RANDOM_BYTES) + _fingerprint(image.data)
+        return self._folder.name(stem, _SUFFIXES[image.output_format])
 
     def _write_all(self, names: Sequence[str], images: Sequence[GeneratedImage]) -> None:
-        """Runs in a thread; touches files only. A picture appears under its name whole or not at all."""
         for name, image in zip(names, images, strict=True):
-            temporary = self._folder / (_TEMPORARY + name)
-            try:
-                with open(temporary, "xb") as file:
-                    file.write(image.data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self._folder / name)
-            finally:
-                temporary.unlink(missing_ok=True)
+            self._folder.write(name, [image.data])
+
+    def _read(self, name: str) -> bytes:
+        """Raises FileNotFoundError where the file is not what was written, too."""
+        data = self._folder.read(name)
+        if not name.startswith(_fingerprint(data), _RANDOM_CHARACTERS):
+            raise FileNotFoundError(name)
+        return data
 
     def _make_room(self, size: int) -> None:
         """Drops the oldest pictures until `size` more bytes fit; OSError where only young ones are left."""
@@ -182,21 +165,13 @@ class ImageStore:
 
     def _drop(self, name: str) -> None:
         self._entries.pop(name, None)
-        with suppress(OSError):
-            (self._folder / name).unlink(missing_ok=True)
+        self._folder.delete(name)
 
     def _missing(self, name: str) -> InvalidRequest:
         if name in self._expired:
             return InvalidRequest("this image has expired; generate it again", code="image_expired")
         return InvalidRequest("no such image", code="image_not_found")
 
-    def _probe(self) -> bool:
-        probe = self._folder / f"{_TEMPORARY}probe"
-        try:
-            probe.write_bytes(bytes(4096))
-        except OSError:
-            return False
-        finally:
-            with suppress(OSError):
-                probe.unlink(missing_ok=True)
-        return True
+
+def _fingerprint(data: bytes) -> str:
+    return short(hashlib.sha256(data).digest())

@@ -1,11 +1,10 @@
-"""A stored answer as one file: a line of JSON, then the pictures' bytes."""
+"""A stored answer as one file: a line with a hash, a line of JSON, the pictures' bytes. What was altered is noticed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fluxserve.engine.events import JobResult
@@ -13,42 +12,62 @@ from fluxserve.errors import FluxserveError, NonFiniteOutput, WorkerCrashed
 from fluxserve.request import GeneratedImage, Timings
 from fluxserve.server.jobs.outcome import Outcome
 
+LONGEST_HEAD = 64 * 1024
+"""Bytes of the first two lines."""
 FINAL_ERRORS: dict[str, type[FluxserveError]] = {error.code: error for error in (WorkerCrashed, NonFiniteOutput)}
 """Failures that the same request would meet again."""
 
 
-def write_record(path: Path, fingerprint: str, answer: Outcome | FluxserveError) -> int:
-    """Writes the answer whole or not at all; returns the file's size in bytes."""
+class DamagedRecord(Exception):
+    """The file does not hold what was written."""
+
+
+@dataclass(frozen=True)
+class RecordHead:
+    """What is known of an answer without its pictures. expires_at: Unix time, s. content: see `_head`."""
+
+    fingerprint: str
+    expires_at: float
+    content: dict[str, Any]
+
+
+def record_pieces(fingerprint: str, expires_at: float, answer: Outcome | FluxserveError) -> list[bytes]:
+    """The file's content. expires_at: Unix time, s."""
     images = () if isinstance(answer, FluxserveError) else answer.result.images
-    header = {"fingerprint": fingerprint, **(_error(answer) if isinstance(answer, FluxserveError) else _head(answer))}
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.write(json.dumps(header).encode() + b"\n")
-        file.writelines(image.data for image in images)
-    os.replace(temporary, path)
-    return path.stat().st_size
+    content = _error(answer) if isinstance(answer, FluxserveError) else _head(answer)
+    head = json.dumps({"fingerprint": fingerprint, "expires_at": expires_at, "content": content}).encode()
+    return [hashlib.sha256(head).hexdigest().encode(), b"\n", head, b"\n", *(image.data for image in images)]
 
 
-def read_fingerprint(path: Path) -> str:
-    """The fingerprint that stands in the file. Raises OSError, ValueError or KeyError for a file of another kind."""
-    with open(path, "rb") as file:
-        return str(json.loads(file.readline())["fingerprint"])
+def read_head(data: bytes) -> RecordHead:
+    """data: the file, or its first LONGEST_HEAD bytes. Raises DamagedRecord."""
+    digest, _, rest = data.partition(b"\n")
+    head, _, _ = rest.partition(b"\n")
+    if hashlib.sha256(head).hexdigest().encode() != digest:
+        raise DamagedRecord
+    return RecordHead(**json.loads(head))
 
 
-def read_record(path: Path) -> Outcome:
+def read_record(data: bytes) -> Outcome:
     """The stored answer.
 
     Raises:
         FluxserveError: the stored answer is this error.
-        OSError: the file is gone.
+        DamagedRecord: the file was altered or cut.
     """
-    with open(path, "rb") as file:
-        header = json.loads(file.readline())
-        if "error" in header:
-            raise FINAL_ERRORS[header["error"]["code"]](header["error"]["message"])
-        images = tuple(GeneratedImage(data=file.read(image.pop("length")), **image) for image in header["images"])
-    result = JobResult(images, Timings(**header["timings"]), header["text_tokens"], header["truncated_from"])
-    return Outcome(header["created"], header["model"], result, tuple(header["names"]))
+    content = read_head(data).content
+    if "error" in content:
+        raise FINAL_ERRORS[content["error"]["code"]](content["error"]["message"])
+    rest = memoryview(data)[data.index(b"\n", data.index(b"\n") + 1) + 1 :]
+    images = []
+    for image in content["images"]:
+        length, digest = image.pop("length"), image.pop("sha256")
+        picture, rest = bytes(rest[:length]), rest[length:]
+        if hashlib.sha256(picture).hexdigest() != digest:
+            raise DamagedRecord
+        images.append(GeneratedImage(data=picture, **image))
+    result = JobResult(tuple(images), Timings(**content["timings"]), content["text_tokens"], content["truncated_from"])
+    return Outcome(content["created"], content["model"], result, tuple(content["names"]))
 
 
 def _error(error: FluxserveError) -> dict[str, Any]:
@@ -76,4 +95,5 @@ def _image(image: GeneratedImage) -> dict[str, Any]:
         "seed": image.seed,
         "index": image.index,
         "length": len(image.data),
+        "sha256": hashlib.sha256(image.data).hexdigest(),
     }

@@ -10,13 +10,14 @@ from starlette.responses import Response
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.answers.images import MEDIA_TYPES
 from fluxserve.server.contract.openapi import FILE_ANSWERS
+from fluxserve.server.http.context import context_of
 from fluxserve.server.http.paths import PICTURES
 from fluxserve.server.jobs.image_store import PICTURE_NAME
 from fluxserve.server.services import ServicesOf
 
 router = APIRouter(tags=["images"])
 
-_RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
+_RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,15})-([0-9]{0,15})[ \t]*", re.IGNORECASE)
 
 
 @router.get(PICTURES + "/{name:path}", response_class=Response, responses=FILE_ANSWERS)
@@ -30,25 +31,39 @@ async def get_image(name: str, request: Request, services: ServicesOf) -> Respon
         "cache-control": f"private, max-age={int(picture.expires_in_s)}, immutable",
         "content-security-policy": "sandbox",
         "cross-origin-resource-policy": "cross-origin",
+        "etag": f'"{name}"',
         "x-content-type-options": "nosniff",
     }
     media_type = MEDIA_TYPES[name.rpartition(".")[2]]
-    wanted = _range(request.headers.get("range"), len(picture.data))
+    wanted = _range(request, headers["etag"])
     if wanted is None:
         return Response(picture.data, media_type=media_type, headers=headers)
-    headers["content-range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{len(picture.data)}"
-    return Response(picture.data[wanted.start : wanted.stop], 206, media_type=media_type, headers=headers)
+    part = _part(wanted, len(picture.data))
+    if not part:
+        context_of(request.scope).headers["content-range"] = f"bytes */{len(picture.data)}"
+        raise InvalidRequest(
+            f"the range lies outside the image's {len(picture.data)} bytes", code="range_not_satisfiable"
+        )
+    headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{len(picture.data)}"
+    return Response(picture.data[part.start : part.stop], 206, media_type=media_type, headers=headers)
 
 
-def _range(header: str | None, size: int) -> range | None:
-    """The one byte range asked for; None: the whole. Several ranges, and what is no range, get the whole."""
-    match = _RANGE.fullmatch(header or "")
-    if match is None or match[1] == match[2] == "":
+def _range(request: Request, etag: str) -> tuple[str, str] | None:
+    """First and last byte of the one range asked for, as sent; None: the whole (RFC 9110, section 14.2).
+
+    Several ranges, what is no range, what belongs to another picture or to a method but GET get the whole.
+    """
+    match = _RANGE.fullmatch(request.headers.get("range", ""))
+    if match is None or request.method != "GET" or request.headers.get("if-range", etag) != etag:
         return None
-    if match[1] == "":
-        start, stop = max(0, size - int(match[2])), size
-    else:
-        start, stop = int(match[1]), min(int(match[2]) + 1 if match[2] else size, size)
-    if start >= stop:
-        raise InvalidRequest(f"the range lies outside the image's {size} bytes", code="range_not_satisfiable")
-    return range(start, stop)
+    first, last = match[1], match[2]
+    backwards = first and last and int(last) < int(first)
+    return None if backwards or first == last == "" else (first, last)
+
+
+def _part(wanted: tuple[str, str], size: int) -> range:
+    """The bytes that there are of a range; empty: none."""
+    first, last = wanted
+    if first == "":
+        return range(max(0, size - int(last)), size)
+    return range(int(first), min(int(last) + 1, size) if last else size)

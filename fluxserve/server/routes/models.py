@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter
 
+from fluxserve.completion import default_size
 from fluxserve.request import MAX_IMAGES, ModelCard
 from fluxserve.server.contract.model_names import check_model_name, model_aliases
 from fluxserve.server.contract.openapi import errors
@@ -34,13 +35,14 @@ async def retrieve_model(name: str, services: ServicesOf) -> ModelBody:
 
 def _describe(services: Services, name: str) -> ModelBody:
     card, config = services.card, services.config
+    size = "x".join(map(str, default_size(card, max_pixels=config.max_pixels)))
     return ModelBody(
         id=name,
         created=services.started,
         owned_by="fluxserve",
         aliases=list(model_aliases(card, config)),
         native_area=card.native_area,
-        default_size=f"{card.default_width}x{card.default_height}",
+        default_size=size,
         limits=ModelLimits(
             max_n=MAX_IMAGES,
             max_pixels=min(config.max_pixels, card.max_pixels or config.max_pixels),
@@ -50,7 +52,7 @@ def _describe(services: Services, name: str) -> ModelBody:
             max_sequence_length=card.max_sequence_length,
         ),
         defaults=ModelDefaults(
-            size=f"{card.default_width}x{card.default_height}",
+            size=size,
             steps=card.steps,
             guidance_scale=card.guidance_scale,
             response_format=config.default_response_format,

@@ -387,9 +387,9 @@ def test_the_content_filter(start_server: StartServer) -> None:
 
 @pytest.mark.behaviour(50)
 def test_one_failed_picture_of_three_leaves_nothing_behind(server: Server) -> None:
-    before = set((server.folder / "pictures").iterdir())
+    before = set(server.store.iterdir())
     assert_error(server.generate("a cat [nan:vae]", n=3), 500, "non_finite_output")
-    assert set((server.folder / "pictures").iterdir()) == before
+    assert set(server.store.iterdir()) == before
 
 
 @pytest.mark.behaviour(51)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,6 +23,7 @@ from fluxserve.server.jobs.detached import DetachedJobs
 from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.image_store import ImageStore
 from fluxserve.server.jobs.outcome import Outcome
+from fluxserve.server.jobs.store_folder import MARK, StoreFolder
 from tests.jobs import request
 
 pytestmark = pytest.mark.anyio
@@ -45,7 +49,7 @@ def make_store(tmp_path: Path) -> Iterator[MakeStore]:
     with ExitStack() as opened:
 
         def make(clock: Clock, quota: int = 1000, folder: Path = tmp_path / "pictures") -> ImageStore:
-            made = ImageStore(folder, ttl_s=3600, quota_bytes=quota, clock=clock)
+            made = ImageStore(StoreFolder(folder), ttl_s=3600, quota_bytes=quota, clock=clock)
             opened.callback(made.close)
             return made
 
@@ -61,7 +65,7 @@ async def test_the_oldest_pictures_make_room_and_young_ones_do_not(make_store: M
     assert await store.probe(), "a full quota is no broken disk"
     clock.now += 61
     [second] = await store.put([image(600)])
-    assert (store.has(first), store.has(second), store.size_bytes) == (False, True, 600)
+    assert (await store.has([first]), await store.has([second]), store.size_bytes) == (False, True, 600)
     with pytest.raises(InvalidRequest) as gone:
         await store.get(first)
     assert gone.value.code == "image_expired"
@@ -78,7 +82,7 @@ async def test_times_are_of_the_monotonic_clock(make_store: MakeStore, monkeypat
     clock.now += 3599
     assert (await store.get(name)).expires_in_s == 1
     clock.now += 1
-    assert not store.has(name)
+    assert not await store.has([name])
 
 
 async def test_the_expired_names_remembered_are_bounded(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,48 +130,185 @@ async def failed(error: Exception) -> Outcome:
     raise error
 
 
-async def test_answers_end_by_age(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[StoreFolder]:
+    opened = StoreFolder(tmp_path / "store")
+    yield opened
+    opened.close()
+
+
+def kept(tmp_path: Path) -> list[Path]:
+    """The files of the folder, but for its mark."""
+    return [path for path in (tmp_path / "store").iterdir() if path.name != MARK]
+
+
+async def answer_of(store: IdempotencyStore, scope: str, answer: Outcome) -> Outcome:
+    """What the first request under a key is given."""
+    entry = store.open(scope, "f", made(answer))
+    assert entry.work is not None
+    return await entry.work
+
+
+async def recalled(store: IdempotencyStore, scope: str) -> Outcome | None:
+    """What a later one is given; None: it has to be drawn anew."""
+    entry = store.find(scope, "f")
+    answer = await store.recall(entry) if entry else None
+    return answer.result() if answer else None
+
+
+async def test_answers_end_by_age(folder: StoreFolder, tmp_path: Path) -> None:
     clock = Clock()
-    store = IdempotencyStore(tmp_path, url_ttl_s=60, clock=clock)
-    assert await store.open("a", "f", made(outcome())).outcome() == outcome()
-    await store.open("u", "f", made(outcome(names=("x.png",)))).outcome()
+    store = IdempotencyStore(folder, url_ttl_s=60, clock=clock)
+    assert await answer_of(store, "a", outcome()) == outcome()
+    await answer_of(store, "u", outcome(names=("x.png",)))
     clock.now += 61
     assert store.find("u", "f") is None
-    entry = store.find("a", "f")
-    assert entry is not None
-    assert await entry.outcome() == outcome()
+    assert await recalled(store, "a") == outcome()
     with pytest.raises(InvalidRequest):
         store.find("a", "other")
     clock.now += 24 * 3600
     assert store.find("a", "f") is None
-    assert list(tmp_path.iterdir()) == []
+    assert kept(tmp_path) == []
 
 
-async def test_answers_end_by_number_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_answers_end_by_number_and_size(
+    folder: StoreFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(idempotency, "_MOST_ENTRIES", 3)
     monkeypatch.setattr(idempotency, "_QUOTA_BYTES", 2500)
-    store = IdempotencyStore(tmp_path, url_ttl_s=60)
+    store = IdempotencyStore(folder, url_ttl_s=60)
     for i in range(5):
-        await store.open(str(i), "f", made(outcome(100))).outcome()
+        await answer_of(store, str(i), outcome(100))
     assert [store.find(str(i), "f") is not None for i in range(5)] == [False, False, True, True, True]
-    await store.open("large", "f", made(outcome(1200))).outcome()
-    assert len(list(tmp_path.iterdir())) < 3
+    await answer_of(store, "large", outcome(1200))
+    assert len(kept(tmp_path)) < 3
 
 
-async def test_a_failure_that_is_not_final_frees_its_key(tmp_path: Path) -> None:
-    store = IdempotencyStore(tmp_path, url_ttl_s=60)
-    for error, kept in ((ValueError("bug"), False), (StorageFull("full"), False), (NonFiniteOutput("nan"), True)):
+async def test_a_failure_that_is_not_final_frees_its_key(folder: StoreFolder) -> None:
+    store = IdempotencyStore(folder, url_ttl_s=60)
+    for error, is_kept in ((ValueError("bug"), False), (StorageFull("full"), False), (NonFiniteOutput("nan"), True)):
         entry = store.open(type(error).__name__, "f", failed(error))
+        assert entry.work is not None
         with pytest.raises(type(error)):
-            await entry.outcome()
-        assert (store.find(type(error).__name__, "f") is not None) == kept
+            await entry.work
+        assert (store.find(type(error).__name__, "f") is not None) == is_kept
+    with pytest.raises(NonFiniteOutput, match="nan"):
+        await recalled(store, "NonFiniteOutput")
 
 
-async def test_files_of_another_kind_are_swept(tmp_path: Path) -> None:
-    for name in ("junk.answer", "half.tmp", "empty.answer"):
-        (tmp_path / name).write_bytes(b"junk" if name[0] != "e" else b"")
-    IdempotencyStore(tmp_path, url_ttl_s=60)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.fault(61)
+@pytest.mark.parametrize("damage", ["removed", "emptied", "cut", "cut in its head", "flipped", "a folder"])
+async def test_a_damaged_answer_frees_its_key(folder: StoreFolder, tmp_path: Path, damage: str) -> None:
+    store = IdempotencyStore(folder, url_ttl_s=60)
+    await answer_of(store, "a", outcome())
+    [path] = kept(tmp_path)
+    content = path.read_bytes()
+    path.unlink()
+    match damage:
+        case "a folder":
+            path.mkdir()
+        case "removed":
+            pass
+        case _:
+            flipped = content[:-1] + bytes([content[-1] ^ 1])
+            left = {"emptied": b"", "cut": content[:-1], "cut in its head": content[:40], "flipped": flipped}[damage]
+            path.write_bytes(left)
+    assert await recalled(store, "a") is None
+    assert not folder.writable, "readiness has to ask the disk"
+    assert folder.check()
+    assert store.find("a", "f") is None
+
+
+@pytest.mark.fault(64)
+async def test_after_a_restart_answers_live_as_long_as_they_would_have(
+    folder: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of URLs for their time, others for a day; a wall clock that was set back gives none more than a day."""
+    store, began = IdempotencyStore(folder, url_ttl_s=60), time.time()
+    await answer_of(store, "a", outcome())
+    await answer_of(store, "u", outcome(names=("x.png",)))
+    clock = Clock()
+    for later_s, left in ((62 * 60, (True, False)), (24 * 3600 + 1, (False, False))):
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "time", lambda later_s=later_s: began + later_s)
+            patched.setattr(StoreFolder, "delete", lambda *_: None)
+            again = IdempotencyStore(folder, url_ttl_s=60, clock=clock)
+            assert (again.find("a", "f") is not None, again.find("u", "f") is not None) == left
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: began - 1e6)
+        again = IdempotencyStore(folder, url_ttl_s=60, clock=clock)
+    assert again.find("a", "f") is not None
+    clock.now += 24 * 3600 + 1
+    assert again.find("a", "f") is None
+
+
+@pytest.mark.fault(54, 59)
+async def test_only_what_is_provably_its_own_is_swept(folder: StoreFolder, tmp_path: Path) -> None:
+    own = folder.name("A" * 38, ".png")
+    forged = "A" * 54 + ".png"
+    foreign = ["junk.answer", "half.tmp", ".tmp-half.png", forged, f".tmp-{forged}", "a" * 80 + ".answer", "naïve.png"]
+    for name in [*foreign, own, f".tmp-{own}"]:
+        (tmp_path / "store" / name).write_bytes(b"x")
+    os.utime(tmp_path / "store" / own, (1, 1))
+    folder.close()
+    again = StoreFolder(tmp_path / "store")
+    IdempotencyStore(again, url_ttl_s=60)
+    pictures = ImageStore(again, ttl_s=60, quota_bytes=1000)
+    await pictures.put([image()])
+    left = {path.name for path in kept(tmp_path)}
+    assert left >= set(foreign)
+    assert not left & {own, f".tmp-{own}"}
+    for name in foreign:
+        assert not await pictures.has([name])
+    again.close()
+
+
+@pytest.mark.fault(60)
+def test_files_in_the_servers_place_are_refused_by_its_name(tmp_path: Path) -> None:
+    place = tmp_path / "store"
+
+    def refused() -> None:
+        with pytest.raises(ConfigError, match=re.escape(str(place))):
+            StoreFolder(place)
+
+    place.write_text("a file")
+    refused()
+    assert place.read_text() == "a file"
+    place.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    place.symlink_to(tmp_path / "elsewhere")
+    refused()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    place.unlink()
+    place.mkdir(mode=0o755)
+    (place / "holiday.png").write_bytes(b"mine")
+    refused()
+    assert [path.name for path in place.iterdir()] == ["holiday.png"]
+    assert place.stat().st_mode & 0o777 == 0o755
+    (place / MARK).write_text("not the server's\n")
+    refused()
+    (place / MARK).unlink()
+    (place / "holiday.png").unlink()
+    StoreFolder(place).close()
+
+
+@pytest.mark.fault(62)
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_folder_that_is_removed_while_in_use_is_made_again(tmp_path: Path, whole: bool) -> None:
+    folder = StoreFolder(tmp_path / "given" / "store")
+    pictures = ImageStore(folder, ttl_s=60, quota_bytes=1000)
+    [lost] = await pictures.put([image()])
+    shutil.rmtree(tmp_path / "given" / ("" if whole else "store"))
+    assert not await pictures.has([lost])
+    [name] = await pictures.put([image()])
+    assert await pictures.has([name])
+    assert (tmp_path / "given" / "store").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(InUse):
+        StoreFolder(tmp_path / "given" / "store")
+    folder.close()
+    again = StoreFolder(tmp_path / "given" / "store")
+    assert [found for found, _ in again.own_files([".png"])] == [name]
+    again.close()
 
 
 async def test_a_bucket_refills(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,8 @@ class AccessControl:
         self._app = app
         self._keys = ApiKeys(config.api_keys)
         self._config = config
-        self._hosts = _allowed_hosts(config) if is_loopback(config.host) else [ANY]
+        named = bool(config.allowed_hosts or config.public_url)
+        self._hosts = _allowed_hosts(config) if named or is_loopback(config.host) else [ANY]
         self._origins = Origins(config.cors_origins)
         self._check_serving = check_serving
 
@@ -76,7 +77,7 @@ class AccessControl:
             raise QueueFull("too many connections are open; try again", retry_after_s=1)
         if method == "POST" and path.startswith(f"{IMAGE_REQUESTS}/"):
             self._check_serving()
-        if path not in HEALTH_PATHS:
+        if path not in HEALTH_PATHS:  # probes come under the address of a container
             self._check_host(scope, headers.get("host"))
         if method not in _READING:
             self._check_origin(scope, headers)

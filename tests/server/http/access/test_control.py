@@ -10,21 +10,23 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.reliability.answers import assert_answer
 from tests.server.conftest import StartServer
 from tests.server.running import GENERATIONS, Server, assert_error, exchange, until
 
 KEYS = {"FLUXSERVE_API_KEY": "first,zweiter-schlüssel"}
 
 
+@pytest.mark.fault(69)
 @pytest.mark.behaviour(52)
 def test_keys(start_server: StartServer, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("third\n\n fourth \n")
+    (tmp_path / "keys").write_text("\ufeffthird\n\n fourth \n# comment\n #fifth\nsixth#6\t # of a laptop\n")
     server = start_server("--api-key-file", str(tmp_path / "keys"), variables=KEYS)
 
     def status(*authorization: bytes) -> int:
         return models_status(server, *authorization)
 
-    for key in (b"first", "zweiter-schlüssel".encode(), b"third", b"fourth"):
+    for key in (b"first", "zweiter-schlüssel".encode(), b"third", b"fourth", b"sixth#6"):
         assert status(b"Bearer " + key) == 200
     assert status(b"bearer first") == 200
     for wrong in (
@@ -36,6 +38,11 @@ def test_keys(start_server: StartServer, tmp_path: Path) -> None:
         b"Basic first",
         b"Bearer \xe9",
         b"Bearer firs",
+        b"Bearer # comment",
+        b"Bearer comment",
+        b"Bearer #fifth",
+        b"Bearer fifth",
+        b"Bearer sixth#6\t # of a laptop",
     ):
         assert status(wrong) == 401
     assert status() == 401
@@ -163,3 +170,26 @@ def test_binding_beyond_this_machine_needs_a_key(start_server: StartServer, tmp_
 def test_refusals_of_raw_requests_have_the_shape_too(server: Server) -> None:
     answer = exchange(server, [b"GET /v1/models HTTP/1.1\r\nHost: evil\r\nConnection: close\r\n\r\n"])
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "host_not_allowed"
+
+
+@pytest.mark.fault(91)
+def test_hosts_beyond_loopback(start_server: StartServer) -> None:
+    def status(server: Server, host: str, path: str = "/v1/models") -> int:
+        key = {"authorization": "Bearer secret"}
+        response = httpx.get(local(server) + path, headers={"host": host, **key}, trust_env=False)
+        if path == "/v1/models":
+            assert_answer(91, response, response.status_code)
+        return response.status_code
+
+    def local(server: Server) -> str:
+        return server.url.replace("0.0.0.0", "127.0.0.1")
+
+    everywhere = ("--host", "0.0.0.0", "--api-key", "secret")
+    open_to_all = start_server(*everywhere)
+    assert {status(open_to_all, host) for host in ("nas.local:1234", "192.168.1.5", "evil.example")} == {200}
+    for named in (("--allowed-host", "nas.local"), ("--public-url", "https://nas.local:8443/flux")):
+        server = start_server(*everywhere, *named)
+        assert [status(server, host) for host in ("nas.local", "NAS.local:1234", "127.0.0.1", "localhost")] == [200] * 4
+        assert [status(server, host) for host in ("evil.example", "nas.local.evil", "192.168.1.5", "")] == [403] * 4
+        assert {status(server, "10.1.2.3:1234", path) for path in ("/livez", "/readyz", "/health")} == {200}
+        assert status(server, "10.1.2.3", "/livez/more") == 403
