@@ -1,8 +1,8 @@
 """The names that LoRA files give to the networks' Linears, as one dictionary.
 
 Names are built from the model and looked up, never taken apart. Families, and how they spell a Linear:
-kohya sd-scripts (BFL names, underscores), ComfyUI (BFL names), OneTrainer (diffusers' names, underscores), XLabs
-(`processor`), fal (`base_model.model.`), PEFT, diffusers and ai-toolkit (diffusers' names).
+kohya sd-scripts (BFL names, underscores), ComfyUI (BFL names), OneTrainer (diffusers' names, underscores; T5 is
+`lora_te2_`), XLabs (`processor`), fal and peft (`base_model.model.`), diffusers and ai-toolkit (diffusers' names).
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ def _clip_names(linear: str) -> Iterator[str]:
     yield f"text_encoders.clip_l.transformer.text_model.{linear}"
     yield f"text_encoder.text_model.{linear}"
     yield f"text_encoder.{linear}"
+    yield f"base_model.model.text_model.{linear}"
+    yield f"base_model.model.{linear}"
     for prefix in ("lora_te1", "lora_te"):
         yield f"{prefix}_text_model_{_underscored(linear)}"
 
@@ -77,7 +79,9 @@ def _clip_names(linear: str) -> Iterator[str]:
 def _t5_names(linear: str) -> Iterator[str]:
     yield f"text_encoders.t5xxl.transformer.{linear}"
     yield f"text_encoder_2.{linear}"
-    yield f"lora_te3_{_underscored(linear)}"
+    yield f"base_model.model.{linear}"
+    for prefix in ("lora_te2", "lora_te3"):
+        yield f"{prefix}_{_underscored(linear)}"
 
 
 def _underscored(name: str) -> str:

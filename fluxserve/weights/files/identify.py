@@ -12,6 +12,7 @@ from fluxserve.models.foreign import foreign_name
 from fluxserve.models.markings import PREFIXES
 from fluxserve.tensors.reader import TensorReader, name_some, renamed
 from fluxserve.weights.files.bitsandbytes import FourBitReader, is_four_bit
+from fluxserve.weights.files.file_map import FileCopy
 from fluxserve.weights.files.fp8 import Float8Reader, is_float8, refuse_other_formats
 from fluxserve.weights.files.gguf_file import GgufFile
 from fluxserve.weights.files.safetensors_file import SafetensorsFile
@@ -25,13 +26,26 @@ def open_file(path: Path) -> TensorReader:
     Raises:
         CheckpointError: it cannot be read, or is neither safetensors nor GGUF; pickles are refused unread.
     """
+    return GgufFile(path) if _is_gguf(path) else SafetensorsFile(path)
+
+
+def open_copy(path: Path) -> SafetensorsFile:
+    """A small file, read whole, so that no later change of it shows.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no safetensors file.
+    """
+    if _is_gguf(path):
+        raise CheckpointError(f"{path}: is a GGUF file; a safetensors file is read here")
+    return SafetensorsFile(path, FileCopy(path))
+
+
+def _is_gguf(path: Path) -> bool:
     start = _first_bytes(path)
     looks_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
     if path.suffix.lower() in PICKLE_SUFFIXES or (not looks_safetensors and _is_pickle(start)):
         raise CheckpointError(f"{path}: is a pickle, which can run code and is never read; convert it to safetensors")
-    if start.startswith(b"GGUF"):
-        return GgufFile(path)
-    return SafetensorsFile(path)
+    return start.startswith(b"GGUF")
 
 
 def components(reader: TensorReader) -> dict[Part, TensorReader]:
