@@ -55,7 +55,7 @@ TRANSFORMER = Part(
     title="FLUX.1 transformer",
     role="denoiser",
     folder="transformer",
-    markers=(names.BFL_MARKER, names.DIFFUSERS_MARKER),
+    markers=(names.BFL_MARKER, names.BFL_WEIGHT_MARKER, names.DIFFUSERS_MARKER),
     canonical=names.canonical_transformer,
     bundle_prefix="model.diffusion_model.",
     gguf_architectures=("flux",),
@@ -69,6 +69,7 @@ AUTOENCODER = Part(
     markers=(autoencoder_names.BFL_MARKER, autoencoder_names.DIFFUSERS_MARKER),
     canonical=autoencoder_names.canonical_autoencoder,
     bundle_prefix="vae.",
+    bundle_aliases=("first_stage_model.",),
 )
 T5 = Part(
     name="t5",
@@ -78,7 +79,8 @@ T5 = Part(
     markers=(text_names.T5_MARKER, text_names.T5_GGUF_MARKER),
     canonical=text_names.canonical_t5,
     bundle_prefix="text_encoders.t5xxl.transformer.",
-    bundle_ignored=("text_encoders.t5xxl.logit_scale",),
+    bundle_aliases=("t5xxl.transformer.", "text_encoder_2."),
+    bundle_ignored=("text_encoders.t5xxl.logit_scale", "t5xxl.logit_scale"),
     gguf_architectures=("t5", "t5encoder"),
     layout=BlockLayout(prefixes=("encoder.block.",), tables={text_names.T5_EMBEDDING: (text_names.T5_TIED_EMBEDDING,)}),
     float16=False,
@@ -92,7 +94,8 @@ CLIP = Part(
     markers=(text_names.CLIP_PREFIX + text_names.CLIP_MARKER, text_names.CLIP_MARKER),
     canonical=text_names.canonical_clip,
     bundle_prefix="text_encoders.clip_l.transformer.",
-    bundle_ignored=("text_encoders.clip_l.logit_scale",),
+    bundle_aliases=("clip_l.transformer.", "text_encoder."),
+    bundle_ignored=("text_encoders.clip_l.logit_scale", "clip_l.logit_scale"),
     float16=False,
     tables=text_names.TABLES,
 )

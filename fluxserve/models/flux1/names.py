@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fluxserve.models.sizes import count
-from fluxserve.tensors.reader import Operation, Recipe, TensorReader, mapped_exactly
+from fluxserve.tensors.reader import Operation, Recipe, TensorReader, mapped_exactly, renamed
 
 BFL_MARKER = "double_blocks.0.img_attn.norm.key_norm.scale"
+BFL_WEIGHT_MARKER = "double_blocks.0.img_attn.norm.key_norm.weight"
+"""ComfyUI's saves since 2026 name the scales of norms so."""
+
+_NORM_SPELLINGS = (".query_norm.weight", ".key_norm.weight")
 DIFFUSERS_MARKER = "transformer_blocks.0.attn.norm_added_k.weight"
 
 _EMBEDDERS: dict[str, tuple[str, ...]] = {
@@ -56,14 +60,21 @@ _SINGLE_NORMS = {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k
 
 
 def canonical_transformer(reader: TensorReader) -> TensorReader:
-    """Under BFL's names, from either spelling."""
+    """Under BFL's names, from any spelling."""
     keys = reader.keys()
     if DIFFUSERS_MARKER not in keys:
-        return reader
+        return _with_scales(reader)
     guidance = any(key.startswith("time_text_embed.guidance_embedder.") for key in keys)
     depth = count(keys, "transformer_blocks.")
     single_depth = count(keys, "single_transformer_blocks.")
     return mapped_exactly(reader, transformer_recipes(depth, single_depth, guidance))
+
+
+def _with_scales(reader: TensorReader) -> TensorReader:
+    """A stray spelling beside the right one keeps its name, and is refused by the strict check."""
+    scales = {key: f"{key.removesuffix('weight')}scale" for key in reader.keys() if key.endswith(_NORM_SPELLINGS)}
+    names = {(scales[key] if scales.get(key, key) not in reader.keys() else key): key for key in reader.keys()}
+    return renamed(reader, names) if scales else reader
 
 
 def linear_parts(depth: int, single_depth: int) -> dict[str, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fluxserve.errors import CheckpointError, ConfigError
 from fluxserve.models import registry
+from fluxserve.models.markings import GGUF_ANY
 from fluxserve.tensors.packed import PackedWeight
 from fluxserve.weights.files.file_map import FileMap
 from fluxserve.weights.files.gguf_blocks import BLOCKS, Gguf
@@ -100,11 +101,11 @@ def _parse(path: Path) -> GGUFReader:
 
 
 def _require_known(path: Path, parsed: GGUFReader) -> None:
-    """An absent architecture (stable-diffusion.cpp writes none) is told by the tensors' names."""
+    """What an absent architecture (stable-diffusion.cpp writes none) or one of GGUF_ANY is, the tensors' names tell."""
     field = parsed.get_field("general.architecture")
     architecture = field.contents() if field else None
     known = [name for part in registry.parts() for name in part.gguf_architectures]
-    if architecture is not None and architecture not in known:
+    if architecture is not None and architecture not in (*known, *GGUF_ANY):
         raise CheckpointError(f"{path}: is a GGUF file of a {architecture}; fluxserve reads {', '.join(known)}")
 
 

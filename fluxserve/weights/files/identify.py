@@ -75,12 +75,13 @@ def refuse_foreign(reader: TensorReader) -> None:
 def _groups(reader: TensorReader) -> list[TensorReader]:
     """The file's tensors by network, prefixes stripped. One group, but for files that bundle several networks."""
     parts = registry.parts()
-    bundled = dict.fromkeys(part.bundle_prefix for part in parts)
+    bundled = dict.fromkeys(prefix for part in parts for prefix in (part.bundle_prefix, *part.bundle_aliases))
     present = [prefix for prefix in bundled if any(key.startswith(prefix) for key in reader.keys())]
-    if len(present) < 2:
-        prefix = next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in reader.keys())), "")
-        return [_stripped(reader, prefix, reader.keys())]
     ignored = {name for part in parts for name in part.bundle_ignored}
+    if len(present) < 2:
+        spellings = (*present, *PREFIXES)
+        prefix = next((prefix for prefix in spellings if any(key.startswith(prefix) for key in reader.keys())), "")
+        return [_stripped(reader, prefix, [key for key in reader.keys() if key not in ignored])]
     others = [key for key in reader.keys() if not key.startswith(tuple(present)) and key not in ignored]
     if others:
         raise CheckpointError(f"{reader.source}: {name_some([f'unexpected {key}' for key in others])}")
@@ -88,7 +89,11 @@ def _groups(reader: TensorReader) -> list[TensorReader]:
 
 
 def _stripped(reader: TensorReader, prefix: str, keys: Collection[str]) -> TensorReader:
-    return renamed(reader, {key.removeprefix(prefix): key for key in keys}) if prefix else reader
+    names = {key.removeprefix(prefix): key for key in keys}
+    if len(names) < len(keys):
+        twice = [name for name in names if name in keys and prefix + name in keys]
+        raise CheckpointError(f"{reader.source}: holds with and without {prefix!r}: {name_some(twice)}")
+    return renamed(reader, names) if len(names) < len(reader.keys()) or prefix else reader
 
 
 def _whole_tensors(group: TensorReader) -> TensorReader:
