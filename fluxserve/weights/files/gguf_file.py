@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SPLIT_COUNT = "split.count"
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
 
@@ -38,7 +39,7 @@ class _Entry:
 
 
 class GgufFile:
-    """One file.
+    """One file. parts: how many the model was split into, of which this is one.
 
     Raises:
         CheckpointError: a damaged header, tensors outside the file, another kind of model, or types that are not read.
@@ -50,6 +51,8 @@ class GgufFile:
         self._map = FileMap(path)
         parsed = _parse(path)
         _require_known(path, parsed)
+        split = parsed.get_field(SPLIT_COUNT)
+        self.parts = int(split.contents()) if split else 1
         self._entries = {tensor.name: _entry(path, parsed, tensor) for tensor in parsed.tensors}
 
     def keys(self) -> Collection[str]:
