@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Literal
+
+from fluxserve.tensors.reader import TensorReader
 
 Kind = Literal["down", "up", "alpha"]
 
@@ -51,23 +53,19 @@ def refusal(key: str) -> str | None:
     return None
 
 
+def unsupported(reader: TensorReader) -> tuple[tuple[str, ...], str | None]:
+    """Keys of kinds that are not supported, and in words which of them changes anything, if one does."""
+    kinds = {key: what for key in reader.keys() if (what := refusal(key))}
+    acting = next((key for key in kinds if bool(reader.read(key).float().any())), None)
+    return tuple(kinds), None if acting is None else f"{acting} is {kinds[acting]}, which fluxserve does not support"
+
+
 def is_lora(keys: Collection[str]) -> bool:
-    """Whether a file changes a model rather than being one: it has a pair of matrices, or a kind that is refused."""
-    kinds = {parsed[1] for key in keys if (parsed := parse_key(key))}
-    return {"down", "up"} <= kinds or any(
-        refusal(key) not in (None, "a change of a bias") and not key.endswith(".weight") for key in keys
-    )
+    """Whether a file changes a model rather than being one: it has low-rank matrices, or a kind that is refused."""
+    matrices = any(parse_key(key) and "lora" in key for key in keys)
+    return matrices or any(refusal(key) not in (None, REFUSED["bias"]) for key in keys)
 
 
 def is_control(keys: Collection[str]) -> bool:
     """Whether a LoRA replaces norms too, as those of control models do."""
     return any(key.endswith(_CONTROL_MARKS) for key in keys) and any(".lora_A." in key for key in keys)
-
-
-def modules(keys: Collection[str]) -> Mapping[str, Collection[str]]:
-    """Module -> its keys."""
-    found: dict[str, list[str]] = {}
-    for key in keys:
-        if parsed := parse_key(key):
-            found.setdefault(parsed[0], []).append(key)
-    return found

@@ -22,7 +22,7 @@ from fluxserve.models.family import (
 )
 from fluxserve.models.flux1 import dimensions, names
 from fluxserve.models.flux1.autoencoder import Autoencoder
-from fluxserve.models.flux1.lora_names import lora_targets
+from fluxserve.models.flux1.lora_names import lora_targets, names_lora
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
 from fluxserve.models.flux1.sizes import SIZES, ModelSizes
 from fluxserve.models.flux1.synthetic import synthetic_model
@@ -60,6 +60,7 @@ TRANSFORMER = Part(
     bundle_prefix="model.diffusion_model.",
     gguf_architectures=("flux",),
     layout=BlockLayout(prefixes=("double_blocks.", "single_blocks."), on_host=is_modulation),
+    names_lora=names_lora,
 )
 AUTOENCODER = Part(
     name="autoencoder",

@@ -7,11 +7,14 @@ kohya sd-scripts (BFL names, underscores), ComfyUI (BFL names), OneTrainer (diff
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
 
 from fluxserve.models.flux1.names import SWAPPED, linear_parts
 from fluxserve.models.flux1.shapes import transformer_shapes
-from fluxserve.models.flux1.sizes import FluxParams, ModelSizes
+from fluxserve.models.flux1.sizes import TINY, FluxParams, ModelSizes
 from fluxserve.models.flux1.text.names import TABLES, clip_shapes, t5_shapes
 from fluxserve.models.lora_target import LoraTarget, linears
 from fluxserve.models.markings import PREFIXES
@@ -26,6 +29,22 @@ def lora_targets(sizes: ModelSizes) -> dict[str, LoraTarget]:
     for linear, (rows, columns) in linears(t5_shapes(t5), TABLES).items():
         named |= dict.fromkeys(_t5_names(linear), LoraTarget("t5", linear, 0, rows, columns))
     return named
+
+
+def names_lora(module: str) -> bool:
+    """Whether it is such a name, whatever the sizes."""
+    return _numbers_apart(module) in _spellings()
+
+
+@cache
+def _spellings() -> frozenset[str]:
+    smallest = replace(TINY, transformer=replace(TINY.transformer, guidance_embed=True))
+    return frozenset(map(_numbers_apart, lora_targets(smallest)))
+
+
+def _numbers_apart(name: str) -> str:
+    """Alike for all blocks."""
+    return re.sub(r"(?<=[._])\d+(?=[._]|$)", "0", name)
 
 
 def _transformer_names(params: FluxParams) -> Iterator[tuple[str, LoraTarget]]:

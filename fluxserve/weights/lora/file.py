@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.lora_keys import CONTROL, EMBEDDINGS, Kind, is_control, parse_key, refusal
+from fluxserve.models.lora_keys import CONTROL, EMBEDDINGS, Kind, is_control, parse_key, unsupported
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.tensors.reader import TensorReader, name_some
 from fluxserve.weights.files.identify import open_copy
@@ -77,7 +77,10 @@ def read_lora(path: Path, targets: Mapping[str, LoraTarget]) -> Lora:
     reader = open_copy(path)
     if is_control(reader.keys()):
         raise CheckpointError(f"{path}: is {CONTROL}")
-    zero, words = _zero(reader), [key for key in reader.keys() if key.startswith(EMBEDDINGS)]
+    zero, acting = unsupported(reader)
+    if acting is not None:
+        raise CheckpointError(f"{path}: {acting}")
+    words = [key for key in reader.keys() if key.startswith(EMBEDDINGS)]
     modules = _modules(reader, [key for key in reader.keys() if key not in (*zero, *words)], targets)
     strengths = Strengths(path, reader)
     branches: dict[str, dict[str, tuple[Branch, ...]]] = {}
@@ -97,15 +100,6 @@ def _tell(path: Path, zero: Collection[str], words: Collection[str], strengths: 
         log.warning("%s: the words it was trained with are left out, the rest acts: %s", path, name_some(words))
     if strengths.peft_without_config:
         log.warning("%s: no %s beside it; it acts as if alpha were the rank", path, PEFT_CONFIG)
-
-
-def _zero(reader: TensorReader) -> tuple[str, ...]:
-    """Keys of what is not supported, which may be there if it is all zero and so changes nothing."""
-    unsupported = {key: what for key in reader.keys() if (what := refusal(key))}
-    for key, what in unsupported.items():
-        if bool(reader.read(key).float().any()):
-            raise CheckpointError(f"{reader.source}: {key} is {what}, which fluxserve does not support")
-    return tuple(unsupported)
 
 
 def _modules(
