@@ -171,6 +171,7 @@ def test_a_split_gguf_is_joined_or_named_as_such(tiny_checkpoint: MakeCheckpoint
         opened = open_quietly(model).readers["transformer"]
         assert set(opened.keys()) == set(tensors)
         assert len(opened.files) == 3
+    assert open_quietly(parts[0]).id == "flux1-dev"
     assert torch.equal(opened.read("img_in.weight"), tensors["img_in.weight"].float())
     parts[1].rename(tmp_path / "b.gguf")
     with pytest.raises(CheckpointError, match=r"is one of 3 parts; missing flux1-dev-00002-of-00003\.gguf"):
