@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.lora_keys import CONTROL, EMBEDDINGS, Kind, is_control, parse_key, unsupported
+from fluxserve.models.lora_keys import CONTROL, EMBEDDINGS, Kind, is_control, is_lora, parse_key, unsupported
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.tensors.reader import TensorReader, name_some
-from fluxserve.weights.files.identify import open_copy
+from fluxserve.weights.files.identify import open_copy, open_file
 from fluxserve.weights.lora.strength import PEFT_CONFIG, Strengths
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,8 @@ def read_lora(path: Path, targets: Mapping[str, LoraTarget]) -> Lora:
     Raises:
         CheckpointError: damaged, of another model or size, or of a family that is not supported; names the keys.
     """
+    if not is_lora(open_file(path).keys()):
+        raise CheckpointError(f"{path}: holds no LoRA")
     reader = open_copy(path)
     if is_control(reader.keys()):
         raise CheckpointError(f"{path}: is {CONTROL}")
@@ -119,7 +121,7 @@ def _modules(
     if unknown:
         raise CheckpointError(f"{reader.source}: holds what this model has no place for: {name_some(sorted(unknown))}")
     if not modules:
-        raise CheckpointError(f"{reader.source}: holds no LoRA")
+        raise CheckpointError(f"{reader.source}: holds no LoRA but for tensors that are all zero")
     return modules
 
 

@@ -303,3 +303,13 @@ def test_what_becomes_of_the_file_later_changes_nothing(tiny: Targets, tmp_path:
         for branch, (down, up) in zip(lora.all_branches, before.values(), strict=True):
             assert torch.equal(branch.down, down)
             assert torch.equal(branch.up, up)
+
+
+def test_a_model_given_as_a_lora_is_refused_unread(tiny: Targets, tmp_path: Path) -> None:
+    size = 2**42
+    header = json.dumps({"img_in.weight": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)  # a hole: takes no disk, and would never fit the memory
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: holds no LoRA"):
+        read_lora(tmp_path / "model.safetensors", tiny)
