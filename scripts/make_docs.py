@@ -6,6 +6,7 @@ import ast
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fluxserve.cli.options import Setting, settings_of  # noqa: E402
 from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig  # noqa: E402
 from scripts.reliability_page import reliability_page  # noqa: E402
 from tests.behaviours import BEHAVIOURS  # noqa: E402
+from tests.interop_files import LORA_FILES  # noqa: E402
 
 
 def options() -> str:
@@ -75,6 +77,29 @@ def reliability() -> str:
     return reliability_page(claims("fault"))
 
 
+def interop_files() -> str:
+    """docs/interop_files.md"""
+    lines = [
+        "# LoRA files in diffusers and here",
+        "",
+        *_INTEROP,
+        "",
+        _row(["file", "diffusers", "fluxserve"]),
+        "|---|---|---|",
+    ]
+    lines += [_row([name, seen.diffusers, seen.fluxserve]) for name, seen in LORA_FILES.items()]
+    return "\n".join(lines) + "\n"
+
+
+_INTEROP = [
+    f"What diffusers {version('diffusers')} takes of a file and at which strength, as its",
+    "`FluxPipeline.lora_state_dict` tells, and what fluxserve takes. alpha is 2 and the rank 4 in each file that has",
+    "an alpha, so 0.5 is the strength it was trained at; files without one act at 1. Each row is a test that writes",
+    "the file and runs both (`tests/weights/lora/test_interop.py`). Folders of peft, and what diffusers saves, act as",
+    "in peft, patterns and mixed ranks included (`tests/weights/lora/test_strength.py`).",
+]
+
+
 def claims(mark: str) -> dict[int, list[str]]:
     """The tests by each number that they are marked with, in the order of files and lines."""
     shown = defaultdict(list)
@@ -92,7 +117,12 @@ def _numbers(test: ast.FunctionDef | ast.AsyncFunctionDef, mark: str) -> Iterato
             yield from (int(ast.literal_eval(argument)) for argument in decorator.args)
 
 
-PAGES = {"options.md": options, "conformance.md": conformance, "reliability.md": reliability}
+PAGES = {
+    "options.md": options,
+    "conformance.md": conformance,
+    "reliability.md": reliability,
+    "interop_files.md": interop_files,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -51,10 +51,11 @@ class Part:
 
     name: unique within the family. title: for people. folder: in diffusers' layout. markers: names of tensors, any of
     which tells the network from others. canonical: its reader under the names of the network's module, from any
-    spelling. bundle_prefix: before its names in a file that holds several networks; bundle_ignored: names in such a
-    file that belong to it and are not used. gguf_architectures: what GGUF files of it call themselves. layout: None for
-    a network that is placed as a whole. float16: whether it computes in float16 without overflow. tables: endings of
-    matrices that are looked up, not multiplied with.
+    spelling. bundle_prefix: before its names in a file that holds several networks, or this one alone;
+    bundle_aliases: what other tools write there; bundle_ignored: names in such a file that belong to it and are not
+    used. gguf_architectures: what GGUF files of it call themselves. layout: None for a network that is placed as a
+    whole. float16: whether it computes in float16 without overflow. tables: endings of matrices that are looked up, not
+    multiplied with. names_lora: whether a module of a LoRA file may be one of the family's, whatever its sizes.
     """
 
     name: str
@@ -64,11 +65,13 @@ class Part:
     markers: tuple[str, ...]
     canonical: Callable[[TensorReader], TensorReader]
     bundle_prefix: str
+    bundle_aliases: tuple[str, ...] = ()
     bundle_ignored: tuple[str, ...] = ()
     gguf_architectures: tuple[str, ...] = ()
     layout: BlockLayout | None = None
     float16: bool = True
     tables: tuple[str, ...] = ()
+    names_lora: Callable[[str], bool] = _never
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from fluxserve.tensors.reader import TensorReader
+from fluxserve.models import registry
+from fluxserve.models.lora_keys import CONTROL, EMBEDDINGS, is_control, is_lora, parse_key, unsupported
+from fluxserve.tensors.reader import TensorReader, name_some
 
 FOREIGN = {
     (".qweight", ".wscales"): "quantised by nunchaku (SVDQuant); use a GGUF Q4_K_S or an NF4 file instead",
@@ -13,8 +13,6 @@ FOREIGN = {
     ("distilled_guidance_layer.in_proj.bias",): "Chroma; fluxserve draws with FLUX.1 and FLUX.2 [klein]",
     ("redux_up.weight",): "FLUX.1 Redux, an adapter that fluxserve does not support; name a transformer",
     ("decoder.layers.0.weight",): "TAEF1; fluxserve decodes with FLUX.1's own autoencoder (ae.safetensors)",
-    (".lora_down.weight",): "a LoRA, not a model; give it with --lora",
-    (".lora_A.weight",): "a LoRA, not a model; give it with --lora",
 }
 """Endings of tensor names that together give a foreign file away, and what it is."""
 
@@ -24,6 +22,8 @@ LONGCAT_TEXT_WIDTH = 3584
 def foreign_name(reader: TensorReader) -> str | None:
     """What a file is, and what to use instead; None if nothing gives it away."""
     keys = reader.keys()
+    if is_lora(keys):
+        return _lora_name(reader)
     for endings, what in FOREIGN.items():
         if all(any(key.endswith(ending) for key in keys) for ending in endings):
             return what
@@ -33,8 +33,21 @@ def foreign_name(reader: TensorReader) -> str | None:
     return None
 
 
-def refused_lora(keys: Collection[str]) -> str | None:
-    """What a LoRA file is that no model here takes, told by its keys; None if nothing gives it away."""
-    if any("query_norm.scale" in key for key in keys) and any("lora_A" in key for key in keys):
-        return "a control LoRA (Canny or Depth), which needs a control model; not supported"
-    return None
+def _lora_name(reader: TensorReader) -> str:
+    """What a LoRA is, in the words in which `--lora` refuses it if it does; its sizes only a model can tell."""
+    if is_control(reader.keys()):
+        return CONTROL
+    zero, acting = unsupported(reader)
+    if acting is not None:
+        return f"a LoRA of a kind that is refused: {acting}"
+    parsed = [parse_key(key) or (key, None) for key in reader.keys() if key not in zero]
+    modules = sorted({module for module, _ in parsed if not module.startswith(EMBEDDINGS)})
+    named = {family.title: [part.names_lora for part in family.parts] for family in registry.families()}
+    homes = {title: [m for m in modules if not any(knows(m) for knows in known)] for title, known in named.items()}
+    fewest = min(map(len, homes.values()))
+    fitting = [title for title, strays in homes.items() if len(strays) == fewest]
+    if fewest:
+        strays = homes[fitting[0]]
+        return f"a LoRA for another model, with what {' and '.join(named)} have no place for: {name_some(strays)}"
+    owners = " or ".join(f"{title}'s" for title in fitting)
+    return f"a LoRA with {owners} names, not a model; give it with --lora"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -76,3 +77,8 @@ def prefixed(name: str, target: LoraTarget) -> Iterator[tuple[str, LoraTarget]]:
 
 def underscored(name: str) -> str:
     return name.replace(".", "_")
+
+
+def numbers_apart(name: str) -> str:
+    """A module's name, alike for all blocks."""
+    return re.sub(r"(?<=[._])\d+(?=[._]|$)", "0", name)

@@ -13,9 +13,13 @@ Config = Mapping[str, int | tuple[int, ...]]
 
 
 def integers(config: Mapping[str, Any]) -> Config:
-    """What may be read of a config.json: its integers and its lists of integers."""
+    """What may be read of a config.json: its integers and its lists of integers.
+
+    Where it describes a network of pictures and text, those of its `text_config` go first.
+    """
+    text = config.get("text_config")
     kept: dict[str, int | tuple[int, ...]] = {}
-    for key, value in config.items():
+    for key, value in {**config, **(text if isinstance(text, dict) else {})}.items():
         if type(value) is int:
             kept[key] = value
         elif isinstance(value, list) and value and all(type(item) is int for item in value):

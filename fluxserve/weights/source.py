@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fluxserve.errors import ConfigError
 from fluxserve.models import registry
+from fluxserve.weights.files.weight_sets import set_of
 from fluxserve.weights.hub import fetch as hub
 from fluxserve.weights.hub.ungated import composed_folder
 from fluxserve.weights.synthetic.write import cached_model
@@ -35,13 +36,14 @@ def locate(model: str, progress: hub.ByteProgress, subfolders: tuple[str, ...] |
 
     Raises:
         SourceError: the Hub repository is gated, missing or unreachable.
+        CheckpointError: an index of shards beside the file is damaged.
         ConfigError: `model` is none of these, or the demo cannot be written.
     """
     if model in (DEMO, DEMO_UNTRAINED):
         return _demo(model)
     path = Path(os.path.expanduser(model))
     if model and os.path.lexists(path):
-        return Source(path.resolve().name if path.is_dir() else path.stem, path)
+        return Source(path.resolve().name if path.is_dir() else Path(set_of(path).name).stem, path)
     repo_id, file = hub_name(model)
     if file is not None:
         return Source(Path(file).stem, hub.fetch_file(repo_id, file, progress))

@@ -48,4 +48,5 @@ AUTOENCODER = Part(
     markers=(autoencoder_names.BFL_MARKER, autoencoder_names.DIFFUSERS_MARKER),
     canonical=autoencoder_names.canonical_autoencoder,
     bundle_prefix="vae.",
+    bundle_aliases=("first_stage_model.",),
 )

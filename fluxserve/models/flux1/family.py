@@ -23,7 +23,7 @@ from fluxserve.models.family import (
     Told,
 )
 from fluxserve.models.flux1 import dimensions, names
-from fluxserve.models.flux1.lora_names import lora_targets
+from fluxserve.models.flux1.lora_names import lora_targets, names_lora
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
 from fluxserve.models.flux1.sizes import SIZES, ModelSizes
 from fluxserve.models.flux1.synthetic import synthetic_model
@@ -56,11 +56,12 @@ TRANSFORMER = Part(
     title="FLUX.1 transformer",
     role="denoiser",
     folder="transformer",
-    markers=(names.BFL_MARKER, names.DIFFUSERS_MARKER),
+    markers=(names.BFL_MARKER, names.BFL_WEIGHT_MARKER, names.DIFFUSERS_MARKER),
     canonical=names.canonical_transformer,
     bundle_prefix="model.diffusion_model.",
     gguf_architectures=("flux",),
     layout=BlockLayout(prefixes=("double_blocks.", "single_blocks."), on_host=is_modulation),
+    names_lora=names_lora,
 )
 T5 = Part(
     name="t5",
@@ -70,7 +71,8 @@ T5 = Part(
     markers=(text_names.T5_MARKER, text_names.T5_GGUF_MARKER),
     canonical=text_names.canonical_t5,
     bundle_prefix="text_encoders.t5xxl.transformer.",
-    bundle_ignored=("text_encoders.t5xxl.logit_scale",),
+    bundle_aliases=("t5xxl.transformer.", "text_encoder_2."),
+    bundle_ignored=("text_encoders.t5xxl.logit_scale", "t5xxl.logit_scale"),
     gguf_architectures=("t5", "t5encoder"),
     layout=BlockLayout(prefixes=("encoder.block.",), tables={text_names.T5_EMBEDDING: (text_names.T5_TIED_EMBEDDING,)}),
     float16=False,
@@ -84,7 +86,8 @@ CLIP = Part(
     markers=(text_names.CLIP_PREFIX + text_names.CLIP_MARKER, text_names.CLIP_MARKER),
     canonical=text_names.canonical_clip,
     bundle_prefix="text_encoders.clip_l.transformer.",
-    bundle_ignored=("text_encoders.clip_l.logit_scale",),
+    bundle_aliases=("clip_l.transformer.", "text_encoder."),
+    bundle_ignored=("text_encoders.clip_l.logit_scale", "clip_l.logit_scale"),
     float16=False,
     tables=text_names.TABLES,
 )

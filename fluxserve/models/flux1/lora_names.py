@@ -1,19 +1,21 @@
 """The names that LoRA files give to the networks' Linears, as one dictionary.
 
 Names are built from the model and looked up, never taken apart. Families, and how they spell a Linear:
-kohya sd-scripts (BFL names, underscores), ComfyUI (BFL names), OneTrainer (diffusers' names, underscores), XLabs
-(`processor`), fal (`base_model.model.`), PEFT, diffusers and ai-toolkit (diffusers' names).
+kohya sd-scripts (BFL names, underscores), ComfyUI (BFL names), OneTrainer (diffusers' names, underscores; T5 is
+`lora_te2_`), XLabs (`processor`), fal and peft (`base_model.model.`), diffusers and ai-toolkit (diffusers' names).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
 
 from fluxserve.models.flux1.names import SWAPPED, linear_parts
 from fluxserve.models.flux1.shapes import transformer_shapes
-from fluxserve.models.flux1.sizes import FluxParams, ModelSizes
+from fluxserve.models.flux1.sizes import TINY, FluxParams, ModelSizes
 from fluxserve.models.flux1.text.names import TABLES, clip_shapes, t5_shapes
-from fluxserve.models.lora_target import FusedNames, LoraTarget, linears, prefixed, underscored
+from fluxserve.models.lora_target import FusedNames, LoraTarget, linears, numbers_apart, prefixed, underscored
 
 
 def lora_targets(sizes: ModelSizes) -> dict[str, LoraTarget]:
@@ -25,6 +27,17 @@ def lora_targets(sizes: ModelSizes) -> dict[str, LoraTarget]:
     for linear, (rows, columns) in linears(t5_shapes(t5), TABLES).items():
         named |= dict.fromkeys(_t5_names(linear), LoraTarget("t5", linear, 0, rows, columns))
     return named
+
+
+def names_lora(module: str) -> bool:
+    """Whether it is such a name, whatever the sizes."""
+    return numbers_apart(module) in _spellings()
+
+
+@cache
+def _spellings() -> frozenset[str]:
+    smallest = replace(TINY, transformer=replace(TINY.transformer, guidance_embed=True))
+    return frozenset(map(numbers_apart, lora_targets(smallest)))
 
 
 def _transformer_names(params: FluxParams) -> Iterator[tuple[str, LoraTarget]]:
@@ -52,6 +65,8 @@ def _clip_names(linear: str) -> Iterator[str]:
     yield f"text_encoders.clip_l.transformer.text_model.{linear}"
     yield f"text_encoder.text_model.{linear}"
     yield f"text_encoder.{linear}"
+    yield f"base_model.model.text_model.{linear}"
+    yield f"base_model.model.{linear}"
     for prefix in ("lora_te1", "lora_te"):
         yield f"{prefix}_text_model_{underscored(linear)}"
 
@@ -59,4 +74,6 @@ def _clip_names(linear: str) -> Iterator[str]:
 def _t5_names(linear: str) -> Iterator[str]:
     yield f"text_encoders.t5xxl.transformer.{linear}"
     yield f"text_encoder_2.{linear}"
-    yield f"lora_te3_{underscored(linear)}"
+    yield f"base_model.model.{linear}"
+    for prefix in ("lora_te2", "lora_te3"):
+        yield f"{prefix}_{underscored(linear)}"

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fluxserve.models.parts.norm_names import with_scales
 from fluxserve.models.sizes import count
 from fluxserve.tensors.reader import Operation, Recipe, TensorReader, mapped_exactly
 
 BFL_MARKER = "double_blocks.0.img_attn.norm.key_norm.scale"
+BFL_WEIGHT_MARKER = "double_blocks.0.img_attn.norm.key_norm.weight"
+"""ComfyUI's saves since 2026 name the scales of norms so."""
+
 DIFFUSERS_MARKER = "transformer_blocks.0.attn.norm_added_k.weight"
 
 _EMBEDDERS: dict[str, tuple[str, ...]] = {
@@ -56,10 +60,10 @@ _SINGLE_NORMS = {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k
 
 
 def canonical_transformer(reader: TensorReader) -> TensorReader:
-    """Under BFL's names, from either spelling."""
+    """Under BFL's names, from any spelling."""
     keys = reader.keys()
     if DIFFUSERS_MARKER not in keys:
-        return reader
+        return with_scales(reader)
     guidance = any(key.startswith("time_text_embed.guidance_embedder.") for key in keys)
     depth = count(keys, "transformer_blocks.")
     single_depth = count(keys, "single_transformer_blocks.")

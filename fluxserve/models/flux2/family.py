@@ -24,7 +24,7 @@ from fluxserve.models.family import (
 )
 from fluxserve.models.flux2 import dimensions, names
 from fluxserve.models.flux2.autoencoder import Flux2Autoencoder
-from fluxserve.models.flux2.lora_names import lora_targets
+from fluxserve.models.flux2.lora_names import lora_targets, names_lora
 from fluxserve.models.flux2.sizes import KLEIN_9B, SIZES, TEXT_LAYERS, Flux2Sizes
 from fluxserve.models.flux2.synthetic import synthetic_model
 from fluxserve.models.flux2.text import TextEncoder
@@ -61,6 +61,7 @@ TRANSFORMER = Part(
     bundle_prefix="model.diffusion_model.",
     gguf_architectures=("flux",),
     layout=BlockLayout(prefixes=("double_blocks.", "single_blocks."), on_host=_is_modulation),
+    names_lora=names_lora,
 )
 AUTOENCODER = Part(
     name="autoencoder",
@@ -147,7 +148,7 @@ class Flux2Architecture:
         return found
 
     def lora_targets(self) -> Mapping[str, LoraTarget]:
-        return lora_targets(self.sizes.transformer, self.shapes()["transformer"])
+        return lora_targets(self.sizes.transformer)
 
     def build(self, tokenizers: Mapping[str, Path]) -> Mapping[str, nn.Module]:
         return {

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from fluxserve.models.flux2.names import SWAPPED, linear_parts
-from fluxserve.models.flux2.sizes import Flux2Params
-from fluxserve.models.lora_target import FusedNames, LoraTarget, linears
-from fluxserve.tensors.reader import Shapes
+from fluxserve.models.flux2.sizes import TINY, Flux2Params
+from fluxserve.models.flux2.transformer import Flux2Transformer
+from fluxserve.models.lora_target import FusedNames, LoraTarget, linears, numbers_apart
+from fluxserve.models.parts.shapes import shapes_of
 
 
-def lora_targets(params: Flux2Params, shapes: Shapes) -> dict[str, LoraTarget]:
-    """shapes: of the transformer's tensors."""
+def lora_targets(params: Flux2Params) -> dict[str, LoraTarget]:
+    """Every name that a LoRA file may give to a module of this network."""
     parts = linear_parts(params.depth, params.depth_single_blocks)
-    return dict(FusedNames("transformer", linears(shapes), parts, params.hidden_size, SWAPPED).targets())
+    own = linears(shapes_of(lambda: Flux2Transformer(params)))
+    return dict(FusedNames("transformer", own, parts, params.hidden_size, SWAPPED).targets())
+
+
+def names_lora(module: str) -> bool:
+    """Whether it is such a name, whatever the sizes."""
+    return numbers_apart(module) in _spellings()
+
+
+@cache
+def _spellings() -> frozenset[str]:
+    return frozenset(map(numbers_apart, lora_targets(TINY.transformer)))

@@ -6,6 +6,7 @@ Follows huggingface/diffusers `loaders/single_file_utils.py` `convert_flux2_tran
 from __future__ import annotations
 
 from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
+from fluxserve.models.parts.norm_names import with_scales
 from fluxserve.models.sizes import count
 from fluxserve.tensors.reader import Operation, Recipe, TensorReader, mapped_exactly, renamed
 
@@ -85,7 +86,7 @@ def canonical_transformer(reader: TensorReader) -> TensorReader:
     """Under BFL's names, from either spelling."""
     keys = reader.keys()
     if DIFFUSERS_MARKER not in keys:
-        return reader
+        return with_scales(reader)
     guidance = any(key.startswith("time_guidance_embed.guidance_embedder.") for key in keys)
     depth, single_depth = count(keys, "transformer_blocks."), count(keys, "single_transformer_blocks.")
     return mapped_exactly(reader, transformer_recipes(depth, single_depth, guidance))

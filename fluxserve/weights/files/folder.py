@@ -1,7 +1,8 @@
 """What a folder or a file of a model holds: networks with their configs, tokenizers, the variant.
 
 A diffusers folder has a subfolder for each network; elsewhere single files lie side by side and are told apart by
-what is in them. A single file may have a config beside it: `ae.json` for `ae.safetensors`.
+what is in them. A single file may have a config beside it: `ae.json` for `ae.safetensors`, `config.json` for names that
+diffusers and transformers give.
 """
 
 from __future__ import annotations
@@ -16,13 +17,9 @@ from fluxserve.models import registry
 from fluxserve.models.family import Component, Family, Part, Role, Told
 from fluxserve.models.markings import VARIANT_FIELD
 from fluxserve.models.sizes import integers
-from fluxserve.tensors.reader import TensorReader
-from fluxserve.weights.files.identify import components, open_file
+from fluxserve.weights.files.identify import components
 from fluxserve.weights.files.json_file import read_json
-from fluxserve.weights.files.safetensors_file import open_shards
-
-WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+from fluxserve.weights.files.weight_sets import COMPONENT_NAMES, WeightSet, set_of, sets_in
 
 READABLE_QUANT_METHODS = ("bitsandbytes",)
 
@@ -81,8 +78,9 @@ def scan(path: Path, roles: Collection[Role], found: FoundParts) -> None:
             _scan_files(path, roles, found)
             _scan_tokenizers(path, found)
         else:
-            found.take(_components_of_file(path), roles)
-            found.note(Told(variant=_sidecar(path).get(VARIANT_FIELD), name=path.stem))
+            weights = set_of(path)
+            found.take(_components(weights), roles)
+            found.note(Told(variant=_config(weights).get(VARIANT_FIELD), name=path.stem))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
@@ -109,36 +107,35 @@ def _require_known(index: Path, description: Mapping[str, Any]) -> None:
 
 
 def _open_subfolder(folder: Path, expected: Collection[Part]) -> dict[Part, Component]:
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    _require_readable(folder, config)
-    found = components(_open_weights(folder))
+    found = _components(_weights_of(folder))
     if not found.keys() & set(expected) or len({part.markers for part in found}) > 1:
         holds = " and ".join(dict.fromkeys(part.name for part in found))
-        raise CheckpointError(
-            f"{folder}: holds {holds}, expected {' or '.join(dict.fromkeys(part.name for part in expected))}"
-        )
-    return {part: Component(reader, integers(config)) for part, reader in found.items()}
+        wanted = " or ".join(dict.fromkeys(part.name for part in expected))
+        raise CheckpointError(f"{folder}: holds {holds}, expected {wanted}")
+    return found
 
 
-def _require_readable(folder: Path, config: Mapping[str, Any]) -> None:
+def _weights_of(folder: Path) -> WeightSet:
+    """The one set of a component's folder that is named as such."""
+    named = {found.name: found for found in sets_in(folder) if found.variant is not None}
+    plain = [named[name] for name in COMPONENT_NAMES if name in named]
+    if len(named) > 1 and not plain:
+        raise CheckpointError(f"{folder}: holds several variants: {', '.join(sorted(named))}; keep one of them there")
+    if not named:
+        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise CheckpointError(f"{folder}: holds {there}, but none of {', '.join(COMPONENT_NAMES)} (or their index)")
+    return plain[0] if plain else next(iter(named.values()))
+
+
+def _require_readable(source: Path, config: Mapping[str, Any]) -> None:
     """Refuses by name what is quantised in a way that fluxserve does not read."""
     quantisation = config.get("quantization_config")
     method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
     if method is not None and method not in READABLE_QUANT_METHODS:
         raise CheckpointError(
-            f"{folder}: is quantised by {method}, which fluxserve does not read; "
+            f"{source}: is quantised by {method}, which fluxserve does not read; "
             "use the bfloat16 folder, or an fp8, GGUF or NF4 file instead"
         )
-
-
-def _open_weights(folder: Path) -> TensorReader:
-    for name in WEIGHT_NAMES:
-        if (folder / f"{name}.index.json").is_file():
-            return open_shards(folder / f"{name}.index.json")
-        if (folder / name).is_file() or (folder / name).is_symlink():
-            return open_file(folder / name)
-    there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-    raise CheckpointError(f"{folder}: holds {there}, but none of {', '.join(WEIGHT_NAMES)} (or their index)")
 
 
 def _scan_files(folder: Path, roles: Collection[Role], found: FoundParts) -> None:
@@ -147,32 +144,33 @@ def _scan_files(folder: Path, roles: Collection[Role], found: FoundParts) -> Non
         return
     before = found.components.keys() | set()
     origins: dict[Part, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES):
+    for weights in sets_in(folder):
         try:
-            here = _components_of_file(path)
+            here = _components(weights)
         except CheckpointError as error:
             found.unread.append(error.message)
             continue
         here = {part: here[part] for part in here.keys() - before if part.role in roles}
         for part in here.keys() & origins.keys():
             raise CheckpointError(
-                f"{folder}: {origins[part].name} and {path.name} both hold a {part.name}; keep one of them there, "
-                "or name the transformer's file as the model and a folder with --text-encoders"
+                f"{folder}: {origins[part].name} and {weights.path.name} both hold a {part.name}; keep one of them "
+                "there, or name the transformer's file as the model and a folder with --text-encoders"
             )
-        origins |= dict.fromkeys(here, path)
+        origins |= dict.fromkeys(here, weights.path)
         found.take(here, roles)
         if any(part.role == "denoiser" for part in here):
-            found.note(Told(variant=_sidecar(path).get(VARIANT_FIELD), name=path.stem))
+            found.note(Told(variant=_config(weights).get(VARIANT_FIELD), name=weights.path.stem))
 
 
-def _components_of_file(path: Path) -> dict[Part, Component]:
-    config = integers(_sidecar(path))
-    return {part: Component(reader, config) for part, reader in components(open_file(path)).items()}
+def _components(weights: WeightSet) -> dict[Part, Component]:
+    config = _config(weights)
+    return {part: Component(reader, integers(config)) for part, reader in components(weights.open()).items()}
 
 
-def _sidecar(path: Path) -> dict[str, Any]:
-    config = path.with_suffix(".json")
-    return read_json(config) if config.is_file() else {}
+def _config(weights: WeightSet) -> dict[str, Any]:
+    config = read_json(weights.sidecar) if weights.sidecar.is_file() else {}
+    _require_readable(weights.path, config)
+    return config
 
 
 def _scan_tokenizers(folder: Path, found: FoundParts) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fluxserve.errors import CheckpointError, ConfigError
 from fluxserve.models import registry
+from fluxserve.models.markings import GGUF_ANY
 from fluxserve.tensors.packed import PackedWeight
 from fluxserve.weights.files.file_map import FileMap
 from fluxserve.weights.files.gguf_blocks import BLOCKS, Gguf
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SPLIT_COUNT = "split.count"
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
 
@@ -37,7 +39,7 @@ class _Entry:
 
 
 class GgufFile:
-    """One file.
+    """One file. parts: how many the model was split into, of which this is one.
 
     Raises:
         CheckpointError: a damaged header, tensors outside the file, another kind of model, or types that are not read.
@@ -49,6 +51,8 @@ class GgufFile:
         self._map = FileMap(path)
         parsed = _parse(path)
         _require_known(path, parsed)
+        split = parsed.get_field(SPLIT_COUNT)
+        self.parts = int(split.contents()) if split else 1
         self._entries = {tensor.name: _entry(path, parsed, tensor) for tensor in parsed.tensors}
 
     def keys(self) -> Collection[str]:
@@ -100,11 +104,11 @@ def _parse(path: Path) -> GGUFReader:
 
 
 def _require_known(path: Path, parsed: GGUFReader) -> None:
-    """An absent architecture (stable-diffusion.cpp writes none) is told by the tensors' names."""
+    """What an absent architecture (stable-diffusion.cpp writes none) or one of GGUF_ANY is, the tensors' names tell."""
     field = parsed.get_field("general.architecture")
     architecture = field.contents() if field else None
     known = [name for part in registry.parts() for name in part.gguf_architectures]
-    if architecture is not None and architecture not in known:
+    if architecture is not None and architecture not in (*known, *GGUF_ANY):
         raise CheckpointError(f"{path}: is a GGUF file of a {architecture}; fluxserve reads {', '.join(known)}")
 
 

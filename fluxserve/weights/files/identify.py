@@ -12,6 +12,7 @@ from fluxserve.models.foreign import foreign_name
 from fluxserve.models.markings import PREFIXES
 from fluxserve.tensors.reader import TensorReader, name_some, renamed
 from fluxserve.weights.files.bitsandbytes import FourBitReader, is_four_bit
+from fluxserve.weights.files.file_map import FileCopy
 from fluxserve.weights.files.fp8 import Float8Reader, is_float8, refuse_other_formats
 from fluxserve.weights.files.gguf_file import GgufFile
 from fluxserve.weights.files.safetensors_file import SafetensorsFile
@@ -25,13 +26,26 @@ def open_file(path: Path) -> TensorReader:
     Raises:
         CheckpointError: it cannot be read, or is neither safetensors nor GGUF; pickles are refused unread.
     """
+    return GgufFile(path) if _is_gguf(path) else SafetensorsFile(path)
+
+
+def open_copy(path: Path) -> SafetensorsFile:
+    """A small file, read whole, so that no later change of it shows.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no safetensors file.
+    """
+    if _is_gguf(path):
+        raise CheckpointError(f"{path}: is a GGUF file; a safetensors file is read here")
+    return SafetensorsFile(path, FileCopy(path))
+
+
+def _is_gguf(path: Path) -> bool:
     start = _first_bytes(path)
     looks_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
     if path.suffix.lower() in PICKLE_SUFFIXES or (not looks_safetensors and _is_pickle(start)):
         raise CheckpointError(f"{path}: is a pickle, which can run code and is never read; convert it to safetensors")
-    if start.startswith(b"GGUF"):
-        return GgufFile(path)
-    return SafetensorsFile(path)
+    return start.startswith(b"GGUF")
 
 
 def components(reader: TensorReader) -> dict[Part, TensorReader]:
@@ -61,12 +75,13 @@ def refuse_foreign(reader: TensorReader) -> None:
 def _groups(reader: TensorReader) -> list[TensorReader]:
     """The file's tensors by network, prefixes stripped. One group, but for files that bundle several networks."""
     parts = registry.parts()
-    bundled = dict.fromkeys(part.bundle_prefix for part in parts)
+    bundled = dict.fromkeys(prefix for part in parts for prefix in (part.bundle_prefix, *part.bundle_aliases))
     present = [prefix for prefix in bundled if any(key.startswith(prefix) for key in reader.keys())]
-    if len(present) < 2:
-        prefix = next((prefix for prefix in PREFIXES if any(key.startswith(prefix) for key in reader.keys())), "")
-        return [_stripped(reader, prefix, reader.keys())]
     ignored = {name for part in parts for name in part.bundle_ignored}
+    if len(present) < 2:
+        spellings = (*present, *PREFIXES)
+        prefix = next((prefix for prefix in spellings if any(key.startswith(prefix) for key in reader.keys())), "")
+        return [_stripped(reader, prefix, [key for key in reader.keys() if key not in ignored])]
     others = [key for key in reader.keys() if not key.startswith(tuple(present)) and key not in ignored]
     if others:
         raise CheckpointError(f"{reader.source}: {name_some([f'unexpected {key}' for key in others])}")
@@ -74,7 +89,11 @@ def _groups(reader: TensorReader) -> list[TensorReader]:
 
 
 def _stripped(reader: TensorReader, prefix: str, keys: Collection[str]) -> TensorReader:
-    return renamed(reader, {key.removeprefix(prefix): key for key in keys}) if prefix else reader
+    names = {key.removeprefix(prefix): key for key in keys}
+    if len(names) < len(keys):
+        twice = [name for name in names if name in keys and prefix + name in keys]
+        raise CheckpointError(f"{reader.source}: holds with and without {prefix!r}: {name_some(twice)}")
+    return renamed(reader, names) if len(names) < len(reader.keys()) or prefix else reader
 
 
 def _whole_tensors(group: TensorReader) -> TensorReader:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fluxserve.errors import CheckpointError
 from fluxserve.tensors.packed import PackedWeight
 from fluxserve.tensors.reader import TensorReader, name_some
-from fluxserve.weights.files.file_map import FileMap
+from fluxserve.weights.files.file_map import FileCopy, FileMap
 from fluxserve.weights.files.json_file import parse_json, read_json
 
 DTYPES = {
@@ -47,16 +47,16 @@ class _Entry:
 
 
 class SafetensorsFile:
-    """One file. metadata: the header's free text.
+    """One file. metadata: the header's free text. content: of the file; None maps it.
 
     Raises:
         CheckpointError: no safetensors file, or a header that does not describe exactly the bytes that follow it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: FileMap | FileCopy | None = None) -> None:
         self.source, self.files = str(path), (path,)
-        self._map = FileMap(path)
-        header, payload = _header(path)
+        self._map = content or FileMap(path)
+        header, payload = _header(path, self._map.bytes)
         metadata = header.pop("__metadata__", {})
         self.metadata: dict[str, str] = metadata if isinstance(metadata, dict) else {}
         self._entries = {key: _entry(path, key, value, payload) for key, value in header.items()}
@@ -141,16 +141,13 @@ def _require_indexed(index: Path, shard: SafetensorsFile, expected: set[str]) ->
         raise CheckpointError(f"{shard.source}: does not hold what {index.name} says: {name_some(differences)}")
 
 
-def _header(path: Path) -> tuple[dict[str, Any], range]:
+def _header(path: Path, content: Tensor) -> tuple[dict[str, Any], range]:
     """The JSON header, and the file bytes of the payload as a range."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-            raise CheckpointError(
-                f"{path}: is no safetensors file, or was cut: its header ({length} bytes) does not fit"
-            )
-        header = parse_json(file.read(length), str(path))
+    size = len(content)
+    length = int.from_bytes(content[:8].numpy().tobytes(), "little")
+    if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+        raise CheckpointError(f"{path}: is no safetensors file, or was cut: its header ({length} bytes) does not fit")
+    header = parse_json(content[8 : 8 + length].numpy().tobytes(), str(path))
     return header, range(8 + length, size)
 
 

@@ -12,8 +12,11 @@ from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.checkpoint import Checkpoint
 from fluxserve.weights.lora.apply import MergedReader, Weighted, weigh
 from fluxserve.weights.lora.file import Branch, Lora, read_lora
+from fluxserve.weights.lora.strength import PEFT_WEIGHTS
 
 LORA_SUFFIX = ".safetensors"
+FOLDER_NAMES = (PEFT_WEIGHTS, "pytorch_lora_weights.safetensors")
+_IN = " or ".join(FOLDER_NAMES)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ NO_ADAPTERS = Adapters({}, {})
 def adapt(checkpoint: Checkpoint, loras: Sequence[str], folder: str | None) -> tuple[Checkpoint, Adapters]:
     """The model with LoRAs merged into it where its weights are not packed, and the LoRAs that are left.
 
-    loras: `PATH` or `PATH:SCALE`, each. folder: of the LoRAs that requests may name, by their files' stems.
+    loras: `PATH` or `PATH:SCALE`, each. folder: of the LoRAs that requests may name, see `lora_files`.
 
     Raises:
         ConfigError: a path, a scale or the folder is wrong.
@@ -52,12 +55,12 @@ def adapt(checkpoint: Checkpoint, loras: Sequence[str], folder: str | None) -> t
         return checkpoint, NO_ADAPTERS
     targets = checkpoint.architecture.lora_targets()
     named = [parse_lora(text) for text in loras]
-    requestable = lora_files(folder) if folder is not None else []
+    requestable = lora_files(folder) if folder is not None else {}
     chosen = [(read_lora(path, targets), scale) for path, scale in named]
     merged = {name: _merged(name, checkpoint.readers[name], chosen) for name in {t.network for t in targets.values()}}
     beside = {name: reader.unmerged for name, reader in merged.items()}
-    by_name = {path.stem: read_lora(path, targets) for path in requestable}
-    files = (*(path for path, _ in named), *requestable)
+    by_name = {name: read_lora(path, targets) for name, path in requestable.items()}
+    files = (*(path for path, _ in named), *requestable.values())
     return replace(checkpoint, readers={**checkpoint.readers, **merged}), Adapters(beside, by_name, files)
 
 
@@ -66,31 +69,50 @@ def _merged(name: str, reader: TensorReader, loras: Sequence[tuple[Lora, float]]
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
-    """(path, scale) of `PATH` or `PATH:SCALE`.
+    """(file, scale) of `PATH` or `PATH:SCALE`; PATH is a file, or a folder as peft and diffusers write them.
 
     Raises:
-        ConfigError: there is no such file, or the scale is no number.
+        ConfigError: there is no LoRA, or the scale is no number.
     """
-    if Path(text).is_file():
-        return Path(text), 1.0
+    whole = lora_at(Path(text))
+    if whole is not None:
+        return whole, 1.0
     path, _, scale = text.rpartition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"no LoRA file {text!r}; name it as PATH or PATH:SCALE")
+    file = lora_at(Path(path)) if path else None
+    if file is None:
+        raise ConfigError(f"no LoRA file {text!r}; name it as PATH or PATH:SCALE, a file, or a folder with {_IN}")
     try:
         number = float(scale)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
         raise ConfigError(f"the scale of the LoRA {path} must be a number, got {scale!r}")
-    return Path(path), number
+    return file, number
 
 
-def lora_files(folder: str) -> list[Path]:
-    """The LoRA files in a folder, by name. Raises: ConfigError: it is not a folder."""
+def lora_files(folder: str) -> dict[str, Path]:
+    """The LoRAs in a folder by name: the stems of files, the names of folders that hold one. Hidden ones are none.
+
+    Raises:
+        ConfigError: the folder cannot be read, or two LoRAs have one name.
+    """
+    found: dict[str, Path] = {}
     try:
-        return sorted(path for path in Path(folder).iterdir() if path.suffix == LORA_SUFFIX)
+        for path in sorted(path for path in Path(folder).iterdir() if not path.name.startswith(".")):
+            file = lora_at(path) if path.is_dir() or path.suffix.lower() == LORA_SUFFIX else None
+            name = path.name if path.is_dir() else path.stem
+            if file is not None and name in found:
+                raise ConfigError(f"two LoRAs in {folder} are named {name}: {found[name]} and {file}; rename one")
+            found |= {} if file is None else {name: file}
     except OSError as error:
         raise ConfigError(f"the folder of LoRAs {folder} cannot be read: {error}") from error
+    return found
+
+
+def lora_at(path: Path) -> Path | None:
+    """The file that a path to a LoRA means: itself, or the one in a folder as peft and diffusers write them."""
+    candidates = (path, *(path / name for name in FOLDER_NAMES))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def _values(branch: Branch) -> int:

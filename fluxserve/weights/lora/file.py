@@ -6,54 +6,21 @@ delta W = scale * up @ down, scale = alpha / rank (1 without alpha), added to ro
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.foreign import refused_lora
+from fluxserve.models.lora_keys import CONTROL, EMBEDDINGS, Kind, is_control, is_lora, parse_key, unsupported
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.tensors.reader import TensorReader, name_some
-from fluxserve.weights.files.identify import open_file
-from fluxserve.weights.files.json_file import parse_json
-from fluxserve.weights.files.safetensors_file import SafetensorsFile
+from fluxserve.weights.files.identify import open_copy, open_file
+from fluxserve.weights.lora.strength import PEFT_CONFIG, Strengths
 
 log = logging.getLogger(__name__)
-
-_DOWN, _UP, _ALPHA = "down", "up", "alpha"
-KINDS = {
-    ".lora_down.weight": _DOWN,
-    ".lora_up.weight": _UP,
-    ".lora_A.weight": _DOWN,
-    ".lora_B.weight": _UP,
-    ".lora_A.default.weight": _DOWN,
-    ".lora_B.default.weight": _UP,
-    ".lora.down.weight": _DOWN,
-    ".lora.up.weight": _UP,
-    ".down.weight": _DOWN,
-    ".up.weight": _UP,
-    ".alpha": _ALPHA,
-}
-"""Endings of keys, longer ones first where one ends another."""
-
-REFUSED = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "lokr_": "LoKr",
-    "hada_": "LoHa",
-    "oft_": "OFT",
-    "diff": "a full-rank difference",
-    "diff_b": "a difference of a bias",
-    "bias": "a change of a bias",
-}
-"""What is no low-rank change, by a part of the key, or what one begins with. Some files hold it all zero."""
-
-METADATA_FIELD = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
@@ -83,7 +50,7 @@ Branches = Mapping[str, tuple[Branch, ...]]
 
 @dataclass(frozen=True)
 class Lora:
-    """One file. branches: by network. skipped: keys of what is not supported, all of it zero."""
+    """One file. branches: by network. skipped: keys of what is not supported: all of it zero, or words."""
 
     name: str
     branches: Mapping[str, Branches]
@@ -102,105 +69,84 @@ class Lora:
 def read_lora(path: Path, targets: Mapping[str, LoraTarget]) -> Lora:
     """A LoRA file for the networks that `targets` names; every key is used, or refused by name.
 
-    targets: see `Architecture.lora_targets`.
+    It is read whole: what becomes of the file later changes nothing. targets: see `Architecture.lora_targets`.
 
     Raises:
         CheckpointError: damaged, of another model or size, or of a family that is not supported; names the keys.
     """
-    reader = open_file(path)
-    refused = refused_lora(reader.keys())
-    if refused is not None:
-        raise CheckpointError(f"{path}: is {refused}")
-    skipped = _skipped(reader)
-    modules = _modules(reader, [key for key in reader.keys() if key not in skipped], targets)
-    alphas = _Alphas(reader)
+    if not is_lora(open_file(path).keys()):
+        raise CheckpointError(f"{path}: holds no LoRA")
+    reader = open_copy(path)
+    if is_control(reader.keys()):
+        raise CheckpointError(f"{path}: is {CONTROL}")
+    zero, acting = unsupported(reader)
+    if acting is not None:
+        raise CheckpointError(f"{path}: {acting}")
+    words = [key for key in reader.keys() if key.startswith(EMBEDDINGS)]
+    modules = _modules(reader, [key for key in reader.keys() if key not in (*zero, *words)], targets)
+    strengths = Strengths(path, reader)
     branches: dict[str, dict[str, tuple[Branch, ...]]] = {}
     for module, keys in modules.items():
         target = targets[module]
         linears = branches.setdefault(target.network, {})
-        branch = _branch(reader, module, keys, target, alphas)
+        branch = _branch(reader, module, keys, target, strengths)
         linears[target.linear] = (*linears.get(target.linear, ()), branch)
-    if skipped:
-        log.info("%s: skipped %d tensors that are all zero: %s", path, len(skipped), name_some(skipped))
-    return Lora(path.stem, branches, skipped)
+    _tell(path, zero, words, strengths)
+    return Lora(path.stem, branches, (*zero, *words))
 
 
-def _skipped(reader: TensorReader) -> tuple[str, ...]:
-    """Keys of what is not supported, which may be there if it is all zero and so changes nothing."""
-    unsupported = {key: what for key in reader.keys() if (what := _refusal(key))}
-    for key, what in unsupported.items():
-        if bool(reader.read(key).any()):
-            raise CheckpointError(f"{reader.source}: {key} is {what}, which fluxserve does not support")
-    return tuple(unsupported)
-
-
-def _refusal(key: str) -> str | None:
-    for part in key.split("."):
-        for word, what in REFUSED.items():
-            if part == word or (word.endswith("_") and part.startswith(word)):
-                return what
-    return None
+def _tell(path: Path, zero: Collection[str], words: Collection[str], strengths: Strengths) -> None:
+    if zero:
+        log.info("%s: skipped %d tensors that are all zero: %s", path, len(zero), name_some(zero))
+    if words:
+        log.warning("%s: the words it was trained with are left out, the rest acts: %s", path, name_some(words))
+    if strengths.peft_without_config:
+        log.warning("%s: no %s beside it; it acts as if alpha were the rank", path, PEFT_CONFIG)
 
 
 def _modules(
     reader: TensorReader, keys: Collection[str], targets: Mapping[str, LoraTarget]
-) -> dict[str, dict[str, str]]:
+) -> dict[str, dict[Kind, str]]:
     """Module -> kind -> key."""
-    modules: dict[str, dict[str, str]] = {}
+    modules: dict[str, dict[Kind, str]] = {}
     unknown = []
     for key in keys:
-        ending = next((ending for ending in KINDS if key.endswith(ending)), None)
-        module = key.removesuffix(ending) if ending else key
-        if ending is None or module not in targets:
+        module, kind = parse_key(key) or (key, "alpha")
+        if module not in targets:
             unknown.append(key)
+        elif kind in modules.setdefault(module, {}):
+            raise CheckpointError(f"{reader.source}: {modules[module][kind]} and {key} are the same matrix twice")
         else:
-            modules.setdefault(module, {})[KINDS[ending]] = key
+            modules[module][kind] = key
     if unknown:
         raise CheckpointError(f"{reader.source}: holds what this model has no place for: {name_some(sorted(unknown))}")
     if not modules:
-        raise CheckpointError(f"{reader.source}: holds no LoRA")
+        raise CheckpointError(f"{reader.source}: holds no LoRA but for tensors that are all zero")
     return modules
 
 
-def _branch(reader: TensorReader, module: str, keys: Mapping[str, str], target: LoraTarget, alphas: _Alphas) -> Branch:
-    if _DOWN not in keys or _UP not in keys:
-        raise CheckpointError(f"{reader.source}: {module} lacks its {_DOWN if _UP in keys else _UP} matrix")
-    down, up = reader.read(keys[_DOWN]), reader.read(keys[_UP])
-    rank = down.shape[0]
-    if down.shape != (rank, target.columns) or up.shape != (target.rows, rank):
+def _branch(
+    reader: TensorReader, module: str, keys: Mapping[Kind, str], target: LoraTarget, strengths: Strengths
+) -> Branch:
+    if "down" not in keys or "up" not in keys:
+        raise CheckpointError(f"{reader.source}: {module} lacks its {'down' if 'up' in keys else 'up'} matrix")
+    down, up = reader.read(keys["down"]), reader.read(keys["up"])
+    rank = down.shape[0] if down.ndim else 0
+    if rank == 0 or down.shape != (rank, target.columns) or up.shape != (target.rows, rank):
         raise CheckpointError(
             f"{reader.source}: {module} has matrices {tuple(down.shape)} and {tuple(up.shape)}; "
-            f"this model takes (rank, {target.columns}) and ({target.rows}, rank)"
+            f"this model takes (rank, {target.columns}) and ({target.rows}, rank), of a rank of at least 1"
         )
+    if not all(matrix.is_floating_point() and matrix.float().isfinite().all() for matrix in (down, up)):
+        raise CheckpointError(f"{reader.source}: the matrices of {module} are not all finite floating point numbers")
     if target.swap_halves:
         up = torch.cat(up.chunk(2)[::-1])
-    if _ALPHA in keys and reader.read(keys[_ALPHA]).numel() != 1:
-        raise CheckpointError(f"{reader.source}: {keys[_ALPHA]} is no single number")
-    alpha = float(reader.read(keys[_ALPHA])) if _ALPHA in keys else None
-    return Branch(down, up, alphas.scale(module, rank, alpha), target.first_row)
+    alpha = _alpha(reader, keys["alpha"]) if "alpha" in keys else None
+    return Branch(down, up, strengths.scale(module, rank, alpha), target.first_row)
 
 
-class _Alphas:
-    """Scales, as the file's tensors or the metadata of diffusers' adapters tell them."""
-
-    def __init__(self, reader: TensorReader) -> None:
-        metadata = reader.metadata if isinstance(reader, SafetensorsFile) else {}
-        raw = metadata.get(METADATA_FIELD)
-        self._fields: dict[str, Any] = parse_json(raw.encode(), f"{reader.source}: {METADATA_FIELD}") if raw else {}
-
-    def scale(self, module: str, rank: int, alpha: float | None) -> float:
-        """alpha: of the module's own tensor, which goes before the metadata."""
-        network, _, name = module.partition(".")
-        if alpha is None:
-            alpha = self._number(network, name)
-        root = math.sqrt(rank) if self._fields.get(f"{network}.use_rslora") is True else rank
-        return 1.0 if alpha is None else alpha / root
-
-    def _number(self, network: str, name: str) -> float | None:
-        """What the metadata says of one module, else of its network. Patterns name a module by the end of its path."""
-        patterns = self._fields.get(f"{network}.alpha_pattern")
-        for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
-            if f".{name}".endswith(f".{pattern.removeprefix('^')}"):
-                return float(value)
-        alpha = self._fields.get(f"{network}.lora_alpha")
-        return None if alpha is None else float(alpha)
+def _alpha(reader: TensorReader, key: str) -> float:
+    alpha = reader.read(key)
+    if alpha.numel() != 1:
+        raise CheckpointError(f"{reader.source}: {key} is no single number")
+    return float(alpha)

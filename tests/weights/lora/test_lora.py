@@ -15,7 +15,7 @@ from diffusers.loaders.lora_conversion_utils import _convert_xlabs_flux_lora_to_
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fluxserve.errors import CheckpointError
+from fluxserve.errors import CheckpointError, ConfigError
 from fluxserve.models.flux1.lora_names import lora_targets
 from fluxserve.models.flux1.names import linear_parts
 from fluxserve.models.flux1.sizes import FLUX1, FULL, TINY
@@ -24,8 +24,10 @@ from fluxserve.models.lora_target import LoraTarget
 from fluxserve.placement.bind import bind
 from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.checkpoint import Checkpoint
+from fluxserve.weights.lora.adapters import lora_files, parse_lora
 from fluxserve.weights.lora.apply import MergedReader, side_branches, weigh
 from fluxserve.weights.lora.file import Lora, read_lora
+from fluxserve.weights.lora.strength import PEFT_WEIGHTS
 from tests.conftest import MakeCheckpoint
 from tests.weights.conftest import PUBLISHED_WIDTHS, PackedModel
 from tests.weights.stored_files import open_quietly
@@ -171,13 +173,58 @@ def test_text_encoders_are_found_in_every_spelling(tiny: Targets, tmp_path: Path
         "lora_te1_text_model_encoder_layers_1_mlp_fc2": clip,
         "text_encoders.clip_l.transformer.text_model.encoder.layers.1.mlp.fc2": clip,
         "text_encoder.text_model.encoder.layers.1.mlp.fc2": clip,
+        "base_model.model.text_model.encoder.layers.1.mlp.fc2": clip,
+        "base_model.model.encoder.layers.1.mlp.fc2": clip,
+        "lora_te2_encoder_block_1_layer_1_DenseReluDense_wi_0": t5,
         "lora_te3_encoder_block_1_layer_1_DenseReluDense_wi_0": t5,
+        "base_model.model.encoder.block.1.layer.1.DenseReluDense.wi_0": t5,
         "text_encoder_2.encoder.block.1.layer.1.DenseReluDense.wi_0": t5,
     }
     for spelling, linear in spellings.items():
         lora = written(kohya(tiny, spelling), tmp_path / "a.safetensors", tiny)
         network = "clip" if linear == clip else "t5"
         assert list(lora.branches[network]) == [linear]  # type: ignore[index]
+
+
+def test_trained_words_are_left_out_and_told_of(
+    tiny: Targets, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = {f"bundle_emb.a word.{encoder}": torch.ones(2, 8) for encoder in ("clip_l", "t5", "t5_out")}
+    lora = written(kohya(tiny, "lora_te2_") | words, tmp_path / "a.safetensors", tiny)
+    assert set(lora.skipped) == set(words)
+    assert len(lora.branches["t5"]) == 14
+    assert "words it was trained with are left out, the rest acts: bundle_emb.a word.clip_l" in caplog.text
+    with pytest.raises(CheckpointError, match="holds no LoRA"):
+        written(words, tmp_path / "b.safetensors", tiny)
+
+
+def test_a_folder_of_loras_holds_files_and_folders(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "B.SAFETENSORS", "._a.safetensors", ".hidden.safetensors", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    for folder, file in {
+        "c": PEFT_WEIGHTS,
+        "d": "pytorch_lora_weights.safetensors",
+        "e": "other",
+        ".f": PEFT_WEIGHTS,
+    }.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_bytes(b"x")
+    (tmp_path / "g.safetensors").mkdir()
+    assert {name: str(path.relative_to(tmp_path)) for name, path in lora_files(str(tmp_path)).items()} == {
+        "B": "B.SAFETENSORS",
+        "a": "a.safetensors",
+        "c": "c/adapter_model.safetensors",
+        "d": "d/pytorch_lora_weights.safetensors",
+    }
+    assert parse_lora(str(tmp_path / "c")) == (tmp_path / "c" / PEFT_WEIGHTS, 1.0)
+    assert parse_lora(f"{tmp_path / 'd'}:0.5") == (tmp_path / "d" / "pytorch_lora_weights.safetensors", 0.5)
+    for wrong in (str(tmp_path / "e"), str(tmp_path / "e") + ":1", ":1", ""):
+        with pytest.raises(ConfigError, match="no LoRA file"):
+            parse_lora(wrong)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / PEFT_WEIGHTS).write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"two LoRAs in .* are named a"):
+        lora_files(str(tmp_path))
 
 
 def peft_file(targets: Targets, path: Path, alphas: bool, **metadata: str) -> dict[str, Tensor]:

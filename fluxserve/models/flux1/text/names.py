@@ -18,8 +18,9 @@ TABLES = (T5_EMBEDDING, "relative_attention_bias.weight", "_embedding.weight")
 """What the names of embeddings end with."""
 
 T5_IGNORED = frozenset({T5_TIED_EMBEDDING, "logit_scale"})
-CLIP_IGNORED = frozenset({"logit_scale", "text_projection.weight", "embeddings.position_ids"})
-"""What files may hold beside the encoder; FLUX uses none of it."""
+CLIP_IGNORED = frozenset({"logit_scale", "embeddings.position_ids"})
+CLIP_OTHER_HALF = ("vision_model.", "visual_projection.", "text_projection.")
+"""What files may hold beside the encoder, the prefixes of CLIP's pictures among them; FLUX uses none of it."""
 
 _T5_GGUF_BLOCK = {
     "attn_q": "layer.0.SelfAttention.q",
@@ -49,7 +50,8 @@ def canonical_t5(reader: TensorReader) -> Mapped:
 def canonical_clip(reader: TensorReader) -> Mapped:
     """A CLIP text encoder under transformers 5's names; files prefix them with `text_model.`."""
     names = {key.removeprefix(CLIP_PREFIX): key for key in reader.keys()}
-    return with_tables(reader, {name: key for name, key in names.items() if name not in CLIP_IGNORED}, TABLES)
+    unused = {name for name, key in names.items() if name in CLIP_IGNORED or key.startswith(CLIP_OTHER_HALF)}
+    return with_tables(reader, {name: key for name, key in names.items() if name not in unused}, TABLES)
 
 
 def t5_shapes(params: T5Params) -> dict[str, tuple[int, ...]]:
