@@ -1,4 +1,4 @@
-"""The official clients, each version in an environment of its own under .venv-clients/, made once and kept."""
+"""Clients, each version in an environment of its own under .venv-clients/, made once and kept."""
 
 from __future__ import annotations
 
@@ -15,33 +15,31 @@ NODE_VERSIONS = ("6.49.0", "7.59.0")
 
 def python_with_openai(wanted: str) -> Path:
     """An interpreter that has this version of openai-python; the one that runs the tests, if it has."""
-    if version("openai") == wanted:
-        return Path(sys.executable)
-    home = HOME / f"openai-python-{wanted}"
+    return Path(sys.executable) if version("openai") == wanted else python_with(f"openai=={wanted}")
+
+
+def python_with(*packages: str) -> Path:
+    """An interpreter that has these packages, each as NAME==VERSION."""
+    home = HOME / f"python-{'-'.join(packages)}"
     python = home / "bin" / "python"
     if not (home / "complete").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", f"openai=={wanted}"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
         (home / "complete").touch()
     return python
 
 
 def schemathesis() -> Path:
     """The command of that name."""
-    home = HOME / "schemathesis"
-    if not (home / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        subprocess.run([home / "bin" / "pip", "install", "--quiet", "schemathesis==4.32.5"], check=True)
-        (home / "complete").touch()
-    return home / "bin" / "schemathesis"
+    return python_with("schemathesis==4.32.5").with_name("schemathesis")
 
 
-def node_modules(wanted: str) -> Path:
-    """A folder whose node_modules holds this version of openai-node."""
-    home = HOME / f"openai-node-{wanted}"
+def node_modules(*packages: str) -> Path:
+    """A folder whose node_modules holds these packages, each as NAME@VERSION."""
+    home = HOME / f"node-{'-'.join(packages).replace('/', '_')}"
     if not (home / "complete").exists():
         home.mkdir(parents=True, exist_ok=True)
         install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(home)]
-        subprocess.run([*install, f"openai@{wanted}"], check=True)
+        subprocess.run([*install, *packages], check=True)
         (home / "complete").touch()
     return home

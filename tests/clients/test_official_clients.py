@@ -48,7 +48,7 @@ def told(server: Server, client: str) -> dict[str, Any]:
     if kind == "python":
         command = [str(python_with_openai(version)), str(HERE / "python_client.py"), *arguments]
     else:
-        command = ["node", str(HERE / "node_client.mjs"), *arguments, str(node_modules(version))]
+        command = ["node", str(HERE / "node_client.mjs"), *arguments, str(node_modules(f"openai@{version}"))]
     ended_before = server.log.read_text().count(f'"code": "{DEADLINE}"')
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
