@@ -156,4 +156,18 @@ FAULTS: dict[int, Fault] = {
         "forms that are malformed, or beyond 64 fields or 16 files", answers=(*refused("invalid_multipart"), TOO_LARGE)
     ),
     58: Fault("prompts and keys on their way to logs, figures and errors", "absent; what is logged is escaped"),
+    70: Fault(
+        "a JSON body of very many keys, values or levels",
+        "time grows with the bytes; at most 1,000 keys an object and 10,000 values; beside the loop",
+        refused("invalid_json"),
+    ),
+    71: Fault("a form of very many parts, headers or almost boundaries", "time grows with the bytes"),
+    72: Fault("a head of very many headers, parameters, spaces or folds", "time grows with the bytes"),
+    73: Fault(
+        "a body in crumbs: chunks of a byte",
+        "1,000 of any size, then one for each 256 bytes; closed",
+        refused("invalid_value"),
+    ),
+    74: Fault("weight files and LoRAs of very many names", "time grows with the bytes"),
+    75: Fault("a PNG of very many chunks", "time grows with the bytes"),
 }

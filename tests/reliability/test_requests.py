@@ -30,6 +30,15 @@ RAW_BODIES: list[tuple[int, bytes]] = [
     ),
     (2, b"[" * 100_000),
     (2, b'{"prompt":"a","user":' + b'{"a":' * 100_000),
+    *(
+        (70, b'{"prompt":"a",%s}' % many)
+        for many in (
+            b",".join(b'"k%d":0' % i for i in range(1001)),
+            b",".join(b'"k%d":0' % (i % 9_999) for i in range(10_000)),
+            b'"user":[' + b"0," * 10_000 + b"0]",
+            b'"user":[' + b"{}," * 100_000 + b"0]",
+        )
+    ),
     *((3, b'{"prompt":"a","%s":%s}' % (name, b"9" * 5000)) for name in (b"n", b"seed", b"steps", b"guidance_scale")),
     *((4, b'{"prompt":"a","guidance_scale":%s}' % number) for number in (b"NaN", b"Infinity", b"-Infinity", b"1e999")),
     *((5, body) for body in (b"[]", b'"a"', b"null", b"1", b'{"prompt":null}', b'{"prompt":"a","n":true}')),
@@ -50,7 +59,7 @@ FIELDS: list[Case] = [
 ]
 
 
-@pytest.mark.fault(1, 2, 3, 4, 5, 8, 10)
+@pytest.mark.fault(1, 2, 3, 4, 5, 8, 10, 70)
 @pytest.mark.parametrize(("fault", "body"), RAW_BODIES)
 def test_bodies(server: Server, fault: int, body: bytes) -> None:
     headers = {"content-type": "application/json"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from fluxserve.errors import InvalidRequest
+from fluxserve.server.contract.strict_json import parse_json
 
 MOST_FILES, MOST_FIELDS, LARGEST_FIELD = 16, 64, 256 * 2**10
 _BRACKETS = re.compile(r"loras\[\]\[(name|scale)\]")
@@ -140,8 +140,8 @@ def _too_large(bound: str) -> InvalidRequest:
 
 def _json_loras(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text.encode())
+    except InvalidRequest:
         raise InvalidRequest("loras must be a JSON list", param="loras", code="invalid_type") from None
 
 

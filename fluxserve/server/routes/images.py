@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +30,8 @@ _IMAGE_FIELDS = ("image", "image[]")
 async def create_images(request: Request, services: ServicesOf) -> Response:
     """Draws images from a prompt."""
     body = await services.bodies.json(request)
-    parameters = parse_parameters(parse_json_object(body), GenerationParameters)
+    fields = await services.parser.run(lambda: parse_json_object(body), len(body))
+    parameters = parse_parameters(fields, GenerationParameters)
     return await _serve(request, services, parameters, None, hashlib.sha256(body).hexdigest())
 
 
@@ -72,7 +72,7 @@ async def _read_form(request: Request, services: Services) -> tuple[Form, str]:
         form = parse_form(body, request.headers["content-type"])
         return form, _digest(form)
 
-    return await asyncio.to_thread(parse)
+    return await services.parser.run(parse, len(body))
 
 
 def _text_fields(form: Form) -> Mapping[str, Any]:
@@ -109,5 +109,6 @@ def _digest(form: Form) -> str:
     """Of the parts' content: boundaries differ from try to try."""
     digest = hashlib.sha256()
     for name, data in [*((name, text.encode()) for name, text in form.texts), *form.files]:
-        digest.update(b"%d %d " % (len(name.encode()), len(data)) + name.encode() + data)
+        digest.update(b"%d %d " % (len(name.encode()), len(data)) + name.encode())
+        digest.update(data)
     return digest.hexdigest()

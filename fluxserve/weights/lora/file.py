@@ -186,6 +186,7 @@ class _Alphas:
         metadata = reader.metadata if isinstance(reader, SafetensorsFile) else {}
         raw = metadata.get(METADATA_FIELD)
         self._fields: dict[str, Any] = parse_json(raw.encode(), f"{reader.source}: {METADATA_FIELD}") if raw else {}
+        self._patterns: dict[str, dict[str, tuple[int, Any]]] = {}
 
     def scale(self, module: str, rank: int, alpha: float | None) -> float:
         """alpha: of the module's own tensor, which goes before the metadata."""
@@ -197,9 +198,17 @@ class _Alphas:
 
     def _number(self, network: str, name: str) -> float | None:
         """What the metadata says of one module, else of its network. Patterns name a module by the end of its path."""
-        patterns = self._fields.get(f"{network}.alpha_pattern")
-        for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
-            if f".{name}".endswith(f".{pattern.removeprefix('^')}"):
-                return float(value)
-        alpha = self._fields.get(f"{network}.lora_alpha")
+        patterns, path = self._patterns_of(network), name.split(".")
+        ends = (".".join(path[first:]) for first in range(len(path)))
+        fitting = [patterns[end] for end in ends if end in patterns]
+        alpha = min(fitting)[1] if fitting else self._fields.get(f"{network}.lora_alpha")
         return None if alpha is None else float(alpha)
+
+    def _patterns_of(self, network: str) -> dict[str, tuple[int, Any]]:
+        """By the end of a path: the pattern's place in the file, of which the first goes, and its alpha."""
+        if network not in self._patterns:
+            given = self._fields.get(f"{network}.alpha_pattern")
+            found = self._patterns[network] = {}
+            for place, (pattern, alpha) in enumerate(given.items() if isinstance(given, dict) else ()):
+                found.setdefault(pattern.removeprefix("^"), (place, alpha))
+        return self._patterns[network]
