@@ -95,6 +95,11 @@ def complete_request(
     )
 
 
+def edit_area(card: ModelCard) -> int:
+    """How many pixels the answer to a picture has at most, where no size is asked."""
+    return max(card.native_area, card.default_width * card.default_height)
+
+
 def check_options(options: RequestOptions) -> None:
     """What can be told without a model's card.
 
@@ -148,8 +153,7 @@ def _size(given: dict[str, Any], card: ModelCard, inputs: EditInputs | None, max
     if inputs is None:
         size = card.default_width, card.default_height
     else:
-        area = max(card.native_area, card.default_width * card.default_height)
-        size = fit_size(*inputs.size, area, max_pixels)
+        size = fit_size(*inputs.size, edit_area(card), max_pixels)
     width, height = given.get("width", size[0]), given.get("height", size[1])
     if "width" in given or "height" in given:
         check_size(width, height, max_pixels)

@@ -170,4 +170,16 @@ FAULTS: dict[int, Fault] = {
     ),
     74: Fault("weight files and LoRAs of very many names", "time grows with the bytes"),
     75: Fault("a PNG of very many chunks", "time grows with the bytes"),
+    76: Fault(
+        "an upload that takes too long to decode, or ends what decodes it",
+        "its process is ended; others are served",
+        refused("invalid_image", "invalid_mask"),
+    ),
+    77: Fault("more and larger uploads than can be decoded", "waiting is nobody's fault", (OK, FULL)),
+    78: Fault(
+        "damaged uploads of all formats; EXIF of odd types; an indexed PNG without a palette",
+        "what can be read is taken; the message names the parameter",
+        (*refused("invalid_image", "invalid_mask"), OK),
+    ),
+    79: Fault("a content filter that takes long", "only those wait that it is asked about", (OK, FULL)),
 }

@@ -13,7 +13,7 @@ from fluxserve.config import EngineConfig, ServerConfig
 from fluxserve.engine import Engine
 from fluxserve.request import ModelCard
 from fluxserve.server.contract.body_parser import BodyParser
-from fluxserve.server.contract.content_filter import ContentFilter, load_content_filter
+from fluxserve.server.contract.content_filter import ContentGate, load_content_filter
 from fluxserve.server.contract.resolve import ServingLimits
 from fluxserve.server.contract.uploads import UploadReader
 from fluxserve.server.http.body import BodyReader
@@ -36,7 +36,7 @@ class Services:
     bodies: BodyReader
     parser: BodyParser
     uploads: UploadReader
-    content_filter: ContentFilter | None
+    content_filter: ContentGate | None
     started: int
 
     @property
@@ -71,8 +71,8 @@ def open_services(engine: Engine, config: ServerConfig, limits: EngineConfig, fo
         detached=DetachedJobs(),
         bodies=BodyReader(RateLimiter(config.rate_limit) if config.rate_limit else None),
         parser=BodyParser(),
-        uploads=UploadReader(config.max_input_pixels),
-        content_filter=load_content_filter(config.content_filter) if config.content_filter else None,
+        uploads=UploadReader(),
+        content_filter=ContentGate(load_content_filter(config.content_filter)) if config.content_filter else None,
         started=int(time.time()),
     )
 

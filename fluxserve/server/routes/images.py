@@ -10,13 +10,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.input_images import EditInputs, pair_inputs
+from fluxserve.input_images import EditInputs
 from fluxserve.server.contract.multipart import Form, parse_form
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters, parse_text_fields
 from fluxserve.server.contract.resolve import resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
 from fluxserve.server.contract.strict_json import parse_json_object
+from fluxserve.server.contract.uploads import upload_box
+from fluxserve.server.http.context import context_of
+from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import IMAGE_REQUESTS
 from fluxserve.server.serve_images import ImageCall, serve_images
 from fluxserve.server.services import Services, ServicesOf
@@ -40,7 +43,7 @@ async def edit_image(request: Request, services: ServicesOf) -> Response:
     """Redraws a picture, or the transparent part of its mask."""
     form, digest = await _read_form(request, services)
     parameters = parse_parameters(parse_text_fields(_text_fields(form), EditParameters), EditParameters)
-    inputs = await _edit_inputs(form, services)
+    inputs = await _read_pictures(request, services, parameters.size, _one_image(form), _mask(form))
     return await _serve(request, services, parameters, inputs, digest)
 
 
@@ -49,7 +52,8 @@ async def vary_image(request: Request, services: ServicesOf) -> Response:
     """Draws other pictures like the one sent."""
     form, digest = await _read_form(request, services)
     parameters = parse_parameters(parse_text_fields(_text_fields(form), VariationParameters), VariationParameters)
-    inputs = EditInputs(await services.uploads.read(_one_image(form), "image"))
+    inputs = await _read_pictures(request, services, parameters.size, _one_image(form), None)
+    inputs = EditInputs(inputs.image)  # its own transparency keeps nothing
     return await _serve(request, services, parameters, inputs, digest)
 
 
@@ -86,14 +90,21 @@ def _text_fields(form: Form) -> Mapping[str, Any]:
     return fields
 
 
-async def _edit_inputs(form: Form, services: Services) -> EditInputs:
-    image = await services.uploads.read(_one_image(form), "image")
+async def _read_pictures(
+    request: Request, services: Services, size: str, image: bytes, mask: bytes | None
+) -> EditInputs:
+    """Decoded while the client waits, and no longer."""
+    box, client = upload_box(size, services.serving_limits), context_of(request.scope).client
+    return await while_connected(request.receive, services.uploads.read(image, mask, box, client))
+
+
+def _mask(form: Form) -> bytes | None:
     masks = [data for name, data in form.files if name == "mask"]
     if any(name == "markup" for name, _ in form.files):
         raise InvalidRequest("markup is not supported; send a mask", param="markup", code="unsupported_value")
     if len(masks) > 1:
         raise InvalidRequest("send at most one mask", param="mask", code="invalid_mask")
-    return pair_inputs(image, await services.uploads.read(masks[0], "mask") if masks else None)
+    return masks[0] if masks else None
 
 
 def _one_image(form: Form) -> bytes:
