@@ -22,6 +22,7 @@ ImageSource = bytes | str | Path | Image.Image
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+_BAND_ROWS = 128
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -160,17 +161,33 @@ def _stood_up(image: Image.Image) -> Image.Image:
 
 def scaled(picture: Image.Image, width: int, height: int) -> Image.Image:
     """In RGB, at this size, without the file's metadata; what is transparent shows white."""
-    if picture.has_transparency_data:
-        clear = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-    drawn = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    flat = Image.new("RGB", picture.size)
+    for top, band in _bands(picture):
+        if band.has_transparency_data:
+            clear = band.convert("RGBA")
+            band = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+        flat.paste(band.convert("RGB"), (0, top))
+    drawn = flat.resize((width, height), Image.Resampling.LANCZOS)
     drawn.info = {}  # profiles and the like, which a PNG would carry on
     return drawn
 
 
 def opacity(picture: Image.Image, width: int, height: int) -> Image.Image:
     """Its alpha channel at this size: 0..255, 0 where it is transparent."""
-    return picture.convert("RGBA").getchannel("A").resize((width, height), Image.Resampling.BOX)
+    alpha = Image.new("L", picture.size)
+    for top, band in _bands(picture):
+        alpha.paste(_alpha(band), (0, top))
+    return alpha.resize((width, height), Image.Resampling.BOX)
+
+
+def _alpha(picture: Image.Image) -> Image.Image:
+    return picture.convert("RGBA").getchannel("A")
+
+
+def _bands(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(first row, its rows): a large picture converted as a whole takes several times its memory."""
+    for top in range(0, picture.height, _BAND_ROWS):
+        yield top, picture.crop((0, top, picture.width, min(top + _BAND_ROWS, picture.height)))
 
 
 def _check_pixels(image: Image.Image, param: str, max_pixels: int | None) -> None:
@@ -185,7 +202,7 @@ def _check_pixels(image: Image.Image, param: str, max_pixels: int | None) -> Non
 def _transparency(picture: Image.Image) -> tuple[bool, bool]:
     """(whether it has an alpha channel or a transparent colour, whether some pixel is not opaque)."""
     has_alpha = picture.has_transparency_data
-    return has_alpha, has_alpha and picture.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+    return has_alpha, has_alpha and any(_alpha(band).getextrema() != (255, 255) for _, band in _bands(picture))
 
 
 def _content(source: ImageSource, param: str) -> bytes:

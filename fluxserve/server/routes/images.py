@@ -13,7 +13,7 @@ from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import EditInputs
 from fluxserve.server.contract.multipart import Form, parse_form
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
-from fluxserve.server.contract.parameters import parse_parameters, parse_text_fields
+from fluxserve.server.contract.parameters import Parameters, parse_parameters, parse_text_fields
 from fluxserve.server.contract.resolve import resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
 from fluxserve.server.contract.strict_json import parse_json_object
@@ -41,18 +41,14 @@ async def create_images(request: Request, services: ServicesOf) -> Response:
 @router.post("/edits", responses=IMAGE_ANSWERS)
 async def edit_image(request: Request, services: ServicesOf) -> Response:
     """Redraws a picture, or the transparent part of its mask."""
-    form, digest = await _read_form(request, services)
-    parameters = parse_parameters(parse_text_fields(_text_fields(form), EditParameters), EditParameters)
-    inputs = await _read_pictures(request, services, parameters.size, _one_image(form), _mask(form))
+    parameters, inputs, digest = await _read_edit(request, services, EditParameters)
     return await _serve(request, services, parameters, inputs, digest)
 
 
 @router.post("/variations", responses=IMAGE_ANSWERS)
 async def vary_image(request: Request, services: ServicesOf) -> Response:
     """Draws other pictures like the one sent."""
-    form, digest = await _read_form(request, services)
-    parameters = parse_parameters(parse_text_fields(_text_fields(form), VariationParameters), VariationParameters)
-    inputs = await _read_pictures(request, services, parameters.size, _one_image(form), None)
+    parameters, inputs, digest = await _read_edit(request, services, VariationParameters)
     inputs = EditInputs(inputs.image)  # its own transparency keeps nothing
     return await _serve(request, services, parameters, inputs, digest)
 
@@ -66,6 +62,18 @@ async def _serve(
 ) -> Response:
     resolved = resolve_request(parameters, inputs, request.headers.get("accept", ""), services.serving_limits)
     return await serve_images(ImageCall(services, request, resolved, digest))
+
+
+async def _read_edit(
+    request: Request, services: Services, schema: type[Parameters]
+) -> tuple[Parameters, EditInputs, str]:
+    """(parameters, small pictures, the digest of all): what was uploaded is let go of before the job begins."""
+    form, digest = await _read_form(request, services)
+    parameters = parse_parameters(parse_text_fields(_text_fields(form), schema), schema)
+    mask = _mask(form) if schema is EditParameters else None
+    box, client = upload_box(parameters.size, services.serving_limits), context_of(request.scope).client
+    reading = services.uploads.read(_one_image(form), mask, box, client)
+    return parameters, await while_connected(request.receive, reading), digest
 
 
 async def _read_form(request: Request, services: Services) -> tuple[Form, str]:
@@ -88,14 +96,6 @@ def _text_fields(form: Form) -> Mapping[str, Any]:
                 f"{name} must be sent as a file; URLs are never fetched", param=name, code="unsupported_value"
             )
     return fields
-
-
-async def _read_pictures(
-    request: Request, services: Services, size: str, image: bytes, mask: bytes | None
-) -> EditInputs:
-    """Decoded while the client waits, and no longer."""
-    box, client = upload_box(size, services.serving_limits), context_of(request.scope).client
-    return await while_connected(request.receive, services.uploads.read(image, mask, box, client))
 
 
 def _mask(form: Form) -> bytes | None:
