@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from fluxserve.errors import InvalidRequest
@@ -90,7 +91,8 @@ def _check(document: object) -> None:
             raise _too_many()
         for value, param in level:
             _check_scalar(value, param)
-        level = [inner for value, param in level for inner in _inside(value, param, top=depth == 0)]
+        inner = (held for value, param in level for held in _inside(value, param, top=depth == 0))
+        level = list(islice(inner, MOST_VALUES + 1 - seen))
         if not level:
             return
     raise _too_deep()
