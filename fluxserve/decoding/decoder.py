@@ -45,9 +45,11 @@ class Decoder:
                 raise
             if isinstance(answer, wire.Failed):
                 raise InvalidRequest(answer.message, param=answer.param, code=answer.code)
-            if answer is not None:
+            if isinstance(answer, wire.Decoded):
                 return answer
             self.close()
+        if answer is None:
+            raise _unavailable()
         raise _refused(message, "cannot be decoded")
 
     def close(self) -> None:
@@ -59,8 +61,8 @@ class Decoder:
             ending.add_done_callback(self._ending.discard)
         self._process = self._messages = None
 
-    async def _ask(self, message: wire.Decode) -> wire.Decoded | wire.Failed | None:
-        """One attempt; None if the process ended without an answer."""
+    async def _ask(self, message: wire.Decode) -> wire.Message | None:
+        """One attempt. If the process ended without an answer: Began, or None if it had not even begun."""
         try:
             async with asyncio.timeout(START_S):
                 await self._start()
@@ -68,14 +70,13 @@ class Decoder:
                 self._process.send(message)
                 began = await self._hear()
         except (TimeoutError, OSError) as error:
-            raise QueueFull("no upload can be decoded now; try again", retry_after_s=RETRY_AFTER_S) from error
+            raise _unavailable() from error
         try:
             async with asyncio.timeout(self._limit_s):
-                answer = await self._hear() if began else None
+                return (await self._hear() or began) if began else None
         except TimeoutError:
             log.warning("an upload takes longer than %g s to decode: its process is ended", self._limit_s)
             raise _refused(message, f"takes longer than {self._limit_s:g} s to decode") from None
-        return answer if isinstance(answer, wire.Decoded | wire.Failed) else None
 
     async def _start(self) -> None:
         """Returns once the process takes files."""
@@ -88,6 +89,10 @@ class Decoder:
         """The next message; None when the process has ended."""
         assert self._messages is not None
         return await anext(self._messages, None)
+
+
+def _unavailable() -> QueueFull:
+    return QueueFull("no upload can be decoded now; try again", retry_after_s=RETRY_AFTER_S)
 
 
 def _refused(message: wire.Decode, why: str) -> InvalidRequest:

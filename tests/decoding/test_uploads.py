@@ -105,6 +105,14 @@ async def test_a_file_that_ends_its_process_is_at_fault_and_a_killed_process_is_
 
 
 @pytest.mark.anyio
+@pytest.mark.fault(77)
+async def test_a_process_that_does_not_start_is_not_the_pictures_fault() -> None:
+    reader = UploadReader("tests.decoding.no_such_module", limit_s=20)
+    assert isinstance(await outcome(reader.read(png(), None, BOX, "a")), QueueFull)
+    await asyncio.sleep(0.2)
+
+
+@pytest.mark.anyio
 async def test_a_client_that_leaves_takes_its_process_along() -> None:
     async with reading(limit_s=20) as reader:
         slow = asyncio.create_task(reader.read(png(FOR_EVER), None, BOX, "a"))
