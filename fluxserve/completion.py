@@ -96,6 +96,11 @@ def complete_request(
     )
 
 
+def edit_area(card: ModelCard) -> int:
+    """How many pixels the answer to a picture has at most, where no size is asked."""
+    return max(card.native_area, card.default_width * card.default_height)
+
+
 def check_options(options: RequestOptions) -> None:
     """What can be told without a model's card.
 
@@ -148,7 +153,7 @@ def _prompt(prompt: str, required: bool) -> str:
 def default_size(card: ModelCard, inputs: EditInputs | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) where none is asked for: the model's own, or the input picture's, within both limits."""
     own = card.default_width, card.default_height
-    area = own[0] * own[1] if inputs is None else max(card.native_area, own[0] * own[1])
+    area = own[0] * own[1] if inputs is None else edit_area(card)
     return fit_size(*(inputs.size if inputs else own), area, min(max_pixels, card.max_pixels or max_pixels))
 
 

@@ -6,51 +6,33 @@ A file is told by its bytes, never by its name or the type it was sent under.
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
-from fluxserve.errors import InvalidRequest
+from fluxserve.errors import FluxserveError, InvalidRequest
+from fluxserve.request import InputImage
+from fluxserve.sizes import Box
 
 ImageSource = bytes | str | Path | Image.Image
 """A PNG, JPEG or WebP file's content, its path, or a picture that Pillow holds."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
-_SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
-_UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    KeyError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
-"""What Pillow raises on damaged files; its words hold heap addresses and are never repeated."""
-
-
-@dataclass(frozen=True)
-class InputImage:
-    """A readable picture. data: the file. width, height: upright, after EXIF.
-
-    has_alpha: has an alpha channel, or a transparent colour. transparent: some pixel is not opaque.
-    """
-
-    data: bytes = field(repr=False)
-    width: int
-    height: int
-    has_alpha: bool
-    transparent: bool
+_BAND_ROWS = 128
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How each EXIF orientation is stood upright."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +98,11 @@ def open_image(data: bytes, param: str) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             yield image
-    except _UNREADABLE:
+    except FluxserveError:
+        raise
+    except (
+        Exception
+    ):  # on a client's bytes the library may raise anything; its words hold addresses, so none is repeated
         raise InvalidRequest(
             f"{param} must be a complete PNG, JPEG or WebP file; the {len(data)} bytes received are {_kind(data)}",
             param=param,
@@ -131,18 +117,95 @@ def inspect_image(data: bytes, param: str, max_pixels: int | None = None) -> Inp
         InvalidRequest: `invalid_{param}`: no PNG, JPEG or WebP, damaged, or too large.
     """
     with open_image(data, param) as image:
-        if max_pixels is not None and image.width * image.height > max_pixels:
-            raise InvalidRequest(
-                f"{param} must have at most {max_pixels} pixels (--max-input-pixels), got {image.width}x{image.height}",
-                param=param,
-                code=f"invalid_{param}",
-            )
-        image.load()
-        sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-        has_alpha = image.has_transparency_data
-        transparent = has_alpha and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
-        width, height = image.size[::-1] if sideways else image.size
-        return InputImage(data, width, height, has_alpha, transparent)
+        _check_pixels(image, param, max_pixels)
+        picture = upright(image)
+        has_alpha, transparent = _transparency(picture)
+        return InputImage(data, *picture.size, has_alpha, transparent)
+
+
+def shrink_image(data: bytes, param: str, box: Box) -> tuple[InputImage, InputImage]:
+    """(the picture as the model will read it, what of it is transparent), each as a small PNG at the size of `box`.
+
+    Both give the width, the height and the transparency of the file, which is decoded once.
+
+    Raises:
+        InvalidRequest: as `inspect_image`.
+    """
+    with open_image(data, param) as image:
+        _check_pixels(image, param, box.max_input_pixels)
+        picture = upright(image)
+        has_alpha, transparent = _transparency(picture)
+        size = box.size_of(*picture.size)
+        alpha = opacity(picture, *size) if transparent else Image.new("L", size, 255)
+        drawn, kept = _png(scaled(picture, *size)), _png(Image.merge("LA", (Image.new("L", size), alpha)))
+        return (
+            InputImage(drawn, *picture.size, has_alpha, transparent),
+            InputImage(kept, *picture.size, has_alpha, transparent),
+        )
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Decoded, stood up as EXIF says, 8 bits a channel."""
+    image.load()
+    if image.mode == "P" and image.palette is None:
+        raise ValueError("an indexed picture without a palette")
+    picture = _stood_up(image)
+    if not picture.mode.startswith("I"):
+        return picture
+    # 16 bits, which Pillow would clip at 255: divided by 257 and rounded down, as its own arithmetic on integers does.
+    return picture.convert("I").point(lambda level: level * (1 / 257) + 0.5 / 257).convert("L")
+
+
+def _stood_up(image: Image.Image) -> Image.Image:
+    """As EXIF says. Nothing else of EXIF is looked at: its other tags may be of any type."""
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def scaled(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """In RGB, at this size, without the file's metadata; what is transparent shows white."""
+    flat = Image.new("RGB", picture.size)
+    for top, band in _bands(picture):
+        if band.has_transparency_data:
+            clear = band.convert("RGBA")
+            band = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+        flat.paste(band.convert("RGB"), (0, top))
+    drawn = flat.resize((width, height), Image.Resampling.LANCZOS)
+    drawn.info = {}  # profiles and the like, which a PNG would carry on
+    return drawn
+
+
+def opacity(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Its alpha channel at this size: 0..255, 0 where it is transparent."""
+    alpha = Image.new("L", picture.size)
+    for top, band in _bands(picture):
+        alpha.paste(_alpha(band), (0, top))
+    return alpha.resize((width, height), Image.Resampling.BOX)
+
+
+def _alpha(picture: Image.Image) -> Image.Image:
+    return picture.convert("RGBA").getchannel("A")
+
+
+def _bands(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(first row, its rows): a large picture converted as a whole takes several times its memory."""
+    for top in range(0, picture.height, _BAND_ROWS):
+        yield top, picture.crop((0, top, picture.width, min(top + _BAND_ROWS, picture.height)))
+
+
+def _check_pixels(image: Image.Image, param: str, max_pixels: int | None) -> None:
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise InvalidRequest(
+            f"{param} must have at most {max_pixels} pixels (--max-input-pixels), got {image.width}x{image.height}",
+            param=param,
+            code=f"invalid_{param}",
+        )
+
+
+def _transparency(picture: Image.Image) -> tuple[bool, bool]:
+    """(whether it has an alpha channel or a transparent colour, whether some pixel is not opaque)."""
+    has_alpha = picture.has_transparency_data
+    return has_alpha, has_alpha and any(_alpha(band).getextrema() != (255, 255) for _, band in _bands(picture))
 
 
 def _content(source: ImageSource, param: str) -> bytes:
@@ -160,9 +223,14 @@ def _content(source: ImageSource, param: str) -> bytes:
 
 
 def _as_png(picture: Image.Image) -> bytes:
-    upright = ImageOps.exif_transpose(picture)
+    turned = _stood_up(picture)
+    plain = turned if turned.mode in _PNG_MODES else turned.convert("RGBA")
+    return _png(plain)
+
+
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    (upright if upright.mode in _PNG_MODES else upright.convert("RGBA")).save(buffer, "PNG")
+    picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

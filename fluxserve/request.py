@@ -62,6 +62,20 @@ class LoraChoice:
 
 
 @dataclass(frozen=True)
+class InputImage:
+    """A readable picture. data: the file. width, height: upright, after EXIF.
+
+    has_alpha: has an alpha channel, or a transparent colour. transparent: some pixel is not opaque.
+    """
+
+    data: bytes = field(repr=False)
+    width: int
+    height: int
+    has_alpha: bool
+    transparent: bool
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One request, complete: every default is already filled in.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from numbers import Integral
 
 from fluxserve.errors import InvalidRequest
@@ -62,6 +63,25 @@ def fit_size(width: int, height: int, area: int, max_pixels: int) -> tuple[int, 
     """The size in which to answer a picture of width x height: its own, scaled down to `area` pixels if larger."""
     scale = min(1.0, math.sqrt(area / (width * height)))
     return nearest_size(width * scale, height * scale, max_pixels)
+
+
+@dataclass(frozen=True)
+class Box:
+    """The size that pictures are shrunk to: the one asked, or what `fit_size` makes of the picture's own.
+
+    max_input_pixels: the largest file that is decoded.
+    """
+
+    asked: tuple[int, ...] | None
+    area: int
+    max_pixels: int
+    max_input_pixels: int
+
+    def size_of(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) for a picture of width x height."""
+        if self.asked is None:
+            return fit_size(width, height, self.area, self.max_pixels)
+        return self.asked[0], self.asked[1]
 
 
 def image_tokens(width: int, height: int) -> int:

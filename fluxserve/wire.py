@@ -21,8 +21,9 @@ from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
 
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import FluxserveError
-from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Timings
+from fluxserve.request import GeneratedImage, GenerationRequest, InputImage, ModelCard, Timings
 from fluxserve.scheduling import Stage
+from fluxserve.sizes import Box
 
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_BLOB_BYTES = 256 * 2**20
@@ -60,6 +61,26 @@ class Cancel:
     """Drop the job at the next boundary; answered by nothing."""
 
     job_id: int
+
+
+# Front to decoder, and back.
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Decode this file; `param` names it. Answered by Began, then Decoded or Failed."""
+
+    data: bytes
+    param: str
+    box: Box
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """See `input_images.shrink_image`."""
+
+    picture: InputImage
+    opacity: InputImage
 
 
 # Worker to front.
@@ -169,9 +190,21 @@ class Failed:
     param: str | None
 
 
-ToWorker = Load | Submit | Cancel
+ToWorker = Load | Submit | Cancel | Decode
 ToFront = (
-    Loading | Ready | Unusable | Beat | Measured | Began | Prepared | Stepped | Previewed | Finished | Done | Failed
+    Loading
+    | Ready
+    | Unusable
+    | Beat
+    | Measured
+    | Began
+    | Prepared
+    | Stepped
+    | Previewed
+    | Finished
+    | Done
+    | Failed
+    | Decoded
 )
 Message = ToWorker | ToFront
 

@@ -209,4 +209,30 @@ FAULTS: dict[int, Fault] = {
     ),
     93: Fault("an offer to upgrade: h2c, websocket, TLS", "answered as HTTP/1.1; nothing is logged of it", (OK,)),
     94: Fault("two servers with default settings, but for the port", "both start, each with a folder of its own"),
+    70: Fault(
+        "a JSON body of very many keys, values or levels",
+        "time grows with the bytes; at most 1,000 keys an object and 10,000 values; beside the loop",
+        refused("invalid_json"),
+    ),
+    71: Fault("a form of very many parts, headers or almost boundaries", "time grows with the bytes"),
+    72: Fault("a head of very many headers, parameters, spaces or folds", "time grows with the bytes"),
+    73: Fault(
+        "a body in crumbs: chunks of a byte",
+        "1,000 of any size, then one for each 256 bytes; closed",
+        refused("invalid_value"),
+    ),
+    74: Fault("weight files and LoRAs of very many names", "time grows with the bytes"),
+    75: Fault("a PNG of very many chunks", "time grows with the bytes"),
+    76: Fault(
+        "an upload that takes too long to decode, or ends what decodes it",
+        "its process is ended; others are served",
+        refused("invalid_image", "invalid_mask"),
+    ),
+    77: Fault("more and larger uploads than can be decoded", "waiting is nobody's fault", (OK, FULL)),
+    78: Fault(
+        "damaged uploads of all formats; EXIF of odd types; an indexed PNG without a palette",
+        "what can be read is taken; the message names the parameter",
+        (*refused("invalid_image", "invalid_mask"), OK),
+    ),
+    79: Fault("a content filter that takes long", "only those wait that it is asked about", (OK, FULL)),
 }

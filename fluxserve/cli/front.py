@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import resource
@@ -116,6 +117,7 @@ async def _run(
             proxy_headers=False,
             server_header=False,
         )
+        gc.freeze()  # what lives as long as the server need not be looked through while bodies are parsed
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         log.info("fluxserve %s on %s/v1, loading %s", __version__, address, pipeline.model)

@@ -171,7 +171,7 @@ class LatentSpace(Protocol):
 
 
 class Autoencoder(Protocol):
-    """An `nn.Module` from pixels to latents and back. stages: modules before which decoding may be stopped."""
+    """An `nn.Module` from pixels to latents and back. stages: modules before which it may be stopped."""
 
     @property
     def stages(self) -> Iterable[nn.Module]: ...

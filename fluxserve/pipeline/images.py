@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from fluxserve.input_images import open_image
+from fluxserve.input_images import opacity, open_image, scaled, upright
 from fluxserve.request import GeneratedImage, GenerationRequest
 
 Pixels = NDArray[np.uint8]
@@ -68,13 +68,13 @@ def read_input(image: bytes, mask: bytes | None, width: int, height: int) -> Inp
     Raises:
         InvalidRequest: Pillow cannot read one of them.
     """
-    picture = _open(image, "image").convert("RGBA")
-    on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    scaled = on_white.resize((width, height), Image.Resampling.LANCZOS)
+    with open_image(image, "image") as file:
+        pixels = np.asarray(scaled(upright(file), width, height))
     if mask is None:
-        return InputPicture(np.asarray(scaled), None)
-    alpha = _open(mask, "mask").convert("RGBA").getchannel("A").resize((width, height), Image.Resampling.BOX)
-    return InputPicture(np.asarray(scaled), 1.0 - np.asarray(alpha, dtype=np.float32) / 255.0)
+        return InputPicture(pixels, None)
+    with open_image(mask, "mask") as file:
+        alpha = np.asarray(opacity(upright(file), width, height), dtype=np.float32)
+    return InputPicture(pixels, 1.0 - alpha / 255.0)
 
 
 def keep_unmasked(picture: InputPicture, painted: Pixels) -> Pixels:
@@ -83,14 +83,6 @@ def keep_unmasked(picture: InputPicture, painted: Pixels) -> Pixels:
         return painted
     weight = picture.repaint[:, :, None]
     return np.rint(weight * painted + (1 - weight) * picture.pixels).astype(np.uint8)
-
-
-def _open(data: bytes, param: str) -> Image.Image:
-    with open_image(data, param) as image:
-        picture = ImageOps.exif_transpose(image)
-        if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-        return picture
 
 
 def encode(pixels: Pixels, request: GenerationRequest, index: int, about: dict[str, str]) -> GeneratedImage:

@@ -29,11 +29,12 @@ class Pictures:
         self.plan = plan
         self._cancellation = CancellationPoint(autoencoder.stages)
 
-    def encode(self, picture: InputPicture, width: int, height: int) -> Tensor:
+    def encode(self, picture: InputPicture, width: int, height: int, cancellation: CancellationCallback) -> Tensor:
         """Returns (I, F) float32 image tokens of the picture at the drawn size."""
         weight = _some_weight(self.autoencoder)
         pixels = images.to_tensor(images.resample(picture.pixels, width, height))
-        latents = self.autoencoder.encode(pixels[None].to(weight.device, weight.dtype).contiguous())
+        with self._cancellation.calling(cancellation):
+            latents = self.autoencoder.encode(pixels[None].to(weight.device, weight.dtype).contiguous())
         return self.latents.pack(latents[0].float())
 
     @torch.inference_mode()

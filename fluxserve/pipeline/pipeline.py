@@ -123,7 +123,8 @@ class FluxPipeline:
 
     @torch.inference_mode()
     def begin(self, request: GenerationRequest, cancellation: CancellationCallback = never_cancelled) -> list[Sample]:
-        """Everything before the first step, one Sample an image. cancellation: called once a block of a text encoder.
+        """Everything before the first step, one Sample an image. cancellation: called once a block of a text encoder,
+        and of the autoencoder.
 
         Raises:
             InvalidRequest: an uploaded picture cannot be read, or a LoRA is not there.
@@ -134,7 +135,7 @@ class FluxPipeline:
         loras = self.networks.loras.take(request.loras)
         cond, uncond = self._encode(request, times[:-1], cancellation, loras)
         picture = self._input_picture(request)
-        clean = None if picture is None else self.pictures.encode(picture, width, height)
+        clean = None if picture is None else self.pictures.encode(picture, width, height, cancellation)
         samples = []
         for index in range(len(request.seeds)):
             start, inpaint = self._start(request, index, size, times[0], picture, clean)

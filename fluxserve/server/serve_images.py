@@ -21,7 +21,6 @@ from fluxserve.errors import InvalidRequest, StorageFull
 from fluxserve.request import GeneratedImage, ModelCard
 from fluxserve.server.answers.images import image_answer, truncation_warning
 from fluxserve.server.answers.sse import EventStream, SseWriter
-from fluxserve.server.contract.content_filter import check_content
 from fluxserve.server.contract.resolve import ResolvedRequest
 from fluxserve.server.http.access.forwarded import base_url
 from fluxserve.server.http.client_timeout import ClientTimeout, read_client_timeout
@@ -92,7 +91,8 @@ async def _check(call: ImageCall) -> None:
     """Asks the operator's filter, and whether pictures can be stored if they have to be."""
     request, services = call.resolved.request, call.services
     if services.content_filter is not None:
-        await check_content(services.content_filter, request.prompt, request.image)
+        checking = services.content_filter.check(request.prompt, request.image)
+        await while_connected(call.http.receive, checking)
     if call.resolved.delivery == "url" and not await services.store.probe():
         raise StorageFull(CANNOT_STORE)
 

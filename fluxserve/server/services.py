@@ -11,7 +11,8 @@ from fastapi import Depends, Request
 from fluxserve.config import EngineConfig, ServerConfig
 from fluxserve.engine import Engine
 from fluxserve.request import ModelCard
-from fluxserve.server.contract.content_filter import ContentFilter, load_content_filter
+from fluxserve.server.contract.body_parser import BodyParser
+from fluxserve.server.contract.content_filter import ContentGate, load_content_filter
 from fluxserve.server.contract.resolve import ServingLimits
 from fluxserve.server.contract.uploads import UploadReader
 from fluxserve.server.http.body import BodyReader
@@ -33,8 +34,9 @@ class Services:
     idempotency: IdempotencyStore
     detached: DetachedJobs
     bodies: BodyReader
+    parser: BodyParser
     uploads: UploadReader
-    content_filter: ContentFilter | None
+    content_filter: ContentGate | None
     started: int
 
     @property
@@ -49,6 +51,7 @@ class Services:
     def close(self) -> None:
         """Lets go of threads, timers and the store's folder."""
         self.detached.close()
+        self.parser.close()
         self.uploads.close()
         self.store.close()
 
@@ -67,8 +70,9 @@ def open_services(engine: Engine, config: ServerConfig, limits: EngineConfig, fo
         idempotency=IdempotencyStore(folder, config.url_ttl_s),
         detached=DetachedJobs(),
         bodies=BodyReader(RateLimiter(config.rate_limit) if config.rate_limit else None),
-        uploads=UploadReader(config.max_input_pixels),
-        content_filter=load_content_filter(config.content_filter) if config.content_filter else None,
+        parser=BodyParser(),
+        uploads=UploadReader(),
+        content_filter=ContentGate(load_content_filter(config.content_filter)) if config.content_filter else None,
         started=int(time.time()),
     )
 

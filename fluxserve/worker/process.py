@@ -34,15 +34,7 @@ PR_SET_PDEATHSIG = 1
 
 def serve(load: Loader[S]) -> NoReturn:
     """The whole process. `load` makes the pipeline from the first message's configuration."""
-    parser = argparse.ArgumentParser(description="The worker process; the engine starts it.")
-    parser.add_argument("--fd", type=int, required=True, help="the socket to the front")
-    parser.add_argument("--parent", type=int, required=True, help="the front's process id")
-    arguments = parser.parse_args()
-    harden(arguments.parent)
-    logs.configure("worker")
-    pipe = socket.socket(fileno=arguments.fd)
-    pipe.set_inheritable(False)
-    channel = Channel(pipe)
+    channel = connect("worker")
     try:
         run(load, channel)
     except FluxserveError as error:
@@ -51,6 +43,19 @@ def serve(load: Loader[S]) -> NoReturn:
             raise
         channel.send(wire.Unusable(code, error.message))
         sys.exit(code)
+
+
+def connect(name: str) -> Channel:
+    """The way to the front, for a process that it has started. name: in the log."""
+    parser = argparse.ArgumentParser(description="A process of the server, which starts it.")
+    parser.add_argument("--fd", type=int, required=True, help="the socket to the front")
+    parser.add_argument("--parent", type=int, required=True, help="the front's process id")
+    arguments = parser.parse_args()
+    harden(arguments.parent)
+    logs.configure(name)
+    pipe = socket.socket(fileno=arguments.fd)
+    pipe.set_inheritable(False)
+    return Channel(pipe)
 
 
 def run(load: Loader[S], channel: Channel) -> NoReturn:

@@ -23,12 +23,14 @@ from scripts.endurance.kills import kills
 from scripts.endurance.leaving import leaving
 from scripts.endurance.load import memory, overload
 from scripts.endurance.sockets import sockets
+from scripts.endurance.uploads import uploads
 from scripts.endurance.weights import weights
 from scripts.reliability_page import FIGURES
 
 HELD = ("R1", "R2", "R8")
 PARTS: dict[str, Part] = {
-    part.__name__: part for part in (flood, kills, leaving, memory, overload, sockets, weights, faults, confined)
+    part.__name__: part
+    for part in (flood, kills, leaving, memory, overload, sockets, weights, uploads, faults, confined)
 }
 
 

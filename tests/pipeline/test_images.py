@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from fluxserve.errors import InvalidRequest
+from fluxserve.input_images import shrink_image
 from fluxserve.pipeline import images
 from fluxserve.request import GenerationRequest, OutputFormat
+from fluxserve.sizes import Box
 
 ABOUT = {"Software": "AI generated;txt2img;flux", "model": "m", "prompt": "Ein Apfel, 苹果 🍎", "seed": "7"}
 
@@ -140,3 +142,28 @@ def test_unreadable_uploads_name_their_field(image: bytes, mask: bytes | None, p
     with pytest.raises(InvalidRequest) as caught:
         images.read_input(image, mask, 32, 32)
     assert (caught.value.param, caught.value.code) == (param, f"invalid_{param}")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P", "1", "CMYK", "I;16"])
+def test_a_shrunk_upload_reads_as_the_upload_itself(mode: str) -> None:
+    """The server decodes and shrinks uploads in a process of its own; the model must see no difference."""
+    noise = [Image.effect_noise((90, 70), sigma) for sigma in (60, 70, 80, 90)]
+    picture, buffer, holed = Image.merge("RGBA", noise), io.BytesIO(), io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = Image.fromarray(np.asarray(noise[0]).astype(np.uint16) * 257 + 3)
+    source = deep if mode == "I;16" else picture.convert(mode)
+    source.save(buffer, "JPEG" if mode == "CMYK" else "PNG", exif=exif)
+    picture.save(holed, "PNG", exif=exif)
+    image, mask = buffer.getvalue(), holed.getvalue()
+    drawn, own = shrink_image(image, "image", Box((48, 64), 0, 0, 10**6))
+    _, kept = shrink_image(mask, "mask", Box((48, 64), 0, 0, 10**6))
+    for files, shrunk in (((image, None), (drawn.data, None)), ((image, mask), (drawn.data, kept.data))):
+        expected, got = images.read_input(*files, 48, 64), images.read_input(*shrunk, 48, 64)
+        assert np.array_equal(got.pixels, expected.pixels)
+        assert (got.repaint is None) == (expected.repaint is None)
+        assert got.repaint is None or np.array_equal(got.repaint, expected.repaint)
+    repaint, expected_repaint = (images.read_input(image, it, 48, 64).repaint for it in (own.data, image))
+    assert repaint is not None
+    assert expected_repaint is not None
+    assert np.array_equal(repaint, expected_repaint)

@@ -53,6 +53,14 @@ LEGAL: dict[str, bytes] = {
 }
 
 
+@pytest.mark.fault(73)
+def test_a_body_in_crumbs_is_refused(server: Server) -> None:
+    crumbs = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert_answer(73, parse(exchange(server, [crumbs + b"1\r\n \r\n" * 2000])))
+    whole = crumbs + b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"0\r\n\r\n"
+    assert b'"param":"n"' in exchange(server, [whole.replace(b"Host:", b"Connection: close\r\nHost:", 1)])
+
+
 @pytest.mark.fault(22)
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_requests_get_one_refusal(server: Server, name: str) -> None:

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.decoding.test_damaged_files import png_chunks
+from tests.decoding.test_damaged_files import png_of as png_of_chunks
+from tests.decoding.test_damaged_files import typed as exif_with
 from tests.fake_pipeline import expected_pixels
 from tests.reliability.answers import assert_answer, parse
 from tests.reliability.conftest import KEYS
@@ -31,6 +34,15 @@ RAW_BODIES: list[tuple[int, bytes]] = [
     ),
     (2, b"[" * 100_000),
     (2, b'{"prompt":"a","user":' + b'{"a":' * 100_000),
+    *(
+        (70, b'{"prompt":"a",%s}' % many)
+        for many in (
+            b",".join(b'"k%d":0' % i for i in range(1001)),
+            b",".join(b'"k%d":0' % (i % 9_999) for i in range(10_000)),
+            b'"user":[' + b"0," * 10_000 + b"0]",
+            b'"user":[' + b"{}," * 100_000 + b"0]",
+        )
+    ),
     *((3, b'{"prompt":"a","%s":%s}' % (name, b"9" * 5000)) for name in (b"n", b"seed", b"steps", b"guidance_scale")),
     *((4, b'{"prompt":"a","guidance_scale":%s}' % number) for number in (b"NaN", b"Infinity", b"-Infinity", b"1e999")),
     *((5, body) for body in (b"[]", b'"a"', b"null", b"1", b'{"prompt":null}', b'{"prompt":"a","n":true}')),
@@ -51,7 +63,7 @@ FIELDS: list[Case] = [
 ]
 
 
-@pytest.mark.fault(1, 2, 3, 4, 5, 8, 10)
+@pytest.mark.fault(1, 2, 3, 4, 5, 8, 10, 70)
 @pytest.mark.parametrize(("fault", "body"), RAW_BODIES)
 def test_bodies(server: Server, fault: int, body: bytes) -> None:
     headers = {"content-type": "application/json"}
@@ -160,17 +172,21 @@ BAD_UPLOADS = {
     "a GIF of 500 frames": encoded(BASE.convert("P"), "GIF", save_all=True, append_images=[BASE.convert("P")] * 499),
     "a TIFF": encoded(BASE, "TIFF"),
     "a script": b"#!/bin/sh\necho",
+    "an indexed PNG without a palette": png_of_chunks(
+        [chunk for chunk in png_chunks(encoded(BASE.convert("P"), "PNG", transparency=0)) if chunk[0] != b"PLTE"]
+    ),
 }
 ODD_UPLOADS = {
     "one pixel": encoded(Image.new("RGB", (1, 1)), "PNG"),
     "CMYK": encoded(BASE.convert("CMYK"), "JPEG"),
     "16 bits": encoded(Image.new("I;16", (64, 64), 40_000), "PNG"),
     "alpha": encoded(BASE.convert("RGBA"), "PNG"),
+    "EXIF with a turn and a tag of an odd type": encoded(BASE, "JPEG", exif=exif_with(13, 4, b"\xff\xff\xff\xff")),
     "a colour profile": encoded(BASE, "PNG", icc_profile=b"\0" * 128),
 }
 
 
-@pytest.mark.fault(56)
+@pytest.mark.fault(56, 78)
 @pytest.mark.parametrize("name", [*BAD_UPLOADS, *ODD_UPLOADS])
 def test_uploads(server: Server, name: str) -> None:
     seed = SEED if name in BAD_UPLOADS else 5600

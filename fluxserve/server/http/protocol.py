@@ -24,6 +24,8 @@ WRITE_S = 60.0
 BYTES_A_SECOND = 256 * 1024
 """Bodies and answers get a second more for each of these."""
 LONGEST_HEAD = 32 * 1024
+FREE_CHUNKS, CHUNK_BYTES = 1_000, 256
+"""Of a chunked body: so many chunks of any size, and one more for each of so many bytes: each costs as much to read."""
 OVER_CAPACITY = "crowded"
 """In scope["state"]: there are too many connections to serve this one."""
 
@@ -34,17 +36,29 @@ _RECEIVING = (h11.IDLE, h11.SEND_BODY)
 
 
 class StrictConnection(h11.Connection):
-    """Refuses what h11 lets pass: a length given twice, in two ways, and whole heads beyond the bound."""
+    """Refuses what h11 lets pass: a length given in two ways, heads beyond the bound, bodies of crumbs."""
+
+    _chunks = 0
+    _body_bytes = 0
 
     def next_event(self) -> Any:
         event = super().next_event()
-        if isinstance(event, h11.Request):
+        if isinstance(event, h11.Data):
+            self._count(event)
+        elif isinstance(event, h11.Request):
+            self._chunks = self._body_bytes = 0
             names = {name for name, _ in event.headers}
             if {b"content-length", b"transfer-encoding"} <= names:
                 raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
             if len(event.target) + sum(len(name) + len(value) for name, value in event.headers) > LONGEST_HEAD:
                 raise h11.RemoteProtocolError("the head is too long")
         return event
+
+    def _count(self, data: h11.Data) -> None:
+        self._chunks += data.chunk_start
+        self._body_bytes += len(data.data)
+        if self._chunks > FREE_CHUNKS + self._body_bytes // CHUNK_BYTES:
+            raise h11.RemoteProtocolError("the body's chunks are too small")
 
 
 class Connection(H11Protocol):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from fluxserve.input_images import EditInputs, pair_inputs
-from fluxserve.server.contract.edit_body import parse_edit_body, parse_json_body
+from fluxserve.input_images import EditInputs
+from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
-from fluxserve.server.contract.pictures import Pictures
 from fluxserve.server.contract.resolve import resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
+from fluxserve.server.contract.uploads import upload_box
+from fluxserve.server.http.context import context_of
+from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import IMAGE_REQUESTS
 from fluxserve.server.serve_images import ImageCall, serve_images
 from fluxserve.server.services import Services, ServicesOf
@@ -26,7 +27,8 @@ router = APIRouter(prefix=IMAGE_REQUESTS, tags=["images"])
 async def create_images(request: Request, services: ServicesOf) -> Response:
     """Draws images from a prompt."""
     body = await services.bodies.json(request)
-    parameters = parse_parameters(parse_json_body(body), GenerationParameters)
+    fields = await services.parser.run(lambda: parse_json_body(body), len(body))
+    parameters = parse_parameters(fields, GenerationParameters)
     return await _serve(request, services, parameters, None, hashlib.sha256(body).hexdigest())
 
 
@@ -45,18 +47,23 @@ async def vary_image(request: Request, services: ServicesOf) -> Response:
 async def _serve_edit(
     request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
 ) -> Response:
+    """What was uploaded is let go of before the job begins."""
+    parameters, inputs, digest = await _read_edit(request, services, schema)
+    return await _serve(request, services, parameters, inputs, digest)
+
+
+async def _read_edit(
+    request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
+) -> tuple[ImageParameters, EditInputs, str]:
+    """(parameters, small pictures, the digest of all)."""
     body = await services.bodies.form(request)
-    sent = await asyncio.to_thread(parse_edit_body, body, request.headers["content-type"], schema)
-    inputs = await _read_pictures(sent.pictures, services, own_mask=schema is EditParameters)
-    return await _serve(request, services, sent.parameters, inputs, sent.digest)
-
-
-async def _read_pictures(pictures: Pictures, services: Services, own_mask: bool) -> EditInputs:
-    """own_mask: a picture that is transparent somewhere is its own mask."""
-    image = await services.uploads.read(pictures.image, "image")
-    if not own_mask:
-        return EditInputs(image)
-    return pair_inputs(image, await services.uploads.read(pictures.mask, "mask") if pictures.mask else None)
+    content_type = request.headers["content-type"]
+    sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), len(body))
+    pictures, box = sent.pictures, upload_box(sent.parameters.size, services.serving_limits)
+    reading = services.uploads.read(pictures.image, pictures.mask, box, context_of(request.scope).client)
+    inputs = await while_connected(request.receive, reading)
+    # A variation's own transparency keeps nothing.
+    return sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest
 
 
 async def _serve(

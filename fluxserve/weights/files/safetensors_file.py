@@ -124,13 +124,16 @@ def open_shards(index: Path) -> Joined:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index}: has no weight_map from tensor names to file names")
+    expected: dict[str, set[str]] = {}
+    for key, name in weight_map.items():
+        expected.setdefault(name, set()).add(key)
     shards = {}
-    for name in sorted(set(weight_map.values())):
+    for name in sorted(expected):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index}: {name!r} is not the name of a safetensors file beside it")
         shards[name] = SafetensorsFile(index.parent / name)
     for name, shard in shards.items():
-        _require_indexed(index, shard, {key for key, home in weight_map.items() if home == name})
+        _require_indexed(index, shard, expected[name])
     return Joined(str(index), shards.values())
 
 

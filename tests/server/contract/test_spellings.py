@@ -165,7 +165,7 @@ def test_a_picture_needs_no_file_name(echo_server: Server, name: str, head: str)
 @pytest.mark.parametrize("name", ["mask", "mask[]", "Mask", "MASK", "mask[0]", "mask_image"])
 def test_masks_under_names_in_use(echo_server: Server, name: str) -> None:
     answer = echo_server.send_form(EDITS, FIELDS, [("image", IMAGE), (name, MASK)])
-    assert drawn(answer)["mask"] == digest(MASK)
+    assert drawn(answer)["mask"] == digest(MASK, "mask")
 
 
 @pytest.mark.behaviour(72)
@@ -219,7 +219,11 @@ def test_edits_as_json(echo_server: Server, fields: dict[str, Any]) -> None:
         body = {"prompt": "a", "response_format": "b64_json", **fields, "mask": mask}
         for text in (json.dumps(body), json.dumps(body).replace("/", "\\/")):
             request = drawn(post_json(echo_server, b"\xef\xbb\xbf" + text.encode(), EDITS))
-            assert (request["image"], request["mask"], request["strength"]) == (digest(IMAGE), digest(MASK), 1.0)
+            assert (request["image"], request["mask"], request["strength"]) == (
+                digest(IMAGE),
+                digest(MASK, "mask"),
+                1.0,
+            )
 
 
 @pytest.mark.behaviour(73)
@@ -282,7 +286,7 @@ def test_data_urls_in_forms(echo_server: Server) -> None:
         ("image", '; filename="a"', IMAGE),
         ("mask", "", data_url(MASK).encode()),
     )
-    assert drawn(masked)["mask"] == digest(MASK)
+    assert drawn(masked)["mask"] == digest(MASK, "mask")
 
 
 @pytest.mark.behaviour(28, 69)

@@ -1,0 +1,45 @@
+"""The process that decodes uploads, one after the other.
+
+Whatever a file does to it, the front and the model live on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+from fluxserve import wire
+from fluxserve.errors import InvalidRequest
+from fluxserve.input_images import shrink_image
+from fluxserve.request import InputImage
+from fluxserve.worker.channel import Channel
+from fluxserve.worker.process import connect
+
+Shrink = Callable[[wire.Decode], tuple[InputImage, InputImage]]
+
+
+def shrink(message: wire.Decode) -> tuple[InputImage, InputImage]:
+    """See `input_images.shrink_image`."""
+    return shrink_image(message.data, message.param, message.box)
+
+
+def serve(shrink: Shrink = shrink) -> NoReturn:
+    """The whole process; it ends with the front."""
+    channel = connect("decoder")
+    warnings.simplefilter("ignore")  # Pillow's, on files that are odd
+    channel.send(wire.Beat("idle", 0))
+    while True:
+        message = channel.inbox.get()
+        assert isinstance(message, wire.Decode)
+        channel.send(wire.Began(0))
+        _answer(channel, message, shrink)
+
+
+def _answer(channel: Channel, message: wire.Decode, shrink: Shrink) -> None:
+    try:
+        picture, opacity = shrink(message)
+    except InvalidRequest as error:
+        channel.send(wire.Failed(0, error.code, error.message, error.param))
+    else:
+        channel.send(wire.Decoded(picture, opacity))

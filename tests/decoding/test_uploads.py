@@ -1,0 +1,154 @@
+"""Uploads are decoded in processes that end when they must; waiting is told from decoding, clients from each other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from fluxserve.errors import InvalidRequest, QueueFull
+from fluxserve.input_images import EditInputs
+from fluxserve.server.contract import uploads
+from fluxserve.server.contract.uploads import UploadReader
+from fluxserve.sizes import Box
+from tests.decoding.slow_decoder import A_WHILE, A_WHILE_S, DEADLY, FOR_EVER
+from tests.server.running import png
+
+SLOW = "tests.decoding.slow_decoder"
+BOX = Box(None, 64 * 64, 2**20, 2**25)
+CLEAR = (0, 0, 0, 0)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def reading(limit_s: float, module: str = SLOW) -> AsyncIterator[UploadReader]:
+    """A reader whose two processes run already."""
+    before, reader = children(), UploadReader(module, limit_s)
+    await asyncio.gather(*(reader.read(png(), None, BOX, client) for client in ("first", "second")))
+    yield reader
+    reader.close()
+    while children() - before:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.1)  # in which the loop hears of it
+
+
+def children() -> set[int]:
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+async def outcome(reading: Awaitable[EditInputs]) -> EditInputs | InvalidRequest | QueueFull:
+    try:
+        return await reading
+    except (InvalidRequest, QueueFull) as error:
+        return error
+
+
+@pytest.mark.anyio
+@pytest.mark.fault(76)
+async def test_what_takes_too_long_is_ended_and_others_are_served() -> None:
+    async with reading(limit_s=1.0) as reader:
+        slow = asyncio.create_task(outcome(reader.read(png(FOR_EVER), None, BOX, "slow")))
+        more = asyncio.create_task(outcome(reader.read(png(FOR_EVER), None, BOX, "slow")))
+        await asyncio.sleep(0.1)
+        for number in range(5):
+            assert (await reader.read(png(), None, BOX, f"other {number}")).size == (64, 64)
+        assert not slow.done()
+        for refusal in await asyncio.gather(slow, more):
+            assert isinstance(refusal, InvalidRequest)
+            assert (refusal.param, refusal.code) == ("image", "invalid_image")
+            assert "takes longer than 1 s" in refusal.message
+        refusal = await outcome(reader.read(png(), png(FOR_EVER), BOX, "slow"))
+        assert isinstance(refusal, InvalidRequest)
+        assert (refusal.param, refusal.code) == ("mask", "invalid_mask")
+        assert (await reader.read(png(), None, BOX, "slow")).size == (64, 64)
+
+
+@pytest.mark.anyio
+@pytest.mark.fault(76, 77)
+async def test_each_file_has_its_own_time_and_waiting_is_not_counted() -> None:
+    async with reading(limit_s=2 * A_WHILE_S) as reader:
+        mask = png(A_WHILE, color=CLEAR, mode="RGBA")
+        both = [outcome(reader.read(png(A_WHILE), mask, BOX, "a")) for _ in range(4)]
+        assert all(isinstance(each, EditInputs) for each in await asyncio.gather(*both))
+
+
+@pytest.mark.anyio
+@pytest.mark.fault(76)
+async def test_a_large_photo_under_a_lowered_limit() -> None:
+    async with reading(limit_s=0.02, module="fluxserve.decoding") as reader:
+        refusal = await outcome(reader.read(png(4096, 4096), None, BOX, "a"))
+        assert isinstance(refusal, InvalidRequest)
+        assert "takes longer" in refusal.message
+
+
+@pytest.mark.anyio
+@pytest.mark.fault(76)
+async def test_a_file_that_ends_its_process_is_at_fault_and_a_killed_process_is_replaced() -> None:
+    others = children()
+    async with reading(limit_s=20) as reader:
+        refusal = await outcome(reader.read(png(DEADLY), None, BOX, "a"))
+        assert isinstance(refusal, InvalidRequest)
+        assert "cannot be decoded" in refusal.message
+        for pid in children() - others:
+            os.kill(pid, signal.SIGKILL)
+        assert (await reader.read(png(), None, BOX, "a")).size == (64, 64)
+
+
+@pytest.mark.anyio
+@pytest.mark.fault(77)
+async def test_a_process_that_does_not_start_is_not_the_pictures_fault() -> None:
+    reader = UploadReader("tests.decoding.no_such_module", limit_s=20)
+    assert isinstance(await outcome(reader.read(png(), None, BOX, "a")), QueueFull)
+    await asyncio.sleep(0.2)
+
+
+@pytest.mark.anyio
+async def test_a_client_that_leaves_takes_its_process_along() -> None:
+    async with reading(limit_s=20) as reader:
+        slow = asyncio.create_task(reader.read(png(FOR_EVER), None, BOX, "a"))
+        waiting = asyncio.create_task(reader.read(png(), None, BOX, "a"))
+        left = asyncio.create_task(reader.read(png(), None, BOX, "a"))
+        await asyncio.sleep(0.2)
+        left.cancel()
+        slow.cancel()
+        assert (await waiting).size == (64, 64)
+
+
+@pytest.mark.anyio
+@pytest.mark.fault(77)
+async def test_a_full_room_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MOST_WAITING", 4)
+    monkeypatch.setattr(uploads, "LONGEST_WAIT_S", 0.2)
+    async with reading(limit_s=20) as reader:
+        greedy = [asyncio.create_task(outcome(reader.read(png(A_WHILE), None, BOX, "a"))) for _ in range(9)]
+        await asyncio.sleep(0)
+        assert isinstance(await outcome(reader.read(png(), None, BOX, "b")), EditInputs)
+        answers = await asyncio.gather(*greedy)
+        assert isinstance(answers[0], EditInputs)
+        assert all(isinstance(answer, QueueFull) for answer in answers[1:]), "not its turn, or no room"
+        assert all((answer.retry_after_s or 0) >= 1 for answer in answers if isinstance(answer, QueueFull))
+
+
+@pytest.mark.anyio
+async def test_who_was_served_longest_ago_goes_first() -> None:
+    async with reading(limit_s=20) as reader:
+        order: list[str] = []
+
+        async def read(client: str) -> None:
+            await reader.read(png(A_WHILE), None, BOX, client)
+            order.append(client)
+
+        began = time.monotonic()
+        await asyncio.gather(*(read(client) for client in ("a", "a", "a", "b", "b", "c")))
+        assert "c" in order[:4], "two had begun before, and one may have ended in the same moment"
+        assert time.monotonic() - began >= 3 * A_WHILE_S
