@@ -156,4 +156,9 @@ FAULTS: dict[int, Fault] = {
         "forms that are malformed, or beyond 64 fields or 16 files", answers=(*refused("invalid_multipart"), TOO_LARGE)
     ),
     58: Fault("prompts and keys on their way to logs, figures and errors", "absent; what is logged is escaped"),
+    80: Fault(
+        "SIGTERM beside answers, streams and pictures that nobody reads, and a filter that sleeps",
+        "the end within 2 s of --drain-timeout",
+        exit_codes=(0,),
+    ),
 }
