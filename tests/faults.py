@@ -161,4 +161,9 @@ FAULTS: dict[int, Fault] = {
         "the end within 2 s of --drain-timeout",
         exit_codes=(0,),
     ),
+    81: Fault(
+        "clients behind one trusted proxy: a burst of one, one Idempotency-Key of two",
+        "each is its forwarded address, in rate, queue, idempotency and log; a forged one is not believed",
+        (OK, Answer(429, "rate_limit_exceeded")),
+    ),
 }

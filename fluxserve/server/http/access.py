@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fluxserve.config import ServerConfig
 from fluxserve.errors import FluxserveError, InvalidRequest, QueueFull
+from fluxserve.server.http.client_address import client_address
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.errors import error_response
 from fluxserve.server.http.instrumentation import WARNING_HEADER
@@ -69,6 +70,7 @@ class AccessControl:
         self._origins = frozenset(config.cors_origins)
         self._public = _authority(config.public_url or "")
         self._check_serving = check_serving
+        self._proxies = config.trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -88,7 +90,7 @@ class AccessControl:
         self._check_host(headers.get("host", ""))
         if method not in _READING:
             self._check_origin(headers)
-        address = scope["client"][0] if scope.get("client") else "local"
+        address = client_address(scope, self._proxies)
         is_open = path in HEALTH_PATHS or path.startswith(f"{PICTURES}/")
         context_of(scope).client = (
             address if is_open and method in _READING else self._keys.client(headers.getlist("authorization"), address)

@@ -8,6 +8,7 @@ import re
 from starlette.requests import Request
 
 from fluxserve.config import ServerConfig
+from fluxserve.server.http.client_address import is_within, parse_address
 
 _AUTHORITY = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -36,5 +37,5 @@ def _last(request: Request, name: str) -> str:
 def _is_trusted(request: Request, networks: tuple[str, ...]) -> bool:
     if request.client is None:
         return False
-    address = ipaddress.ip_address(request.client.host)
-    return any(address in ipaddress.ip_network(network) for network in networks)
+    address = parse_address(request.client.host)
+    return address is not None and is_within(address, [ipaddress.ip_network(network) for network in networks])
