@@ -89,7 +89,7 @@ FAULTS: dict[int, Fault] = {
     23: Fault("half a head, half a body, silence", "closed after 10, 30 and 10 s"),
     24: Fault(
         "more idle connections than --max-connections",
-        "the longest idle is closed; health answers; 429 if none is idle",
+        "the slowest to send or to read is closed; health answers; 429 if all wait for the server",
         (OK, FULL),
     ),
     25: Fault("a client that does not read", "closed after 60 s and what its answer's size allows"),
@@ -165,5 +165,11 @@ FAULTS: dict[int, Fault] = {
         "clients behind one trusted proxy: a burst of one, one Idempotency-Key of two",
         "each is its forwarded address, in rate, queue, idempotency and log; a forged one is not believed",
         (OK, Answer(429, "rate_limit_exceeded")),
+    ),
+    82: Fault("idle connections that push a live upload out", "the idle give way first", refused("invalid_image")),
+    83: Fault(
+        "more connections than the limit on open files allows",
+        "health and pictures are served; a line of log a second at most",
+        (OK,),
     ),
 }

@@ -9,11 +9,10 @@ import asyncio
 import errno
 import logging
 import os
-import resource
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,11 +26,14 @@ from fluxserve.request import Placement
 from fluxserve.server.app import create_app
 from fluxserve.server.http.access import is_loopback
 from fluxserve.server.http.protocol import HEAD_S, bounded
+from fluxserve.server.limits.open_files import AcceptErrors, allow_open_files, most_connections
 from fluxserve.server.services import open_services
 
 log = logging.getLogger("fluxserve")
 
 _BACKLOG = 1024
+_ACCEPTED_A_TURN = 16
+"""Connections the loop takes before it looks which have to give way to them."""
 _LAST_ANSWERS_S = 0.5
 """After the drain timeout: for telling the requests that are still open that there is no more."""
 _STOP_S = 1.0
@@ -63,13 +65,6 @@ def check_access(config: ServerConfig) -> None:
         )
 
 
-def allow_open_files() -> None:
-    """Raises the process's limit on open files, of which each connection is one, as far as it may."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS names a limit that it does not grant
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket.
 
@@ -92,13 +87,15 @@ def bind(host: str, port: int) -> socket.socket:
 async def _run(
     pipeline: PipelineConfig, limits: EngineConfig, config: ServerConfig, worker_module: str, listener: socket.socket
 ) -> NoReturn:
+    asyncio.get_running_loop().set_exception_handler(AcceptErrors())
     engine = Engine(pipeline, limits, worker_module=worker_module)
     services = open_services(engine, config, limits, config.output_dir or _cache_folder())
     try:
         options = uvicorn.Config(
             create_app(services),
             lifespan="off",
-            http=bounded(config.max_connections),
+            http=bounded(most_connections(config.max_connections)),
+            backlog=_ACCEPTED_A_TURN,
             timeout_keep_alive=int(HEAD_S),
             ws="none",
             log_config=None,
@@ -122,6 +119,12 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """asyncio takes as many connections in one turn as it lets the kernel hold; the kernel may hold more."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)
 
     def abort(self) -> None:
         """Ends at once, whatever is being received, made or sent."""

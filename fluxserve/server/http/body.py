@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from fluxserve.errors import InvalidRequest, QueueFull
 from fluxserve.server.http.context import context_of
-from fluxserve.server.http.rate_limit import RateLimiter
+from fluxserve.server.limits.rate_limit import RateLimiter
 
 JSON_CAP, FORM_CAP = 2**20, 64 * 2**20
 ALL_BODIES_CAP = 512 * 2**20
