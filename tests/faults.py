@@ -172,4 +172,9 @@ FAULTS: dict[int, Fault] = {
         "health and pictures are served; a line of log a second at most",
         (OK,),
     ),
+    84: Fault(
+        "bodies that are declared, or begun, and do not come",
+        "what has come counts: others are served; the slowest give way",
+        (OK, FULL),
+    ),
 }
