@@ -177,4 +177,5 @@ FAULTS: dict[int, Fault] = {
         "what has come counts: others are served; the slowest give way",
         (OK, FULL),
     ),
+    85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
 }
