@@ -89,7 +89,7 @@ FAULTS: dict[int, Fault] = {
     23: Fault("half a head, half a body, silence", "closed after 10, 30 and 10 s"),
     24: Fault(
         "more idle connections than --max-connections",
-        "the longest idle is closed; health answers; 429 if none is idle",
+        "the slowest to send or to read is closed; health answers; 429 if all wait for the server",
         (OK, FULL),
     ),
     25: Fault("a client that does not read", "closed after 60 s and what its answer's size allows"),
@@ -235,4 +235,26 @@ FAULTS: dict[int, Fault] = {
         (*refused("invalid_image", "invalid_mask"), OK),
     ),
     79: Fault("a content filter that takes long", "only those wait that it is asked about", (OK, FULL)),
+    80: Fault(
+        "SIGTERM beside answers, streams and pictures that nobody reads, and a filter that sleeps",
+        "the end within 2 s of --drain-timeout",
+        exit_codes=(0,),
+    ),
+    81: Fault(
+        "clients behind one trusted proxy: a burst of one, one Idempotency-Key of two",
+        "each is its forwarded address, in rate, queue, idempotency and log; a forged one is not believed",
+        (OK, Answer(429, "rate_limit_exceeded")),
+    ),
+    82: Fault("idle connections that push a live upload out", "the idle give way first", refused("invalid_image")),
+    83: Fault(
+        "more connections than the limit on open files allows",
+        "health and pictures are served; a line of log a second at most",
+        (OK,),
+    ),
+    84: Fault(
+        "bodies that are declared, or begun, and do not come",
+        "what has come counts: others are served; the slowest give way",
+        (OK, FULL),
+    ),
+    85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
 }

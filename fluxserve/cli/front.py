@@ -10,13 +10,13 @@ import errno
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import NoReturn
 
 import uvicorn
 
@@ -29,16 +29,23 @@ from fluxserve.server.app import create_app
 from fluxserve.server.http.access.control import is_loopback
 from fluxserve.server.http.protocol import BAD_REQUEST, bounded
 from fluxserve.server.jobs.store_folder import FOLDER, StoreFolder
+from fluxserve.server.limits.open_files import AcceptErrors, allow_open_files, most_connections
 from fluxserve.server.services import open_services
 
 log = logging.getLogger("fluxserve")
 
 _BACKLOG = 1024
+_ACCEPTED_A_TURN = 16
+"""Connections the loop takes before it looks which have to give way to them."""
+_LAST_ANSWERS_S = 0.5
+"""After the drain timeout: for telling the requests that are still open that there is no more."""
+_STOP_S = 1.0
+"""For reaping the worker, which dies with this process in any case."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def run_front(pipeline: PipelineConfig, limits: EngineConfig, config: ServerConfig, worker_module: str) -> int:
-    """Serves until a signal or a failure; returns the exit code.
+def run_front(pipeline: PipelineConfig, limits: EngineConfig, config: ServerConfig, worker_module: str) -> NoReturn:
+    """Serves until a signal or a failure, then ends the process with the exit code that tells which.
 
     Raises:
         ConfigError, InUse: it cannot start so.
@@ -48,7 +55,8 @@ def run_front(pipeline: PipelineConfig, limits: EngineConfig, config: ServerConf
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     allow_open_files()
     with bind(config.host, config.port) as listener:
-        return asyncio.run(_run(pipeline, limits, config, worker_module, listener))
+        asyncio.run(_run(pipeline, limits, config, worker_module, listener))
+    raise AssertionError("the server ends the process")
 
 
 def check_access(config: ServerConfig) -> None:
@@ -58,13 +66,6 @@ def check_access(config: ServerConfig) -> None:
             f"Without a key, {config.host} would let everybody who can reach this machine use it.\n"
             "Set FLUXSERVE_API_KEY to a secret, or pass --insecure to accept that."
         )
-
-
-def allow_open_files() -> None:
-    """Raises the process's limit on open files, of which each connection is one, as far as it may."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS names a limit that it does not grant
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -102,14 +103,18 @@ def open_folder(config: ServerConfig) -> StoreFolder:
 
 async def _run(
     pipeline: PipelineConfig, limits: EngineConfig, config: ServerConfig, worker_module: str, listener: socket.socket
-) -> int:
+) -> NoReturn:
+    asyncio.get_running_loop().set_exception_handler(AcceptErrors())
     engine = Engine(pipeline, limits, worker_module=worker_module)
     services = open_services(engine, config, limits, open_folder(config))
     try:
         options = uvicorn.Config(
             create_app(services),
             lifespan="off",
-            http=bounded(config.max_connections, engine.metrics.rejected.labels(BAD_REQUEST.code).inc),
+            http=bounded(
+                most_connections(config.max_connections), engine.metrics.rejected.labels(BAD_REQUEST.code).inc
+            ),
+            backlog=_ACCEPTED_A_TURN,
             timeout_keep_alive=int(config.keep_alive_s),
             ws="none",
             log_config=None,
@@ -121,9 +126,11 @@ async def _run(
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         log.info("fluxserve %s on %s/v1, loading %s", __version__, address, pipeline.model)
-        return await Front(engine, _Server(options), limits.drain_timeout_s).run(listener)
+        code = await Front(engine, _Server(options), limits.drain_timeout_s).run(listener)
     finally:
         services.close()
+    logging.shutdown()
+    os._exit(code)  # a thread that is in an operator's filter or in a decoder is not waited for
 
 
 class _Server(uvicorn.Server):
@@ -133,11 +140,23 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """asyncio takes as many connections in one turn as it lets the kernel hold; the kernel may hold more."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)
+
+    def abort(self) -> None:
+        """Ends at once, whatever is being received, made or sent."""
+        self.force_exit = self.should_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
 
 class Front:
     """Runs the engine and the HTTP server together, from start to the last answer."""
 
-    def __init__(self, engine: Engine, server: uvicorn.Server, drain_timeout_s: float) -> None:
+    def __init__(self, engine: Engine, server: _Server, drain_timeout_s: float) -> None:
         self._engine = engine
         self._server = server
         self._drain_timeout_s = drain_timeout_s
@@ -157,7 +176,7 @@ class Front:
             await self._server.serve(sockets=[listener])
         finally:
             watching.cancel()
-            await self._engine.stop()
+            await asyncio.wait({asyncio.create_task(self._engine.stop())}, timeout=_STOP_S)
         return self._exit_code
 
     def _on_signal(self, number: int) -> None:
@@ -169,11 +188,20 @@ class Front:
             self._draining = asyncio.create_task(self._drain())
         else:
             self._exit_code = 128 + number
-            self._server.force_exit = self._server.should_exit = True
+            self._server.abort()
 
     async def _drain(self) -> None:
+        """Jobs, and the answers that are still being sent, share the time."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._drain_timeout_s
         await self._engine.drain(self._drain_timeout_s)
+        await self._end_within(end - loop.time())
+
+    async def _end_within(self, seconds: float) -> None:
+        """Takes no more connections, and ends those that have not ended by then."""
         self._server.should_exit = True
+        await asyncio.sleep(max(seconds, 0) + _LAST_ANSWERS_S)
+        self._server.abort()
 
     async def _watch(self) -> None:
         """Says when the model is ready; ends the server with the worker's own exit code when the engine gives up."""
@@ -183,7 +211,7 @@ class Front:
         finally:
             announcing.cancel()
         self._exit_code = fatal.exit_code
-        self._server.should_exit = True
+        await self._end_within(self._drain_timeout_s)
 
     async def _announce(self) -> None:
         await self._engine.wait_ready()

@@ -32,4 +32,4 @@ def serve_with(flags: options.Flags, file: Path | None, worker_module: str = "fl
         pipeline, server, engine = read_settings(flags, file)
         if server.content_filter:
             sys.path.insert(0, os.getcwd())
-        sys.exit(run_front(pipeline, engine, server, worker_module))
+        run_front(pipeline, engine, server, worker_module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -40,19 +41,29 @@ class JobResult:
     truncated_from: int | None
 
 
+PREVIEW_BYTES = 4 * 2**20
+"""What the previews of one job may hold for readers that are behind; the newest is kept in any case."""
+
 JobEvent = Progress | PartialImage | CompletedImage | JobResult
 
 
 class EventLog:
-    """Events in order, for any number of readers, until it is closed. Belongs to one event loop."""
+    """Events in order, for any number of readers, until it is closed; old previews are dropped (`PREVIEW_BYTES`).
+
+    Belongs to one event loop.
+    """
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()
-        self._events: list[JobEvent] = []
+        self._events: list[JobEvent | None] = []
+        self._previews: deque[tuple[int, int]] = deque()
         self._changed = asyncio.Event()
 
     def append(self, event: JobEvent) -> None:
         self._events.append(event)
+        if isinstance(event, PartialImage):
+            self._previews.append((len(self._events) - 1, len(event.image.data)))
+            self._drop_previews()
         self._wake()
 
     def close(self) -> None:
@@ -61,16 +72,25 @@ class EventLog:
         self._wake()
 
     async def read(self) -> AsyncIterator[JobEvent]:
-        """Every event from the first to the last, as they come."""
+        """Every event that is kept, from the first to the last, as they come."""
         position = 0
         while True:
             changed = self._changed
             while position < len(self._events):
-                yield self._events[position]
+                event = self._events[position]
                 position += 1
+                if event is not None:
+                    yield event
             if self.closed.is_set():
                 return
             await changed.wait()
+
+    def _drop_previews(self) -> None:
+        held = sum(size for _, size in self._previews)
+        while held > PREVIEW_BYTES and len(self._previews) > 1:
+            position, size = self._previews.popleft()
+            self._events[position] = None
+            held -= size
 
     def _wake(self) -> None:
         self._changed.set()

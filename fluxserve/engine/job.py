@@ -82,7 +82,8 @@ class Job:
         """Everything that has happened, then everything that happens, ending with the JobResult.
 
         Any number of readers may iterate, each from the start. A preview or a finished image comes once, whatever
-        happens to the worker; progress starts anew after a worker's death. Raises as `result` does.
+        happens to the worker; old previews do not come to a reader that is behind (see `EventLog`). Progress starts
+        anew after a worker's death. Raises as `result` does.
         """
         async for event in self._events.read():
             yield event

@@ -16,11 +16,11 @@ from fluxserve.server.contract.content_filter import ContentGate, load_content_f
 from fluxserve.server.contract.resolve import ServingLimits
 from fluxserve.server.contract.uploads import UploadReader
 from fluxserve.server.http.body import BodyReader
-from fluxserve.server.http.rate_limit import RateLimiter
 from fluxserve.server.jobs.detached import DetachedJobs
 from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.image_store import ImageStore
 from fluxserve.server.jobs.store_folder import StoreFolder
+from fluxserve.server.limits.rate_limit import RateLimiter
 
 
 @dataclass(frozen=True)

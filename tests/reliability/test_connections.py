@@ -7,7 +7,9 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
+import httpx
 import pytest
 import uvicorn
 from starlette.responses import Response
@@ -15,8 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from fluxserve.server.http import protocol
 from tests.reliability.answers import assert_answer, parse
+from tests.server import running
 from tests.server.conftest import StartServer
-from tests.server.running import GENERATIONS, Server, exchange
+from tests.server.running import EDITS, GENERATIONS, Server, exchange
 
 POST = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
@@ -112,6 +115,56 @@ def test_when_all_connections_are_busy_health_still_answers(start_server: StartS
         for path, crowded in ((b"/livez", False), (b"/readyz", False), (b"/v1/models", True)):
             request = b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path
             assert_answer(24, parse(exchange(server, [request])), 429 if crowded else 200)
+
+
+@pytest.mark.fault(82)
+def test_idle_connections_give_way_before_a_live_upload(start_server: StartServer) -> None:
+    server = start_server("--max-connections", "20")
+    form = (
+        b"".join(
+            b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n' % part
+            for part in ((b"prompt", b"", b"a"), (b"image", b'; filename="a"', bytes(1_000_000)))
+        )
+        + b"--b--\r\n"
+    )
+    head = f"POST {EDITS} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(form)}\r\n"
+    server.http.close()
+    with ExitStack() as stack:
+        upload = stack.enter_context(connect(server))
+        upload.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n")
+        idle: list[socket.socket] = []
+        for start in range(0, len(form), 30_000):
+            upload.sendall(form[start : start + 30_000])
+            idle += [stack.enter_context(connect(server)) for _ in range(2)]
+            time.sleep(0.05)
+        answer = b""
+        while data := upload.recv(65536):
+            answer += data
+        assert_answer(82, parse(answer))
+        assert len(idle) > 40
+        assert idle[0].recv(1) == b"", "the oldest idle go"
+
+
+@pytest.mark.fault(83)
+def test_the_limit_on_open_files_is_not_met(tmp_path: Path) -> None:
+    server = running.start([], tmp_path, under=("sh", "-c", 'ulimit -n 128; exec "$@"', "sh")).wait_ready()
+    try:
+        with ExitStack() as stack:
+            server.http.close()
+            before = server.log.stat().st_size
+            flood = [stack.enter_context(connect(server)) for _ in range(400)]
+            for _ in range(20):
+                time.sleep(0.1)
+                with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:
+                    assert_answer(83, client.get("/livez"))
+                    fields = {"prompt": "a cat", "response_format": "url"}
+                    assert_answer(83, client.post(GENERATIONS, json=fields))
+            assert server.log.stat().st_size - before < 20_000
+            assert "Traceback" not in server.log.read_text()
+            assert flood[0].recv(1) == b""
+    finally:
+        server.process.kill()
+        server.process.wait()
 
 
 @pytest.fixture

@@ -14,3 +14,8 @@ def no_dogs(prompt: str, image: bytes | None) -> str | None:
 def slow_about_cats(prompt: str, image: bytes | None) -> str | None:
     time.sleep(4.0 if "cat" in prompt else 0.0)
     return None
+
+
+def slow(prompt: str, image: bytes | None) -> str | None:
+    time.sleep(60)
+    return None

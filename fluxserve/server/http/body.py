@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from starlette.requests import Request
 
-from fluxserve.errors import InvalidRequest, QueueFull
+from fluxserve.errors import InvalidRequest
 from fluxserve.server.http.context import context_of
-from fluxserve.server.http.rate_limit import RateLimiter
+from fluxserve.server.limits.rate_limit import RateLimiter
+from fluxserve.server.limits.upload_budget import UploadBudget
 
 JSON_CAP, FORM_CAP = 2**20, 64 * 2**20
-ALL_BODIES_CAP = 512 * 2**20
 
 
 class BodyReader:
@@ -20,7 +17,7 @@ class BodyReader:
 
     def __init__(self, limiter: RateLimiter | None) -> None:
         self._limiter = limiter
-        self._reserved = 0
+        self._budget = UploadBudget()
 
     async def json(self, request: Request) -> bytes:
         """The body of a JSON route. Raises as `_read` does."""
@@ -35,35 +32,26 @@ class BodyReader:
 
         Raises:
             InvalidRequest: `unsupported_media_type` or `request_too_large`, before reading on.
-            RateLimitExceeded, QueueFull: the client's rate, or the memory for bodies, is used up.
+            RateLimitExceeded, QueueFull: the client's rate is used up, or the upload gave way to faster ones.
             ClientDisconnect: the client left.
         """
         _check_type(request, media_types)
-        declared = _declared_length(request, cap)
+        _check_length(request, cap)
         self._check_rate(request)
-        async with self._memory(cap if declared is None else declared):
-            body = bytearray()
+        body = bytearray()
+        async with self._budget.receiving(context_of(request.scope).client) as upload:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > cap:
                     raise _too_large(request, cap)
-            return bytes(body)
+                self._budget.add(upload, len(chunk))
+        return bytes(body)
 
     def _check_rate(self, request: Request) -> None:
         if self._limiter is not None:
             context = context_of(request.scope)
             context.headers.update(self._limiter.take(context.client))
             self._limiter.check(context.client)
-
-    @asynccontextmanager
-    async def _memory(self, size: int) -> AsyncIterator[None]:
-        if self._reserved + size > ALL_BODIES_CAP:
-            raise QueueFull("too many large requests are being received; try again", retry_after_s=5)
-        self._reserved += size
-        try:
-            yield
-        finally:
-            self._reserved -= size
 
 
 def _check_type(request: Request, media_types: tuple[str, ...]) -> None:
@@ -75,11 +63,10 @@ def _check_type(request: Request, media_types: tuple[str, ...]) -> None:
         )
 
 
-def _declared_length(request: Request, cap: int) -> int | None:
+def _check_length(request: Request, cap: int) -> None:
     declared = request.headers.get("content-length")
     if declared is not None and int(declared) > cap:
         raise _too_large(request, cap)
-    return None if declared is None else int(declared)
 
 
 def _too_large(request: Request, cap: int) -> InvalidRequest:

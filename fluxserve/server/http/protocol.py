@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.http.errors import error_body
+from fluxserve.server.limits.pace import Pace
 
 HEAD_S = 10.0
 """For a request's head, counted from the connection or, after an answer, from its first byte."""
@@ -72,6 +73,7 @@ class Connection(H11Protocol):
         self.conn = StrictConnection(h11.SERVER, LONGEST_HEAD)
         self._phase_began = self.loop.time()
         self._received = 0
+        self._pace = Pace(self._phase_began)
         self._expiry: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
@@ -86,6 +88,7 @@ class Connection(H11Protocol):
         before = self.cycle
         super().data_received(data)
         self._received += len(data)
+        self._pace.add(len(data), self.loop.time())
         if self.cycle is not before:
             self._begin_phase()
         else:
@@ -131,21 +134,22 @@ class Connection(H11Protocol):
         """An offer of another protocol is declined by answering in this one: nothing to log, or to install."""
 
     def _make_room(self) -> bool:
-        """Ends the connection that has been waiting for its client the longest; whether there was one."""
+        """Ends the connection whose client is the slowest to send or to read; whether there was one."""
         waiting = [
             connection
             for connection in self.connections
-            if isinstance(connection, Connection) and connection is not self and connection._is_receiving
+            if isinstance(connection, Connection) and connection is not self and connection._waits_for_its_client
         ]
-        oldest = min(waiting, key=lambda connection: connection._phase_began, default=None)
-        if oldest is not None:
-            self.connections.discard(oldest)
-            oldest.transport.abort()
-        return oldest is not None
+        now = self.loop.time()
+        slowest = min(waiting, key=lambda connection: connection._pace.rate(now), default=None)
+        if slowest is not None:
+            self.connections.discard(slowest)
+            slowest.transport.abort()
+        return slowest is not None
 
     @property
-    def _is_receiving(self) -> bool:
-        return self.conn.their_state in _RECEIVING and not self.flow.write_paused
+    def _waits_for_its_client(self) -> bool:
+        return self.conn.their_state in _RECEIVING or self.flow.write_paused
 
     @property
     def _is_resting(self) -> bool:
@@ -154,6 +158,7 @@ class Connection(H11Protocol):
 
     def _begin_phase(self) -> None:
         self._phase_began, self._received = self.loop.time(), 0
+        self._pace = Pace(self._phase_began)
         self._set_expiry()
 
     def _set_expiry(self) -> None:

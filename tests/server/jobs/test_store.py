@@ -17,13 +17,13 @@ from fluxserve.engine.events import JobResult
 from fluxserve.engine.job import Job
 from fluxserve.errors import ConfigError, InUse, InvalidRequest, NonFiniteOutput, RateLimitExceeded, StorageFull
 from fluxserve.request import GeneratedImage, Timings
-from fluxserve.server.http.rate_limit import RateLimiter
 from fluxserve.server.jobs import detached, idempotency, image_store
 from fluxserve.server.jobs.detached import DetachedJobs
 from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.image_store import ImageStore
 from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.jobs.store_folder import MARK, StoreFolder
+from fluxserve.server.limits.rate_limit import RateLimiter
 from tests.jobs import request
 
 pytestmark = pytest.mark.anyio

@@ -18,6 +18,7 @@ from fluxserve.config import ServerConfig
 from fluxserve.errors import FluxserveError, InvalidRequest, QueueFull
 from fluxserve.server.http.access.forwarded import public_address
 from fluxserve.server.http.access.origins import ANY, Origins, authority, origin_refused, printable
+from fluxserve.server.http.client_address import client_address
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.errors import error_response
 from fluxserve.server.http.paths import HEALTH_PATHS, IMAGE_REQUESTS, PICTURES
@@ -61,6 +62,7 @@ class AccessControl:
         self._hosts = _allowed_hosts(config) if named or is_loopback(config.host) else [ANY]
         self._origins = Origins(config.cors_origins)
         self._check_serving = check_serving
+        self._proxies = config.trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -81,7 +83,7 @@ class AccessControl:
             self._check_host(scope, headers.get("host"))
         if method not in _READING:
             self._check_origin(scope, headers)
-        address = scope["client"][0] if scope.get("client") else "local"
+        address = client_address(scope, self._proxies)
         is_open = path in HEALTH_PATHS or path.startswith(f"{PICTURES}/")
         context_of(scope).client = (
             address if is_open and method in _READING else self._keys.client(headers.getlist("authorization"), address)

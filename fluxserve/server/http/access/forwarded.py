@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from fluxserve.config import ServerConfig
+from fluxserve.server.http.client_address import is_within, parse_address
 
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -78,8 +79,5 @@ def _last_element(forwarded: str) -> dict[str, str]:
 
 
 def _is_trusted(scope: Scope, networks: tuple[str, ...]) -> bool:
-    client = scope.get("client")
-    if client is None:
-        return False
-    address = ipaddress.ip_address(client[0])
-    return any(address in ipaddress.ip_network(network) for network in networks)
+    address = parse_address(scope["client"][0]) if scope.get("client") else None
+    return address is not None and is_within(address, [ipaddress.ip_network(network) for network in networks])
