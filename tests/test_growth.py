@@ -39,7 +39,8 @@ from fluxserve.server.http.body import JSON_CAP
 from fluxserve.server.http.protocol import CHUNK_BYTES, FREE_CHUNKS, LONGEST_HEAD, StrictConnection
 from fluxserve.weights.files.gguf_file import GgufFile
 from fluxserve.weights.files.safetensors_file import SafetensorsFile, open_shards
-from fluxserve.weights.lora.file import METADATA_FIELD, read_lora
+from fluxserve.weights.lora.file import read_lora
+from fluxserve.weights.lora.strength import METADATA_FIELD
 from tests.fake_pipeline import CARD
 
 MOST_GROWTH, TRIES = 6.0, 5

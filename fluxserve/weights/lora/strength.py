@@ -30,6 +30,12 @@ HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 MAX_PATTERN, MATCHING_SECONDS = 300, 5.0
 
+Dots = tuple[int, ...]
+"""Where a pattern has them."""
+Found = tuple[int, float | None]
+"""A pattern's place in the file, and its value."""
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,300}")
+
 
 class Strengths:
     """Scales of a file's modules.
@@ -110,31 +116,51 @@ class _Config:
 class Patterns:
     """Values by regular expressions: the first that matches a name, or its end behind a dot, tells.
 
-    They come from files, so they are kept short, and matching ends after some seconds in all. Follows
-    peft `utils.other.get_pattern_key`.
+    They come from files, so they are kept short, and matching ends after some seconds in all. Those that are names, in
+    which a dot stands for any character, are looked up and not tried one by one. Follows peft
+    `utils.other.get_pattern_key`.
     """
 
     def __init__(self, source: str, field: str, patterns: object) -> None:
         self._source = f"{source}: {field}"
         if not isinstance(patterns, dict | None):
             raise CheckpointError(f"{self._source} must map patterns to numbers, got {patterns!r:.80}")
-        self._patterns = [
-            (_compiled(self._source, pattern), _number(self._source, pattern, value, None))
-            for pattern, value in (patterns or {}).items()
-        ]
+        self._names: dict[int, dict[Dots, dict[str, Found]]] = {}
+        self._expressions: list[tuple[int, Any, float | None]] = []
+        for place, (pattern, value) in enumerate((patterns or {}).items()):
+            self._add(place, pattern, _number(self._source, pattern, value, None))
         self._seconds = MATCHING_SECONDS
+
+    def _add(self, place: int, pattern: str, value: float | None) -> None:
+        if not _NAME.fullmatch(pattern):
+            self._expressions.append((place, _compiled(self._source, pattern), value))
+            return
+        dots = tuple(i for i, character in enumerate(pattern) if character == ".")
+        self._names.setdefault(len(pattern), {}).setdefault(dots, {}).setdefault(pattern, (place, value))
 
     def first(self, name: str, otherwise: float | None) -> float | None:
         started = time.monotonic()
+        found = min(self._named(name), default=None)
         try:
-            for pattern, value in self._patterns:
+            for place, pattern, value in self._expressions:
+                if found is not None and found[0] < place:
+                    break
                 if pattern.match(name, timeout=self._seconds):
                     return value
         except TimeoutError as error:
             raise CheckpointError(f"{self._source}: a pattern takes too long to match {name}") from error
         finally:
             self._seconds = max(self._seconds - (time.monotonic() - started), 0.001)
-        return otherwise
+        return otherwise if found is None else found[1]
+
+    def _named(self, name: str) -> Iterator[Found]:
+        """The patterns that are the name, or its end behind a dot."""
+        for start in (0, *(i + 1 for i, character in enumerate(name) if character == ".")):
+            end = name[start:]
+            for dots, patterns in self._names.get(len(end), {}).items():
+                dotted = "".join("." if i in dots else character for i, character in enumerate(end))
+                if dotted in patterns:
+                    yield patterns[dotted]
 
 
 def _compiled(source: str, pattern: str) -> Any:
