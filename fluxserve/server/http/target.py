@@ -12,7 +12,8 @@ _ABSOLUTE = re.compile(r"https?://([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 
 class Target:
-    """Wraps what decides by path. HEAD is answered as GET, whose body the server does not send."""
+    """Wraps what decides by path. HEAD is answered as GET, whose body the server does not send; a range is a
+    GET's alone (RFC 9110, section 14.2)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -29,6 +30,7 @@ def _canonical(scope: Scope) -> Scope:
     if match := _ABSOLUTE.fullmatch(path):
         path = match[2] or "/"
         headers = [(b"host", match[1].encode()), *(each for each in headers if each[0] != b"host")]
-    path = canonical_path(path)
-    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    path, method = canonical_path(path), scope["method"]
+    if method == "HEAD":
+        method, headers = "GET", [each for each in headers if each[0] != b"range"]
     return {**scope, "path": path, "raw_path": path.encode(), "headers": headers, "method": method}
