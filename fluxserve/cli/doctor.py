@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fluxserve.cli import options
@@ -31,14 +32,14 @@ def doctor(*, model: options.ModelArgument = None, loading: options.LoadingFlags
         config = read_loading({"model": model, **loading})
         try:
             for row in _machine():
-                table.add_row(*row)
+                table.add_row(*map(escape, row))
             described, draws = _description(Path(config.model))
             for row in described:
-                table.add_row(*row)
+                table.add_row(*map(escape, row))
             for row in _choice(config) if draws else []:
-                table.add_row(*row)
+                table.add_row(*map(escape, row))
         except SourceError as error:
-            table.add_row("model", error.message)
+            table.add_row("model", escape(error.message))
         finally:
             Console().print(table, highlight=False)
 

@@ -45,7 +45,7 @@ def load_with_progress(config: PipelineConfig) -> FluxPipeline:
         pipeline = FluxPipeline.load(config, progress)
     card = pipeline.card
     if card.notice is not None:
-        console.print(f"[yellow]{card.id}: {card.description}[/yellow]")
+        console.print(f"{card.id}: {card.description}", style="yellow", markup=False)
     if not card.licence.startswith(FREE_LICENCE):
         console.print(f"{card.id} is under the {card.licence}", highlight=False, markup=False)
     return pipeline

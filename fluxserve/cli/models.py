@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fluxserve.models import registry
@@ -19,7 +20,7 @@ def models() -> None:
     for variant in registry.variants().values():
         name = variant.repository or variant.name
         here = "yes" if variant.repository is None or variant.repository in cached else "no"
-        table.add_row(name, *_facts(variant), here)
+        table.add_row(name, *map(escape, _facts(variant)), here)
     console = Console()
     console.print(table)
     console.print(

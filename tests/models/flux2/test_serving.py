@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +100,18 @@ def test_it_is_served(tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
         assert base64.b64decode(result.data[0].b64_json or "").startswith(b"\x89PNG")
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [("doctor", "FLUX.2 [klein] 4B"), ("models", "FLUX.1 [dev] Non-Commercial")]
+)
+def test_names_in_brackets_are_shown_as_they_are(tiny_checkpoint: MakeCheckpoint, command: str, words: str) -> None:
+    arguments = [str(tiny_checkpoint("klein"))] if command == "doctor" else []
+    shown = subprocess.run(
+        [sys.executable, "-m", "fluxserve", command, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+        timeout=300,
+    )
+    assert words in shown.stdout
