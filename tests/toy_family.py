@@ -92,8 +92,8 @@ class ToyModel:
     def rows(self, times, guidance, text) -> Tensor:
         return self.denoiser.clock(times[:, None].to(text.states.dtype))
 
-    def positions(self, text_tokens, size) -> Tensor:
-        return torch.sin(torch.arange(size[0] * size[1] // 4)[:, None] / torch.arange(1, WIDTH + 1))
+    def positions(self, text_tokens, grids) -> Tensor:
+        return torch.sin(torch.arange(grids[0][0] * grids[0][1] // 4)[:, None] / torch.arange(1, WIDTH + 1))
 
 
 class ToyArchitecture:

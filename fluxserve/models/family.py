@@ -8,7 +8,7 @@ M modulation values of one step, C latent channels, F values of an image token, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -138,13 +138,23 @@ class StepInputs:
     """What the network takes at one step; each sample of the batch may be at a time of its own.
 
     latents: (B, I, F) image tokens. text: (B, T, width) states. rows: (B, M) of this time, see `Model.rows`.
-    positions: what `Model.positions` gave for these sizes.
+    positions: what `Model.positions` gave for these sizes. references: (B, R, F) tokens of pictures that stand in the
+    sequence behind the image's, and are cut from what is predicted. channels: (B, I, C') further values of each image
+    token, the same at every step.
     """
 
     latents: Tensor
     text: Tensor
     rows: Tensor
     positions: Tensor
+    references: Tensor | None = None
+    channels: Tensor | None = None
+
+    @property
+    def image(self) -> Tensor:
+        """(B, I + R, F + C'): what the network takes as its image."""
+        own = self.latents if self.channels is None else torch.cat([self.latents, self.channels], dim=-1)
+        return own if self.references is None else torch.cat([own, self.references], dim=1)
 
 
 class LatentSpace(Protocol):
@@ -210,8 +220,8 @@ class Model(Protocol):
         """
         ...
 
-    def positions(self, text_tokens: int, size: tuple[int, int]) -> Tensor:
-        """Where tokens are, for text and a latent size (h, w); the same at every step."""
+    def positions(self, text_tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Where tokens are, for text, the latent size (h, w) and those of references; the same at every step."""
         ...
 
     def velocity(self, inputs: StepInputs) -> Tensor:

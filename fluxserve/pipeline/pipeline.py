@@ -326,7 +326,7 @@ class FluxPipeline:
         key = (text_tokens, latent_size)
         positions = self._positions.get(key)
         if positions is None:
-            positions = self.networks.model.positions(text_tokens, latent_size)
+            positions = self.networks.model.positions(text_tokens, [latent_size])
             self._positions.put(key, positions)
         return positions
 

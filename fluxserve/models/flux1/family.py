@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,12 +112,12 @@ class Flux1Model:
         pooled = text.pooled.to(self.denoiser.time_in.in_layer.bias.device)
         return self.denoiser.modulation(times, strength, pooled.expand(len(times), -1)).cpu()
 
-    def positions(self, text_tokens: int, size: tuple[int, int]) -> Tensor:
-        h, w = size
+    def positions(self, text_tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
+        ((h, w),) = grids
         return self.denoiser.rope(text_tokens, h // 2, w // 2)
 
     def velocity(self, inputs: StepInputs) -> Tensor:
-        return self.denoiser(inputs.latents, inputs.text, inputs.rows, inputs.positions)
+        return self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,11 +94,12 @@ class Flux2Model:
         strength = None if guidance is None else torch.full_like(times, guidance)
         return self.denoiser.modulation(times, strength, self._dtype)
 
-    def positions(self, text_tokens: int, size: tuple[int, int]) -> Tensor:
-        return self.denoiser.rope(text_tokens, [size])
+    def positions(self, text_tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
+        return self.denoiser.rope(text_tokens, grids)
 
     def velocity(self, inputs: StepInputs) -> Tensor:
-        return self.denoiser(inputs.latents, inputs.text, inputs.rows, inputs.positions)
+        predicted = self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions)
+        return predicted[:, : inputs.latents.shape[1]]
 
 
 @dataclass(frozen=True)

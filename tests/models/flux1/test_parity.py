@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
+from fluxserve.models.family import StepInputs
 from fluxserve.models.flux1.variants import shifted
 from fluxserve.models.parts.attention import rotary_table
 from fluxserve.pipeline.pipeline import FluxPipeline as OurPipeline
@@ -75,3 +76,11 @@ def test_modulation_of_all_steps_equals_one_at_a_time(tiny_checkpoint: MakeCheck
     for row, t in zip(together, times, strict=True):
         alone = transformer.modulation(t[None], torch.tensor([3.5]), pooled)
         assert torch.allclose(row, alone[0], atol=1e-6)
+
+
+def test_further_channels_of_a_step_stand_behind_the_latents() -> None:
+    latents, channels = torch.randn(1, 6, 64), torch.randn(1, 6, 320)
+    nothing = torch.empty(0)
+    image = StepInputs(latents, nothing, nothing, nothing, channels=channels).image
+    assert torch.equal(image, torch.cat([latents, channels], dim=-1))
+    assert StepInputs(latents, nothing, nothing, nothing).image is latents

@@ -12,6 +12,7 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
 from fluxserve import FluxPipeline
 from fluxserve.completion import complete_request
+from fluxserve.models.family import StepInputs
 from fluxserve.models.flux2.variants import empirical_mu, times
 from tests.conftest import MakeCheckpoint
 
@@ -73,8 +74,11 @@ def test_velocity_with_and_without_references(
         return_dict=False,
     )[0]
     rows = network.modulation(t, None, torch.float32)
-    drawn = network(torch.cat(tokens, dim=1), text, rows, network.rope(20, [grid, *references]))
-    assert (drawn - expected).abs().max() <= 1e-5
+    model = ours.networks.model
+    others = torch.cat(tokens[1:], dim=1) if references else None
+    drawn = model.velocity(StepInputs(tokens[0], text, rows, model.positions(20, [grid, *references]), others))
+    assert drawn.shape == tokens[0].shape
+    assert (drawn - expected[:, : drawn.shape[1]]).abs().max() <= 1e-5
     assert rows.shape == (2, 17 * 64)
 
 
