@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from fluxserve.errors import ConfigError
+from fluxserve.request import Solver
 from fluxserve.sizes import MIN_PIXELS
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -108,6 +109,14 @@ class PipelineConfig:
             "device",
         ),
     ] = "exact"
+    solver: Annotated[
+        Solver,
+        Option(
+            "How requests that do not say get from step to step: euler, as the models were published, or dpmpp2m, of "
+            "second order, which needs about half the steps.",
+            "model",
+        ),
+    ] = "euler"
     compile: Annotated[
         bool,
         Option("Compile the transformer's blocks: slower to the first picture of each size, then faster.", "device"),

@@ -19,6 +19,7 @@ from fluxserve.placement.flat import FlatLayout
 from fluxserve.placement.place import Placer, block_keys, blocks_of, keys_by_place
 from fluxserve.placement.plan import ModelBytes, Plan, Work, make_plan, resident_plan, streaming_plan
 from fluxserve.placement.weight_format import WeightFormat
+from fluxserve.request import Solver
 from fluxserve.tensors.eight_bit import product_bytes
 from fluxserve.tensors.quantize import QuantMode
 from fluxserve.tensors.reader import TensorReader
@@ -44,7 +45,8 @@ class Blueprint:
     """All that is decided before any weight is read.
 
     reason: for the dtype. quant: how blocks are packed at load. compile: the denoiser's blocks. adapters: LoRAs that
-    the checkpoint's weights do not hold. product: the 8-bit arithmetic of blocks; None: exact.
+    the checkpoint's weights do not hold. product: the 8-bit arithmetic of blocks; None: exact. solver: of requests that
+    do not say.
     """
 
     checkpoint: Checkpoint
@@ -55,6 +57,7 @@ class Blueprint:
     compile: bool
     adapters: Adapters = NO_ADAPTERS
     product: QuantMode | None = None
+    solver: Solver = "euler"
 
     def format_of(self, part: Part) -> WeightFormat:
         """Of the part's blocks, or of all of it where it has none."""
@@ -210,7 +213,9 @@ def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Bluepr
     checkpoint, adapters = adapt(checkpoint, config.loras, config.lora_dir)
     quant: QuantMode | None = None if config.storage == "native" else config.storage
     product: QuantMode | None = None if config.compute == "exact" else config.compute
-    return Blueprint(checkpoint, device, choice.dtype, choice.reason, quant, config.compile, adapters, product)
+    return Blueprint(
+        checkpoint, device, choice.dtype, choice.reason, quant, config.compile, adapters, product, config.solver
+    )
 
 
 def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:

@@ -57,7 +57,12 @@ class FluxPipeline:
         self.blueprint = blueprint
         self.variant = blueprint.checkpoint.variant
         self.card = model_card(
-            blueprint.checkpoint, networks.plan, blueprint.device, blueprint.block_format, blueprint.adapters.by_name
+            blueprint.checkpoint,
+            networks.plan,
+            blueprint.device,
+            blueprint.block_format,
+            blueprint.adapters.by_name,
+            blueprint.solver,
         )
         self.max_batch = largest_batch(blueprint.device)
         self._positions = ByteBoundedCache[Tensor](POSITION_CACHE_BYTES, lambda positions: positions.nbytes)
@@ -166,11 +171,12 @@ class FluxPipeline:
         velocity = self._velocity(samples)
         latents = torch.stack([sample.latents for sample in samples])
         t, t_next = (self._tensor([sample.times[sample.step + i] for sample in samples]) for i in (0, 1))
-        moved = solvers.euler_step(latents, velocity, t, t_next)
+        clean = solvers.clean_estimate(latents, velocity, t)
+        moved = solvers.euler_step(latents, velocity, t, t_next) + self._second_order(samples, clean)
         if any((sample.step + 1) % FINITE_CHECK_STEPS == 0 for sample in samples) and not moved.isfinite().all():
             raise NonFiniteOutput("the latents are no longer finite; other seeds or sizes may do")
-        for sample, x, v in zip(samples, moved, velocity, strict=True):
-            sample.advance(x, v)
+        for sample, x, x0 in zip(samples, moved, clean, strict=True):
+            sample.advance(x, x0)
 
     def preview(self, sample: Sample, cancellation: CancellationCallback = never_cancelled) -> Pixels:
         """The picture as predicted at the last step, at the size asked."""
@@ -321,6 +327,14 @@ class FluxPipeline:
         cond, uncond = velocity.chunk(2)
         scale = self._tensor([sample.request.true_cfg_scale for sample in samples])[:, None, None]
         return uncond + scale * (cond - uncond)
+
+    def _second_order(self, samples: Sequence[Sample], clean: Tensor) -> Tensor | float:
+        """What the samples' solvers add to Euler's step. clean: (B, I, F) as predicted now."""
+        weights = [sample.second_order_weight for sample in samples]
+        if not any(weights):
+            return 0.0
+        before = [now if sample.clean is None else sample.clean for sample, now in zip(samples, clean, strict=True)]
+        return self._tensor(weights)[:, None, None] * (clean - torch.stack(before))
 
     def _positions_of(self, text_tokens: int, latent_size: tuple[int, int]) -> Tensor:
         key = (text_tokens, latent_size)

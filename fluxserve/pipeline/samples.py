@@ -34,8 +34,8 @@ class Sample:
     """Image `index` of a request at time times[step].
 
     native_size: (width, height) in pixels that the model draws; latent_size: (h, w). latents: (I, F) float32 tokens, on
-    the device. velocity: of the last step, None before the first. uncond: of the negative prompt, with true CFG.
-    inpaint, picture: of an edit. loras: what acts beside the denoiser.
+    the device. clean: the picture's latents as predicted at the last step, None before the first. uncond: of the
+    negative prompt, with true CFG. inpaint, picture: of an edit. loras: what acts beside the denoiser.
     """
 
     request: GenerationRequest
@@ -49,7 +49,7 @@ class Sample:
     picture: InputPicture | None
     inpaint: Inpaint | None
     step: int = 0
-    velocity: Tensor | None = None
+    clean: Tensor | None = None
     loras: LoraSet = NO_LORAS
 
     @property
@@ -81,19 +81,25 @@ class Sample:
             native_size=f"{width}x{height}" if resampled else None,
         )
 
-    def advance(self, latents: Tensor, velocity: Tensor) -> None:
+    @property
+    def second_order_weight(self) -> float:
+        """How much the change of what is predicted counts in the next step; 0: Euler's step."""
+        if self.request.solver == "euler" or self.clean is None:
+            return 0.0
+        return solvers.second_order_weight(*self.times[self.step - 1 : self.step + 2])
+
+    def advance(self, latents: Tensor, clean: Tensor) -> None:
         """Takes the result of one whole step."""
         t_next = self.times[self.step + 1]
         self.latents = latents if self.inpaint is None else self.inpaint.blend(latents, t_next)
-        self.velocity = velocity
+        self.clean = clean
         self.step += 1
 
     def predicted(self) -> Tensor:
         """The picture's latents as predicted at the last step: x0, (I, F) float32."""
-        if self.velocity is None or self.done:
+        if self.clean is None or self.done:
             return self.latents
-        x0 = solvers.clean_estimate(self.latents, self.velocity, self.times[self.step])
-        return x0 if self.inpaint is None else self.inpaint.blend(x0, 0.0)
+        return self.clean if self.inpaint is None else self.inpaint.blend(self.clean, 0.0)
 
 
 def latent_weights(picture: InputPicture, latents: LatentSpace, size: tuple[int, int]) -> Tensor | None:

@@ -49,9 +49,10 @@ def load(model: Path, compute: Compute, **changes: object) -> FluxPipeline:
 
 def velocity(pipeline: FluxPipeline) -> Tensor:
     (sample,) = pipeline.begin(complete_request(pipeline.card, "a cat", width=64, height=96, seed=5))
+    noise = sample.latents
     pipeline.step([sample])
-    assert sample.velocity is not None
-    return sample.velocity
+    assert sample.clean is not None
+    return noise - sample.clean
 
 
 def relative(value: Tensor, exact: Tensor) -> float:

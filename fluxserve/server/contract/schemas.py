@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from fluxserve.completion import LONGEST_PROMPT, clean_text
-from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, OutputFormat, Range
+from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, OutputFormat, Range, Solver
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 EchoedQuality = Literal["low", "medium", "high", "xhigh", "max"]
@@ -89,6 +89,7 @@ class ImageParameters(BaseModel):
     loras: list[LoraChoice] = Field(
         [], max_length=MAX_LORAS, description="Names, or objects of name and scale (-4 to 4). Alias: lora (one object)."
     )
+    solver: Solver | None = Field(None, description="euler, or dpmpp2m, which needs about half the steps.")
     strength: float | None = _number(
         "strength", None, "How much of the input picture is redrawn; edits and variations only."
     )
@@ -222,6 +223,7 @@ class ModelDefaults(BaseModel):
     size: str
     steps: dict[str, int]
     guidance_scale: float | None
+    solver: Solver
     response_format: str
 
 
