@@ -117,6 +117,16 @@ class PipelineConfig:
             "model",
         ),
     ] = "euler"
+    step_cache: Annotated[
+        float | None,
+        Option(
+            "Skip most blocks of steps whose first block changes nearly what it changed before: how far it may be off, "
+            "such as 0.1; lossy, for requests of more than 8 steps.",
+            "model",
+            gt=0,
+            le=1,
+        ),
+    ] = None
     compile: Annotated[
         bool,
         Option("Compile the transformer's blocks: slower to the first picture of each size, then faster.", "device"),

@@ -141,6 +141,8 @@ class Timings:
     encode_ms: float = 0.0
     total_ms: float = 0.0
     steps: int = 0
+    skipped_steps: int = 0
+    """Of the steps, those that ran the first block alone (--step-cache); of several pictures, the first one's."""
     prompt_cached: bool = False
     native_size: str | None = None
     """The size the model drew at, when the picture was resampled to the size asked."""

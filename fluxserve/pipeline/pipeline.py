@@ -31,7 +31,7 @@ from fluxserve.pipeline.loras import LoraSet
 from fluxserve.pipeline.metadata import about
 from fluxserve.pipeline.networks import Blueprint, Networks, draw_blueprint
 from fluxserve.pipeline.pictures import Pictures
-from fluxserve.pipeline.samples import Inpaint, Sample, latent_weights
+from fluxserve.pipeline.samples import Inpaint, Sample, StepMemory, latent_weights
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
 from fluxserve.request import GeneratedImage, GenerationRequest, Progress
@@ -157,6 +157,7 @@ class FluxPipeline:
                     picture=picture,
                     inpaint=inpaint,
                     loras=loras,
+                    memory=StepMemory.of(self.blueprint.step_cache, len(times) - 1),
                 )
             )
         return samples
@@ -313,11 +314,13 @@ class FluxPipeline:
         rows += [(sample, sample.uncond) for sample in samples if sample.uncond is not None]
         latents = torch.stack([sample.latents for sample, _ in rows]).to(self.blueprint.dtype)
         text = torch.stack([cond.text.states for _, cond in rows])
+        caches = [sample.memory.cond if cond is sample.cond else sample.memory.uncond for sample, cond in rows]
         inputs = StepInputs(
             latents=latents,
             text=text,
             rows=torch.stack([cond.rows[sample.step] for sample, cond in rows]).to(self.device),
             positions=self._positions_of(text.shape[1], samples[0].latent_size),
+            caches=caches if any(caches) else None,
         )
         model = self.networks.model
         with samples[0].loras.beside(self.networks.denoiser, model.denoiser):
@@ -333,7 +336,10 @@ class FluxPipeline:
         weights = [sample.second_order_weight for sample in samples]
         if not any(weights):
             return 0.0
-        before = [now if sample.clean is None else sample.clean for sample, now in zip(samples, clean, strict=True)]
+        before = [
+            now if sample.memory.clean is None else sample.memory.clean
+            for sample, now in zip(samples, clean, strict=True)
+        ]
         return self._tensor(weights)[:, None, None] * (clean - torch.stack(before))
 
     def _positions_of(self, text_tokens: int, latent_size: tuple[int, int]) -> Tensor:

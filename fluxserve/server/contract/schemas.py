@@ -162,7 +162,10 @@ class Usage(BaseModel):
 
 
 class TimingsBody(BaseModel):
-    """Where the time went, in milliseconds. native_size: what the model drew at, when the picture was resampled."""
+    """Where the time went, in milliseconds. skipped_steps: of the steps, those that ran one block of all.
+
+    native_size: what the model drew at, when the picture was resampled.
+    """
 
     queue_ms: float
     text_ms: float
@@ -171,6 +174,7 @@ class TimingsBody(BaseModel):
     encode_ms: float
     total_ms: float
     steps: int
+    skipped_steps: int
     prompt_cached: bool
     native_size: str | None = None
 
