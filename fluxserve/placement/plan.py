@@ -110,6 +110,10 @@ class Plan:
         """Whether the autoencoder's maps of a picture fit beside the weights; else it is decoded in tiles."""
         return replace(self.work, width=width, height=height).decode_bytes(tiled=False) <= self.room_bytes
 
+    def encodes_whole(self, width: int, height: int) -> bool:
+        """The same of the encoder, whose widest maps have half the channels."""
+        return replace(self.work, width=width, height=height).decode_bytes(tiled=False) // 2 <= self.room_bytes
+
     def samples_together(self, width: int, height: int, reference_tokens: int = 0) -> int:
         """How many samples of a size fit beside the weights in one step; 1 at least."""
         one = replace(self.work, width=width, height=height, batch=1, reference_tokens=reference_tokens)
