@@ -257,4 +257,15 @@ FAULTS: dict[int, Fault] = {
         (OK, FULL),
     ),
     85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
+    110: Fault("a client whose small requests cost much to show and to write", "previews and encoding count as work"),
+    111: Fault(
+        "a queue that one client has filled",
+        "others wait too, each until it holds an equal share, up to twice the queue",
+        (FULL, OK),
+    ),
+    112: Fault(
+        "thousands of keyed requests of one client",
+        "its own oldest are forgotten; whoever holds less keeps his",
+        (OK,),
+    ),
 }

@@ -151,7 +151,7 @@ async def _serve_keyed(call: ImageCall, timeout: ClientTimeout, key: str) -> Res
             return answer
         store.forget(entry)
     job = _submit(call, timeout)
-    entry = store.open(key, call.fingerprint, _finish(call, job))
+    entry = store.open(call.context.client, key, call.fingerprint, _finish(call, job))
     assert entry.work is not None
     if call.resolved.stream:
         job.join()

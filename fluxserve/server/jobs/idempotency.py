@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,8 +28,8 @@ from fluxserve.server.jobs.stored_answers import (
 )
 
 _KEEP_S = 24 * 3600.0
-_MOST_ENTRIES = 1000
-_QUOTA_BYTES = 512 * 2**20
+MOST_ENTRIES, QUOTA_BYTES = 5_000, 512 * 2**20
+"""Of all clients together. Beyond it the one who holds most loses its oldest."""
 _SUFFIX = ".answer"
 
 
@@ -37,9 +37,10 @@ _SUFFIX = ".answer"
 class Entry:
     """One key. file: its name. work: the running or just finished generation; None once the file alone has the answer.
 
-    expires_at: monotonic, s. size: bytes of the file.
+    expires_at: monotonic, s. size: bytes of the file. client: who opened it.
     """
 
+    client: str
     fingerprint: str
     file: str
     work: asyncio.Task[Outcome] | None
@@ -77,10 +78,10 @@ class IdempotencyStore:
             )
         return entry
 
-    def open(self, scope: str, fingerprint: str, work: Coroutine[Any, Any, Outcome]) -> Entry:
+    def open(self, client: str, scope: str, fingerprint: str, work: Coroutine[Any, Any, Outcome]) -> Entry:
         """Runs `work` to its end under a key that is not in use, whoever waits for it."""
         name = self._name(scope)
-        entry = Entry(fingerprint, name, None, self._clock() + _KEEP_S)
+        entry = Entry(client, fingerprint, name, None, self._clock() + _KEEP_S)
         entry.work = asyncio.ensure_future(self._run(name, entry, work))
         entry.work.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._entries[name] = entry
@@ -121,7 +122,7 @@ class IdempotencyStore:
         expires_at = time.time() + entry.expires_at - self._clock()
 
         def write() -> int:
-            return self._folder.write(entry.file, record_pieces(entry.fingerprint, expires_at, answer))
+            return self._folder.write(entry.file, record_pieces(entry.client, entry.fingerprint, expires_at, answer))
 
         with suppress(OSError):
             entry.size = await asyncio.to_thread(write)
@@ -129,13 +130,20 @@ class IdempotencyStore:
             self._make_room()
 
     def _make_room(self) -> None:
-        settled = [name for name, entry in self._entries.items() if entry.work is None]
-        total = sum(entry.size for entry in self._entries.values())
-        for name in settled:
-            if len(self._entries) <= _MOST_ENTRIES and total <= _QUOTA_BYTES:
-                return
-            total -= self._entries[name].size
-            self._drop(name)
+        """Nobody's answers push out those of a client who holds less."""
+        entries, sizes = Counter[str](), Counter[str]()
+        for entry in self._entries.values():
+            entries[entry.client] += 1
+            sizes[entry.client] += entry.size
+        for held, most in ((entries, MOST_ENTRIES), (sizes, QUOTA_BYTES)):
+            while held.total() > most and (oldest := self._oldest_settled(held.most_common(1)[0][0])):
+                entries[oldest.client] -= 1
+                sizes[oldest.client] -= oldest.size
+                self._drop(oldest.file)
+
+    def _oldest_settled(self, client: str) -> Entry | None:
+        settled = (entry for entry in self._entries.values() if entry.work is None and entry.client == client)
+        return next(settled, None)
 
     def _drop(self, name: str) -> None:
         if self._entries.pop(name, None) is not None:
@@ -156,7 +164,7 @@ class IdempotencyStore:
             if head is None or life_s <= 0:
                 self._folder.delete(name)
             else:
-                self._entries[name] = Entry(head.fingerprint, name, None, now + life_s, status.st_size)
+                self._entries[name] = Entry(head.client, head.fingerprint, name, None, now + life_s, status.st_size)
 
     def _read_head(self, name: str) -> RecordHead | None:
         try:

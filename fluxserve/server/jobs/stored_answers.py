@@ -24,18 +24,23 @@ class DamagedRecord(Exception):
 
 @dataclass(frozen=True)
 class RecordHead:
-    """What is known of an answer without its pictures. expires_at: Unix time, s. content: see `_head`."""
+    """What is known of an answer without its pictures. expires_at: Unix time, s. content: see `_head`.
+
+    client: who it was drawn for; empty in files of versions that did not note it.
+    """
 
     fingerprint: str
     expires_at: float
     content: dict[str, Any]
+    client: str = ""
 
 
-def record_pieces(fingerprint: str, expires_at: float, answer: Outcome | FluxserveError) -> list[bytes]:
+def record_pieces(client: str, fingerprint: str, expires_at: float, answer: Outcome | FluxserveError) -> list[bytes]:
     """The file's content. expires_at: Unix time, s."""
     images = () if isinstance(answer, FluxserveError) else answer.result.images
     content = _error(answer) if isinstance(answer, FluxserveError) else _head(answer)
-    head = json.dumps({"fingerprint": fingerprint, "expires_at": expires_at, "content": content}).encode()
+    about = {"client": client, "fingerprint": fingerprint, "expires_at": expires_at, "content": content}
+    head = json.dumps(about).encode()
     return [hashlib.sha256(head).hexdigest().encode(), b"\n", head, b"\n", *(image.data for image in images)]
 
 
