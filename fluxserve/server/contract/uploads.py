@@ -14,11 +14,12 @@ from fluxserve.completion import edit_area
 from fluxserve.decoding.decoder import DECODE_S, Decoder
 from fluxserve.errors import QueueFull
 from fluxserve.input_images import EditInputs, pair_inputs
+from fluxserve.server.contract.pictures import Pictures
 from fluxserve.server.contract.resolve import ServingLimits
 from fluxserve.sizes import Box, check_size, parse_size
 
 PROCESSES = 2
-MOST_WAITING, MOST_WAITING_BYTES, LONGEST_WAIT_S = 128, 128 * 2**20, 30.0
+MOST_WAITING, MOST_WAITING_BYTES, LONGEST_WAIT_S = 128, 512 * 2**20, 30.0
 _MOST_CLIENTS = 1_000
 
 
@@ -36,9 +37,22 @@ def upload_box(size: str, limits: ServingLimits) -> Box:
     return Box(asked, edit_area(limits.card), most, config.max_input_pixels)
 
 
+async def read_pictures(decoder: Decoder, pictures: Pictures, box: Box) -> EditInputs:
+    """An upload and its mask, as small pictures.
+
+    Raises:
+        InvalidRequest: `invalid_image` or `invalid_mask`: no PNG, JPEG or WebP, damaged, too large, too slow to
+            decode, or the mask does not fit.
+    """
+    decoded = await decoder.decode(wire.Decode(pictures.image, "image", box))
+    if pictures.mask is None:
+        return EditInputs(decoded.picture, decoded.opacity if decoded.picture.transparent else None)
+    return pair_inputs(decoded.picture, (await decoder.decode(wire.Decode(pictures.mask, "mask", box))).opacity)
+
+
 @dataclass(eq=False)
 class _Waiting:
-    """One request that wants a process. size: bytes it holds."""
+    """One request that wants a process. size: bytes it holds, on disk if they are many."""
 
     client: str
     size: int
@@ -52,35 +66,21 @@ class UploadReader:
     """
 
     def __init__(self, module: str = "fluxserve.decoding", limit_s: float = DECODE_S) -> None:
-        self._idle = [Decoder(module, limit_s) for _ in range(PROCESSES)]
+        large = asyncio.Lock()
+        self._idle = [Decoder(module, limit_s, large) for _ in range(PROCESSES)]
         self._all = tuple(self._idle)
         self._waiting: list[_Waiting] = []
         self._busy: set[str] = set()
         self._served_at: OrderedDict[str, float] = OrderedDict()
         self._mean_s = 0.5
 
-    async def read(self, image: bytes, mask: bytes | None, box: Box, client: str) -> EditInputs:
-        """An upload and its mask, as small pictures.
+    @asynccontextmanager
+    async def turn(self, client: str, size: int) -> AsyncIterator[Decoder]:
+        """A process, once it is the client's turn: for as long as its upload is parsed and decoded. size: bytes of it.
 
         Raises:
-            InvalidRequest: `invalid_image` or `invalid_mask`: no PNG, JPEG or WebP, damaged, too large, too slow to
-                decode, or the mask does not fit.
             QueueFull: too many are waiting, or it was not its turn for too long.
         """
-        async with self._turn(client, len(image) + len(mask or b"")) as decoder:
-            decoded = await decoder.decode(wire.Decode(image, "image", box))
-            if mask is None:
-                return EditInputs(decoded.picture, decoded.opacity if decoded.picture.transparent else None)
-            return pair_inputs(decoded.picture, (await decoder.decode(wire.Decode(mask, "mask", box))).opacity)
-
-    def close(self) -> None:
-        """Kills the processes."""
-        for decoder in self._all:
-            decoder.close()
-
-    @asynccontextmanager
-    async def _turn(self, client: str, size: int) -> AsyncIterator[Decoder]:
-        """A process, once it is the client's turn."""
         decoder = await self._wait(client, size)
         began = time.monotonic()
         try:
@@ -88,6 +88,11 @@ class UploadReader:
         finally:
             self._mean_s += 0.1 * (time.monotonic() - began - self._mean_s)
             self._free(decoder, client)
+
+    def close(self) -> None:
+        """Kills the processes."""
+        for decoder in self._all:
+            decoder.close()
 
     async def _wait(self, client: str, size: int) -> Decoder:
         self._admit(client, size)
