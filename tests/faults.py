@@ -268,4 +268,19 @@ FAULTS: dict[int, Fault] = {
         "its own oldest are forgotten; whoever holds less keeps his",
         (OK,),
     ),
+    113: Fault(
+        "large answers and streams that nobody reads, one or many",
+        "what many ask for is held once; beyond a client's share, or that of all, the slowest to read is closed",
+        (OK,),
+    ),
+    114: Fault(
+        "a full disk as a large upload comes",
+        "refused; what is small needs no disk",
+        (STORAGE_FULL, OK),
+    ),
+    115: Fault("large pictures of many clients to decode", "one at a time, small ones beside it", (OK,)),
+    116: Fault(
+        "another program that computes beside the model",
+        "the model's threads wait asleep, and a small model has as few as are no slower",
+    ),
 }

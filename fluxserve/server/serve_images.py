@@ -170,7 +170,7 @@ async def _replay(call: ImageCall, entry: Entry) -> Response | None:
         return None
     call.context.headers["idempotent-replayed"] = "true"
     if call.resolved.stream:
-        return EventStream(SseWriter(call.resolved).replayed(partial(_result, work)), on_close=lambda: None)
+        return _replayed_stream(call, work)
     outcome = await while_connected(call.http.receive, _result(work))
     if not await call.services.store.has(outcome.names):
         del call.context.headers["idempotent-replayed"]
@@ -207,7 +207,16 @@ async def _respond(call: ImageCall, outcome: Outcome) -> Response:
 
 def _stream(call: ImageCall, job: Job) -> Response:
     events = SseWriter(call.resolved).live(job, call.services.engine.eta_s)
-    return EventStream(events, on_close=job.leave)
+    return EventStream(events, on_close=job.leave, held=lambda: [image.data for image in job.progress.images])
+
+
+def _replayed_stream(call: ImageCall, work: asyncio.Future[Outcome]) -> Response:
+    def held() -> list[bytes]:
+        known = work.done() and not work.cancelled() and work.exception() is None
+        return [image.data for image in work.result().result.images] if known else []
+
+    events = SseWriter(call.resolved).replayed(partial(_result, work))
+    return EventStream(events, on_close=lambda: None, held=held)
 
 
 def _idempotency_key(http: Request) -> str | None:

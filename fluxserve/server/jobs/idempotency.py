@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -19,7 +20,6 @@ from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.jobs.store_folder import StoreFolder
 from fluxserve.server.jobs.stored_answers import (
     FINAL_ERRORS,
-    LONGEST_HEAD,
     DamagedRecord,
     RecordHead,
     read_head,
@@ -37,7 +37,7 @@ _SUFFIX = ".answer"
 class Entry:
     """One key. file: its name. work: the running or just finished generation; None once the file alone has the answer.
 
-    expires_at: monotonic, s. size: bytes of the file. client: who opened it.
+    expires_at: monotonic, s. size: bytes of the file. client: who opened it. read: while somebody is being given it.
     """
 
     client: str
@@ -46,6 +46,7 @@ class Entry:
     work: asyncio.Task[Outcome] | None
     expires_at: float
     size: int = 0
+    read: weakref.ref[Outcome] | None = None
 
 
 class IdempotencyStore:
@@ -59,6 +60,7 @@ class IdempotencyStore:
         self._url_ttl_s = url_ttl_s
         self._clock = clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._reading = asyncio.Lock()
         self._take_over()
 
     def find(self, scope: str, fingerprint: str) -> Entry | None:
@@ -89,13 +91,21 @@ class IdempotencyStore:
 
     async def recall(self, entry: Entry) -> asyncio.Future[Outcome] | None:
         """The answer of a generation that has ended, done or failed as it was; None: it is lost, and its key free."""
-        recalled = asyncio.ensure_future(asyncio.to_thread(self._read, entry))
-        await asyncio.wait([recalled])
+        async with self._reading:  # one after the other, and one reading for all who want it at a time
+            recalled = asyncio.ensure_future(self._recall(entry))
+            await asyncio.wait([recalled])
         if not isinstance(recalled.exception(), OSError | DamagedRecord):
             return recalled
         self._folder.doubt("a stored answer")
         self.forget(entry)
         return None
+
+    async def _recall(self, entry: Entry) -> Outcome:
+        outcome = entry.read() if entry.read else None
+        if outcome is None:
+            outcome = await asyncio.to_thread(self._read, entry)
+            entry.read = weakref.ref(outcome)
+        return outcome
 
     def forget(self, entry: Entry) -> None:
         """Frees the key of an answer that can no longer be given."""
@@ -153,7 +163,8 @@ class IdempotencyStore:
         return self._folder.name(hashlib.sha256(scope.encode()).hexdigest(), _SUFFIX)
 
     def _read(self, entry: Entry) -> Outcome:
-        return read_record(self._folder.read(entry.file))
+        with self._folder.open(entry.file) as file:
+            return read_record(file)
 
     def _take_over(self) -> None:
         """Goes on with the answers of an earlier process."""
@@ -168,7 +179,8 @@ class IdempotencyStore:
 
     def _read_head(self, name: str) -> RecordHead | None:
         try:
-            return read_head(self._folder.read(name, LONGEST_HEAD))
+            with self._folder.open(name) as file:
+                return read_head(file)
         except (OSError, DamagedRecord):
             return None
 

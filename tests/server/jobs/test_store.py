@@ -78,9 +78,9 @@ async def test_times_are_of_the_monotonic_clock(make_store: MakeStore, monkeypat
     store = make_store(clock)
     [name] = await store.put([image()])
     monkeypatch.setattr(time, "time", lambda: 4e9)
-    assert (await store.get(name)).expires_in_s == 3600
+    assert (await store.get(name)).expires_at == clock.now + 3600
     clock.now += 3599
-    assert (await store.get(name)).expires_in_s == 1
+    assert (await store.get(name)).expires_at == clock.now + 1
     clock.now += 1
     assert not await store.has([name])
 
