@@ -126,7 +126,7 @@ def goals(ours: Drawer, other: Drawer, product: float) -> list[Goal]:
     return [
         at_most("busy", "beside a neighbour, over quiet", busy / quiet, BUSY_MOST, "x"),
         at_most("quiet", "quiet, over the other commit's", quiet / before, QUIET_MOST, "x"),
-        at_most("product", "large products with threads that sleep, over threads that spin", product, PRODUCT_MOST, "x"),
+        at_most("product", "large products with threads that sleep, over spinning ones", product, PRODUCT_MOST, "x"),
     ]
 
 
