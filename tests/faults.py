@@ -283,4 +283,16 @@ FAULTS: dict[int, Fault] = {
         "another program that computes beside the model",
         "the model's threads wait asleep, and a small model has as few as are no slower",
     ),
+    117: Fault(
+        "requests of one client that the content filter, or decoding, takes long for",
+        "a client has a quarter of the filter's threads and half of the room at most; who holds fewest is next",
+        (OK, FULL),
+    ),
+    118: Fault("a flood of connections with a request each", "requests begin by turns of those who send them", (OK,)),
+    119: Fault(
+        "all of these at once, from 30 connections of two keys",
+        "an honest client is never refused, and waits little longer; memory has its bound; the end is in time",
+        (OK,),
+        (0,),
+    ),
 }

@@ -36,7 +36,7 @@ from fluxserve.server.services import open_services
 log = logging.getLogger("fluxserve")
 
 _BACKLOG = 1024
-_ACCEPTED_A_TURN = 16
+_ACCEPTED_A_TURN = 64
 """Connections the loop takes before it looks which have to give way to them."""
 _LAST_ANSWERS_S = 0.5
 """After the drain timeout: for telling the requests that are still open that there is no more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 
 from fluxserve.config import EngineConfig
 from fluxserve.engine.inflight import InFlight
@@ -77,9 +77,9 @@ class Admission:
 
     def _has_a_place(self, job: Job, queue: JobQueue, waiting: int) -> bool:
         """In a full queue: nobody is refused because others fill it, while he has less than an equal share of it."""
-        clients = {other.client for other in queue} | {job.client}
-        mine, _ = queue.share(job.client)
-        return mine < self._limits.max_queue // len(clients) and waiting < CROWDED * self._limits.max_queue
+        jobs = Counter(other.client for other in (*self._inflight, *queue, job))
+        share = max(1, self._limits.max_queue // len(jobs))
+        return len(jobs) > 1 and jobs[job.client] <= share and waiting < CROWDED * self._limits.max_queue
 
     def _left_s(self, job: Job) -> float:
         return self._costs.remaining_s(job.progress.remaining_work())

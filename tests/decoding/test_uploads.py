@@ -19,6 +19,7 @@ from fluxserve.input_images import EditInputs
 from fluxserve.server.contract import uploads
 from fluxserve.server.contract.pictures import Pictures
 from fluxserve.server.contract.uploads import UploadReader
+from fluxserve.server.limits.turns import Room
 from fluxserve.sizes import Box
 from tests.decoding.slow_decoder import A_WHILE, A_WHILE_S, DEADLY, FOR_EVER
 from tests.server.running import png
@@ -34,9 +35,9 @@ def anyio_backend() -> str:
 
 
 @asynccontextmanager
-async def reading(limit_s: float, module: str = SLOW) -> AsyncIterator[UploadReader]:
+async def reading(limit_s: float, module: str = SLOW, room: Room = uploads.ROOM) -> AsyncIterator[UploadReader]:
     """A reader whose two processes run already."""
-    before, reader = children(), UploadReader(module, limit_s)
+    before, reader = children(), UploadReader(module, limit_s, room)
     await asyncio.gather(*(read(reader, png(), None, client) for client in ("first", "second")))
     yield reader
     reader.close()
@@ -137,10 +138,8 @@ async def test_a_client_that_leaves_takes_its_process_along() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.fault(77)
-async def test_a_full_room_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MOST_WAITING", 4)
-    monkeypatch.setattr(uploads, "LONGEST_WAIT_S", 0.2)
-    async with reading(limit_s=20) as reader:
+async def test_a_full_room_is_nobodys_fault() -> None:
+    async with reading(limit_s=20, room=Room(4, 2**20, 0.2, "full")) as reader:
         greedy = [asyncio.create_task(outcome(read(reader, png(A_WHILE), None, "a"))) for _ in range(9)]
         await asyncio.sleep(0)
         assert isinstance(await outcome(read(reader, png(), None, "b")), EditInputs)

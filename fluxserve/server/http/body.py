@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, closing
 from typing import BinaryIO
 
@@ -14,7 +14,8 @@ from fluxserve.server.http.spool import Spool
 from fluxserve.server.limits.rate_limit import RateLimiter
 from fluxserve.server.limits.upload_budget import UploadBudget
 
-JSON_CAP, FORM_CAP = 2**20, 64 * 2**20
+JSON_CAP, JSON_PICTURES_CAP, FORM_CAP = 2**20, 32 * 2**20, 64 * 2**20
+"""Bytes; JSON with pictures takes several times its size while it is parsed."""
 
 
 class BodyReader:
@@ -27,18 +28,20 @@ class BodyReader:
 
     async def json(self, request: Request) -> bytes:
         """The body of a JSON route. Raises as `_read` does."""
-        async with self._read(request, ("application/json",), JSON_CAP) as body:
+        async with self._read(request, {"application/json": JSON_CAP}) as body:
             return body.read()
 
     @asynccontextmanager
     async def form(self, request: Request) -> AsyncIterator[Spool]:
         """The body of a route that takes pictures, in a form or JSON. Raises as `_read` does."""
-        async with self._read(request, ("multipart/form-data", "application/json"), FORM_CAP) as body:
+        async with self._read(
+            request, {"multipart/form-data": FORM_CAP, "application/json": JSON_PICTURES_CAP}
+        ) as body:
             yield body
 
     @asynccontextmanager
-    async def _read(self, request: Request, media_types: tuple[str, ...], cap: int) -> AsyncIterator[Spool]:
-        """The whole body.
+    async def _read(self, request: Request, caps: Mapping[str, int]) -> AsyncIterator[Spool]:
+        """The whole body. caps: bytes, by media type.
 
         Raises:
             InvalidRequest: `unsupported_media_type` or `request_too_large`, before reading on.
@@ -46,7 +49,7 @@ class BodyReader:
             StorageFull: a large body finds no room on the disk.
             ClientDisconnect: the client left.
         """
-        _check_type(request, media_types)
+        cap = caps[_media_type(request, caps)]
         _check_length(request, cap)
         self._check_rate(request)
         with closing(Spool(self._make_file)) as body:
@@ -65,13 +68,15 @@ class BodyReader:
             self._limiter.check(context.client)
 
 
-def _check_type(request: Request, media_types: tuple[str, ...]) -> None:
+def _media_type(request: Request, accepted: Collection[str]) -> str:
     sent = request.headers.get("content-type", "")
-    if sent.partition(";")[0].strip().lower() not in media_types:
+    media_type = sent.partition(";")[0].strip().lower()
+    if media_type not in accepted:
         raise InvalidRequest(
-            f"this route accepts {' or '.join(media_types)}, got {sent[:64] or 'no content type'}",
+            f"this route accepts {' or '.join(accepted)}, got {sent[:64] or 'no content type'}",
             code="unsupported_media_type",
         )
+    return media_type
 
 
 def _check_length(request: Request, cap: int) -> None:

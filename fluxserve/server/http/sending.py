@@ -26,8 +26,8 @@ class Sending:
         answer = _outgoing(scope, context)
 
         async def send_in_time(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._budget.check()
+            if message["type"] == "http.response.start" and context.held is not None:
+                self._budget.begin(answer)
             with answer.sending(len(message.get("body", b""))):
                 try:
                     async with asyncio.timeout(answer.patience_s):
@@ -35,10 +35,12 @@ class Sending:
                 except TimeoutError:
                     answer.end()
 
-        with self._budget.answering(answer):
+        try:
             await self._app(scope, receive, send_in_time)
+        finally:
+            self._budget.end(answer)
 
 
 def _outgoing(scope: Scope, context: RequestContext) -> Outgoing:
     abort = scope.get("state", {}).get(ABORT, lambda: None)
-    return Outgoing(lambda: context.client, lambda: context.held(), abort)
+    return Outgoing(lambda: context.client, lambda: context.held() if context.held else (), abort)

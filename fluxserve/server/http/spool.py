@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -43,7 +44,10 @@ class Spool:
 
     def read(self) -> bytes:
         """All of it at once."""
-        return b"".join(self.chunks())
+        whole = io.BytesIO()
+        for chunk in self.chunks():
+            whole.write(chunk)
+        return whole.getvalue()
 
     def close(self) -> None:
         with self._writing:

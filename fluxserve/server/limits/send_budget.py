@@ -61,18 +61,18 @@ class SendBudget:
         self._answers: set[Outgoing] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    @contextmanager
-    def answering(self, answer: Outgoing) -> Iterator[None]:
-        """While it is made and sent."""
+    def begin(self, answer: Outgoing) -> None:
+        """It is sent from now on, and what is too much ends."""
         self._answers.add(answer)
+        self.check()
         self._check_later()
-        try:
-            yield
-        finally:
-            self._answers.discard(answer)
+
+    def end(self, answer: Outgoing) -> None:
+        """It has been sent, or given up."""
+        self._answers.discard(answer)
 
     def check(self) -> None:
-        """Ends what is too much. Whoever begins to send asks for it."""
+        """Ends what is too much."""
         holding = {answer: held for answer in self._answers if (held := {id(data): data for data in answer.held()})}
         if len(holding) < 2:
             return
