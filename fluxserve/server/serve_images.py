@@ -91,8 +91,10 @@ async def _check(call: ImageCall) -> None:
     """Asks the operator's filter, and whether pictures can be stored if they have to be."""
     request, services = call.resolved.request, call.services
     if services.content_filter is not None:
-        checking = services.content_filter.check(call.context.client, request.prompt, request.image)
-        await while_connected(call.http.receive, checking)
+        read = tuple(reference.data for reference in request.references) or (request.image,)
+        for image in read:
+            checking = services.content_filter.check(call.context.client, request.prompt, image)
+            await while_connected(call.http.receive, checking)
     if call.resolved.delivery == "url" and not await services.store.probe():
         raise StorageFull(CANNOT_STORE)
 

@@ -49,7 +49,7 @@ async def reading(limit_s: float, module: str = SLOW, room: Room = uploads.ROOM)
 async def read(reader: UploadReader, image: bytes, mask: bytes | None, client: str) -> EditInputs:
     """What a request of this client does with its upload."""
     async with reader.turn(client, len(image)) as decoder:
-        return await uploads.read_pictures(decoder, Pictures(image, mask), BOX)
+        return await uploads.read_pictures(decoder, Pictures((image,), mask), BOX)
 
 
 def children() -> set[int]:

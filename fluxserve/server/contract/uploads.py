@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fluxserve import wire
 from fluxserve.completion import edit_area
@@ -31,20 +32,33 @@ def upload_box(size: str, limits: ServingLimits) -> Box:
         asked = parse_size(size)
         check_size(*asked, config.max_pixels)
     most = min(config.max_pixels, limits.card.max_pixels or config.max_pixels)
-    return Box(asked, edit_area(limits.card), most, config.max_input_pixels)
+    return Box(asked, edit_area(limits.card), most, config.max_input_pixels, limits.card.references)
 
 
 async def read_pictures(decoder: Decoder, pictures: Pictures, box: Box) -> EditInputs:
-    """An upload and its mask, as small pictures.
+    """Uploads and the mask of the first, as small pictures.
 
     Raises:
         InvalidRequest: `invalid_image` or `invalid_mask`: no PNG, JPEG or WebP, damaged, too large, too slow to
             decode, or the mask does not fit.
     """
-    decoded = await decoder.decode(wire.Decode(pictures.image, "image", box))
+    if box.references is not None:
+        return await _read_references(decoder, pictures.images, pictures.mask, box)
+    decoded = await decoder.decode(wire.Decode(pictures.images[0], "image", box))
     if pictures.mask is None:
         return EditInputs(decoded.picture, decoded.opacity if decoded.picture.transparent else None)
     return pair_inputs(decoded.picture, (await decoder.decode(wire.Decode(pictures.mask, "mask", box))).opacity)
+
+
+async def _read_references(decoder: Decoder, images: Sequence[bytes], mask: bytes | None, box: Box) -> EditInputs:
+    """As a model with references reads them."""
+    decoded = [await decoder.decode(wire.Decode(image, "image", box.of_references)) for image in images]
+    first, *others = (each.picture for each in decoded)
+    if mask is None and (others or not first.transparent):
+        return EditInputs(first, None, tuple(others))
+    kept = await decoder.decode(wire.Decode(images[0], "image", box))  # the size drawn may be another
+    masked = kept if mask is None else await decoder.decode(wire.Decode(mask, "mask", box))
+    return replace(pair_inputs(first, masked.opacity, tuple(others)), kept=kept.picture)
 
 
 class UploadReader:

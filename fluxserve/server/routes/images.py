@@ -7,6 +7,7 @@ import hashlib
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from fluxserve.completion import check_count
 from fluxserve.input_images import EditInputs
 from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
@@ -63,6 +64,7 @@ async def _read_edit(
     async with services.uploads.turn(context_of(request.scope).client, body.size) as decoder:
         sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), body.size)
         box = upload_box(sent.parameters.size, services.serving_limits)
+        check_count(len(sent.pictures.images), services.card.max_input_images if schema is EditParameters else 1)
         inputs = await read_pictures(decoder, sent.pictures, box)
     # A variation's own transparency keeps nothing.
     return sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest
