@@ -171,6 +171,17 @@ def test_a_damaged_picture_among_others(server: Server, place: int) -> None:
     assert server.count("begin", 102) == 0
 
 
+@pytest.mark.behaviour(22)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_content_filter_sees_every_picture(start_server: StartServer, place: int) -> None:
+    server = start_server("--content-filter", "tests.server.content_filters:no_red", worker=READING_WORKER)
+    colors = [(255, 0, 0) if i == place else (0, 0, 255) for i in range(3)]
+    response = server.send_form(EDITS, FIELDS, [("image[]", png(color=color)) for color in colors])
+    assert_error(response, 400, "content_policy_violation", "prompt")
+    blue = server.send_form(EDITS, FIELDS, [("image[]", png(color=(0, 0, 255)))] * 3)
+    assert blue.status_code == 200
+
+
 @pytest.mark.fault(104)
 def test_the_worker_dies_while_it_draws_by_pictures(start_server: StartServer) -> None:
     server = start_server(worker=READING_WORKER)
