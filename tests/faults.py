@@ -257,6 +257,11 @@ FAULTS: dict[int, Fault] = {
         (OK, FULL),
     ),
     85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
+    100: Fault("one picture too many, with and without a mask", answers=refused("too_many_images")),
+    101: Fault("a picture smaller or longer than the model reads", answers=refused("invalid_image", "invalid_mask")),
+    102: Fault("one of several pictures that is damaged, or none", answers=refused("invalid_image")),
+    103: Fault("pictures to draw by that leave no room in memory for the size", answers=refused("invalid_size")),
+    104: Fault("the worker dies while it draws by pictures", "it draws by them again", (OK,)),
     108: Fault(
         "8-bit arithmetic that the device does not have, or against --storage",
         "says what the device has; nothing is computed otherwise than asked",

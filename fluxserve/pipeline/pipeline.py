@@ -287,10 +287,10 @@ class FluxPipeline:
     def _input_picture(self, request: GenerationRequest) -> InputPicture | None:
         if request.image is None:
             return None
-        return images.read_input(request.image, request.mask, request.width, request.height, self.variant.references)
+        return images.read_input(request.image, request.mask, request.width, request.height, self.card.references)
 
     def _references(self, request: GenerationRequest, cancellation: CancellationCallback) -> EncodedReferences | None:
-        rule = self.variant.references
+        rule = self.card.references
         if rule is None or not request.references:
             return None
         return self.pictures.encode_references(request.references, rule, cancellation)
