@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.companions.flux1_autoencoder import AUTOENCODER, Autoencoder
+from fluxserve.models.companions.flux1_autoencoder import AUTOENCODER, Autoencoder, autoencoder_shapes
 from fluxserve.models.family import (
     Arithmetic,
     BlockLayout,
@@ -24,7 +24,7 @@ from fluxserve.models.family import (
 )
 from fluxserve.models.flux1 import dimensions, names
 from fluxserve.models.flux1.lora_names import lora_targets, names_lora
-from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
+from fluxserve.models.flux1.shapes import transformer_shapes
 from fluxserve.models.flux1.sizes import SIZES, ModelSizes
 from fluxserve.models.flux1.synthetic import synthetic_model
 from fluxserve.models.flux1.text import names as text_names

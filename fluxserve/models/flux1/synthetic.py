@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fluxserve.models.companions.flux1_autoencoder import stored_autoencoder
 from fluxserve.models.flux1 import configs
 from fluxserve.models.flux1.names import transformer_recipes
-from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
+from fluxserve.models.flux1.shapes import transformer_shapes
 from fluxserve.models.flux1.sizes import ModelSizes
 from fluxserve.models.flux1.text.names import clip_recipes, clip_shapes, t5_gguf_recipes, t5_recipes, t5_shapes
 from fluxserve.models.flux1.toy_tokenizers import write_clip_tokenizer, write_t5_tokenizer
@@ -86,7 +87,6 @@ def _bfl_networks(sizes: ModelSizes, variant: str, packing: Packing) -> tuple[Sy
 
 def _companions(sizes: ModelSizes) -> tuple[SyntheticNetwork, SyntheticNetwork, SyntheticNetwork]:
     """Autoencoder, CLIP and T5 under canonical names, in no file yet."""
-    ae_shapes = autoencoder_shapes(sizes.autoencoder)
     clip, t5 = clip_shapes(sizes.clip), t5_shapes(sizes.t5)
     width, d_kv = sizes.transformer.hidden_size, sizes.t5.d_kv
 
@@ -97,7 +97,7 @@ def _companions(sizes: ModelSizes) -> tuple[SyntheticNetwork, SyntheticNetwork, 
         )
 
     return (
-        SyntheticNetwork("autoencoder", "", "", ae_shapes, as_named(ae_shapes), configs.vae(sizes.autoencoder), width),
+        stored_autoencoder(sizes.autoencoder),
         SyntheticNetwork("clip", "", "", clip, as_named(clip), configs.clip(sizes.clip), width, _table_scale),
         SyntheticNetwork("t5", "", "", t5, as_named(t5), configs.t5(sizes.t5), width, t5_scale),
     )
