@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from fluxserve.errors import CheckpointError
+
 Schedule = Callable[[int, int], tuple[float, ...]]
 """(steps, image tokens) -> the steps + 1 times from 1 (noise) to 0 (image)."""
 
@@ -49,3 +51,10 @@ class Variant:
     repository: str | None = None
     ungated: tuple[UngatedFile, ...] = ()
     notice: str | None = None
+
+
+def named_variant(variants: Mapping[str, Variant], name: str, source: str) -> Variant:
+    """The row that a model's files name; CheckpointError if there is none. source: of the model, for messages."""
+    if name not in variants:
+        raise CheckpointError(f"{source}: is of variant {name!r}; fluxserve knows {', '.join(variants)}")
+    return variants[name]

@@ -67,7 +67,8 @@ class Sample:
     @property
     def batch_key(self) -> Hashable:
         """Samples of equal keys may be stepped together."""
-        return (self.latent_size, self.cond.text.states.shape, self.uncond is None, self.loras.choices)
+        uncond = None if self.uncond is None else self.uncond.text.states.shape
+        return (self.latent_size, self.cond.text.states.shape, uncond, self.loras.choices)
 
     def timings(self, spent_ms: Mapping[str, float]) -> Timings:
         """Of the whole request. spent_ms: wall time by Timings field; what is missing was not spent."""

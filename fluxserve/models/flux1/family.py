@@ -36,7 +36,7 @@ from fluxserve.models.lora_target import LoraTarget
 from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.models.parts.latents import PackedLatents
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
-from fluxserve.models.variant import Variant
+from fluxserve.models.variant import Variant, named_variant
 from fluxserve.tensors.reader import Shapes
 
 IMAGE_CONDITIONED = {6: "FLUX.1 Fill", 2: "a FLUX.1 control model (Canny or Depth)"}
@@ -210,9 +210,7 @@ class Flux1Family:
                 f"with models whose input has {flux.out_channels}"
             )
         name = told.variant if told.variant is not None else ("dev" if flux.guidance_embed else "schnell")
-        if name not in VARIANTS:
-            raise CheckpointError(f"{source}: is of variant {name!r}; fluxserve knows {', '.join(VARIANTS)}")
-        return VARIANTS[name]
+        return named_variant(VARIANTS, name, source)
 
     def architecture(self, components: Mapping[str, Component]) -> Flux1Architecture:
         transformer, autoencoder, t5, clip = (components[part.name] for part in self.parts)

@@ -12,7 +12,7 @@ from fluxserve.models.flux1.sizes import ModelSizes
 from fluxserve.models.flux1.text.names import clip_recipes, clip_shapes, t5_gguf_recipes, t5_recipes, t5_shapes
 from fluxserve.models.flux1.toy_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
-from fluxserve.models.synthetic import Layout, Packing, SyntheticModel, SyntheticNetwork, as_named
+from fluxserve.models.synthetic import ENDINGS, Layout, Packing, SyntheticModel, SyntheticNetwork, as_named
 
 EMBEDDING_SCALE, POSITION_SCALE = 1.0, 0.1
 
@@ -58,7 +58,7 @@ def _diffusers_networks(sizes: ModelSizes, packing: Packing) -> tuple[SyntheticN
 
 def _bfl_networks(sizes: ModelSizes, variant: str, packing: Packing) -> tuple[SyntheticNetwork, ...]:
     flux, t5 = sizes.transformer, sizes.t5
-    ending = {"bf16": ".safetensors", "fp8": "-fp8.safetensors", "q4_0": "-Q4_0.gguf"}[packing]
+    ending = ENDINGS[packing]
     shapes = transformer_shapes(flux)
     autoencoder, clip_l, t5_encoder = _companions(sizes)
     return (
