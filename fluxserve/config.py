@@ -59,8 +59,8 @@ class PipelineConfig:
     model: Annotated[
         str,
         Option(
-            "demo, klein, schnell, dev, a Hub id such as black-forest-labs/FLUX.1-schnell, a folder in diffusers' "
-            "layout, or a transformer's .safetensors or .gguf file.",
+            "demo, klein, zimage-turbo, schnell, dev, a Hub id such as black-forest-labs/FLUX.1-schnell, a folder in "
+            "diffusers' layout, or a transformer's .safetensors or .gguf file.",
             "model",
         ),
     ] = "demo"
