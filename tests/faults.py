@@ -257,4 +257,6 @@ FAULTS: dict[int, Fault] = {
         (OK, FULL),
     ),
     85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
+    105: Fault("an NVFP4 file whose scales do not fit, or that has ComfyUI's marks", "named", exit_codes=(65,)),
+    106: Fault("relatives of known models: klein KV, Z-Image Omni and ControlNets, Lumina", "named", exit_codes=(65,)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,9 @@ from fluxserve.tensors.reader import Shapes
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 """Qwen3's chat template with an empty thought; what pads it goes to the transformer too, as in huggingface/diffusers
 `pipelines/flux2/pipeline_flux2_klein.py` `_get_qwen3_prompt_embeds`."""
+
+_KV_NAME = re.compile(r"klein.*[-_. ]kv(?![a-z0-9])")
+"""Its tensors are klein's; only names tell."""
 
 _ON_HOST = (
     "time_in.",
@@ -184,6 +188,11 @@ class Flux2Family:
         flux = dimensions.transformer_params(denoiser.reader, denoiser.config)
         if flux.guidance_embed:
             raise CheckpointError(f"{source}: is FLUX.2 [dev], which fluxserve does not draw with; use FLUX.2 [klein]")
+        if _KV_NAME.search(told.name.lower()):
+            raise CheckpointError(
+                f"{source}: is FLUX.2 [klein] KV, which keeps references from its first step; "
+                "fluxserve does not draw with it; use FLUX.2-klein-9B"
+            )
         if told.variant is not None:
             return named_variant(VARIANTS, told.variant, source)
         distilled = told.flags.get("is_distilled", "base" not in told.name.lower())

@@ -10,12 +10,18 @@ from fluxserve.models.zimage.names import layer_parts
 from fluxserve.models.zimage.sizes import TINY, ZImageParams
 from fluxserve.models.zimage.transformer import ZImageTransformer
 
+_ONETRAINER = "lora_transformer_"
+
 
 def lora_targets(params: ZImageParams) -> dict[str, LoraTarget]:
-    """Every name that a LoRA file may give to a module of this network."""
+    """Every name that a LoRA file may give to a module of this network; musubi's have kohya's prefix."""
     parts = layer_parts(params.depth, params.refiner_depth)
     own = linears(shapes_of(lambda: ZImageTransformer(params)))
-    return dict(FusedNames("transformer", own, parts, params.hidden_size).targets())
+    named = dict(FusedNames("transformer", own, parts, params.hidden_size).targets())
+    musubi = {
+        f"lora_unet_{name.removeprefix(_ONETRAINER)}": named[name] for name in named if name.startswith(_ONETRAINER)
+    }
+    return musubi | named
 
 
 def names_lora(module: str) -> bool:

@@ -131,6 +131,7 @@ def test_a_config_that_disagrees_is_refused(config: Config, says: str) -> None:
         dimensions.transformer_params(ListedReader(SHAPES["transformer"]), config)
 
 
+@pytest.mark.fault(106)
 @pytest.mark.parametrize(
     ("names", "says"),
     [
