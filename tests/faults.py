@@ -259,4 +259,5 @@ FAULTS: dict[int, Fault] = {
     85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
     105: Fault("an NVFP4 file whose scales do not fit, or that has ComfyUI's marks", "named", exit_codes=(65,)),
     106: Fault("relatives of known models: klein KV, Z-Image Omni and ControlNets, Lumina", "named", exit_codes=(65,)),
+    107: Fault("a shard that is not there", "named if any of it is read, else not missed", exit_codes=(65,)),
 }

@@ -65,6 +65,12 @@ def components(reader: TensorReader) -> dict[Part, TensorReader]:
     return found
 
 
+def are_unread(keys: Collection[str], some: Collection[str]) -> bool:
+    """Whether there is a family that reads none of `some`. keys: all tensors of the network that they are of."""
+    known = [part for part in registry.parts() if any(marker in keys for marker in part.markers)]
+    return any(part.reads is not None and not any(map(part.reads, some)) for part in known)
+
+
 def refuse_foreign(reader: TensorReader) -> None:
     """Raises: CheckpointError that says what the file is, if it is no family's network or packed unreadably."""
     what = foreign_name(reader)
