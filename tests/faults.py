@@ -260,4 +260,9 @@ FAULTS: dict[int, Fault] = {
     105: Fault("an NVFP4 file whose scales do not fit, or that has ComfyUI's marks", "named", exit_codes=(65,)),
     106: Fault("relatives of known models: klein KV, Z-Image Omni and ControlNets, Lumina", "named", exit_codes=(65,)),
     107: Fault("a shard that is not there", "named if any of it is read, else not missed", exit_codes=(65,)),
+    108: Fault(
+        "8-bit arithmetic that the device does not have, or against --storage",
+        "says what the device has; nothing is computed otherwise than asked",
+        exit_codes=(78,),
+    ),
 }
