@@ -41,7 +41,8 @@ from fluxserve.tensors.reader import Shapes
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 """Qwen3's chat template without a thought, as huggingface/diffusers `ZImagePipeline._encode_prompt` makes it."""
 
-_OWN_NAME = re.compile(r"z[-_. ]?image")
+_PUBLISHED_NAME = re.compile(r"(.*/)?z[-_. ]?image")
+"""What begins so and does not say Turbo is base; what people make of either, and call otherwise, is mostly Turbo."""
 
 
 def _is_modulation(key: str) -> bool:
@@ -166,7 +167,7 @@ class ZImageFamily:
         if told.variant is not None:
             return named_variant(VARIANTS, told.variant, denoiser.reader.source)
         name = told.name.lower()
-        base = "base" in name or (_OWN_NAME.search(name) and "turbo" not in name)
+        base = "base" in name or (_PUBLISHED_NAME.match(name) and "turbo" not in name)
         return VARIANTS["zimage" if base else "zimage-turbo"]
 
     def architecture(self, components: Mapping[str, Component]) -> ZImageArchitecture:

@@ -80,6 +80,7 @@ def test_the_autoencoder_is_flux1s() -> None:
         (Told(name="my-own"), "zimage-turbo"),
         (Told(name="z_image_turbo_bf16"), "zimage-turbo"),
         (Told(name="turbo_z-image"), "zimage-turbo"),
+        (Told(name="somebody/moody-z-image-v1"), "zimage-turbo"),
         (Told(name="Tongyi-MAI/Z-Image-Turbo"), "zimage-turbo"),
         (Told(name="Tongyi-MAI/Z-Image"), "zimage"),
         (Told(name="z_image_bf16"), "zimage"),
