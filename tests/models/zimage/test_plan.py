@@ -16,7 +16,7 @@ from fluxserve.placement.plan import GIB, make_plan
 from fluxserve.placement.stream import BlockSource
 from fluxserve.weights.checkpoint import Checkpoint
 from tests.conftest import MakeCheckpoint
-from tests.models.zimage.loading import load
+from tests.models.loading import load
 from tests.weights.stored_files import HalfReader
 
 BLOCK = 2 * (4 * 3840**2 + 3 * 3840 * 10240)

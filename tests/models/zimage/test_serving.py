@@ -21,7 +21,7 @@ from fluxserve.models.zimage.sizes import TINY
 from fluxserve.weights.describe import describe
 from fluxserve.weights.synthetic.write import write_model
 from tests.conftest import MakeCheckpoint
-from tests.models.zimage.loading import error, latents, load
+from tests.models.loading import error, latents, load
 from tests.server.running import png
 from tests.weights.stored_files import rewrite
 
@@ -90,10 +90,20 @@ def test_packed_files_draw_nearly_the_same(
     assert packing in str(describe(file)).lower() or "float8" in str(describe(file))
 
 
-def test_packing_at_load_halves_the_blocks(plain: FluxPipeline, tiny_checkpoint: MakeCheckpoint) -> None:
-    packed = load(tiny_checkpoint("zimage-turbo"), storage="int8")
+@pytest.mark.parametrize("option", ["storage", "compute"])
+def test_eight_bits_halve_the_blocks(plain: FluxPipeline, tiny_checkpoint: MakeCheckpoint, option: str) -> None:
+    packed = load(tiny_checkpoint("zimage-turbo"), **{option: "int8"})
     assert packed.plan.peak_bytes < plain.plan.peak_bytes
     assert 0 < error(latents(packed), latents(plain)) < 0.1
+
+
+def test_an_option_says_what_no_name_tells(tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    for path in tiny_checkpoint("zimage", "bfl").iterdir():
+        name = path.name.replace("z_image", "somebodys-own")
+        (tmp_path / name).symlink_to(path)
+    file = tmp_path / "somebodys-own.safetensors"
+    assert load(file).card.variant == "zimage-turbo"
+    assert load(file, variant="zimage").card.true_cfg_scale == 6
 
 
 def test_bfloat16_is_near(plain: FluxPipeline, tiny_checkpoint: MakeCheckpoint) -> None:

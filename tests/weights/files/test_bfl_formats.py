@@ -17,7 +17,7 @@ from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.describe import describe
 from fluxserve.weights.files.identify import components, open_file
 from tests.conftest import MakeCheckpoint
-from tests.models.zimage.loading import error, latents, load
+from tests.models.loading import error, latents, load
 from tests.weights.stored_files import rewrite
 
 Tensors = dict[str, Tensor]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fluxserve.errors import CheckpointError
 from tests.conftest import MakeCheckpoint
-from tests.models.zimage.loading import latents, load
+from tests.models.loading import latents, load
 from tests.weights.hub.hub_stub import StubHub, serve_hub
 from tests.weights.hub.test_pull import fluxserve
 from tests.weights.stored_files import open_quietly

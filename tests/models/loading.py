@@ -1,4 +1,4 @@
-"""Loading and drawing with tiny Z-Images."""
+"""Loading tiny models and drawing with them."""
 
 from __future__ import annotations
 
