@@ -161,7 +161,7 @@ def test_edits_by_strength(plain: FluxPipeline) -> None:
         (sample,) = plain.begin(complete_request(plain.card, "a cat", inputs=inputs, **options))
         assert sample.steps == 8 * strength
         assert sample.picture is not None
-        clean = plain.pictures.encode(sample.picture, 96, 64, lambda: None)
+        clean = plain.pictures.encode(sample.picture.pixels, 96, 64, lambda: None)
         while not sample.done:
             plain.step([sample])
         distances.append(float((sample.latents - clean).square().mean()))
