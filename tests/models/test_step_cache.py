@@ -83,7 +83,7 @@ def skipped(sample: Sample) -> int:
     return sample.timings({}).skipped_steps
 
 
-@pytest.mark.parametrize("variant", ["schnell", "dev", "klein"])
+@pytest.mark.parametrize("variant", ["schnell", "dev", "klein", "zimage"])
 def test_families_skip_and_few_steps_never_do(load: Load, variant: str) -> None:
     pipeline, plain = load(variant, step_cache=1.0), load(variant)
     many, few, reference = begun(pipeline), begun(pipeline, steps=8), begun(plain, steps=8)
