@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageChops
 
 from fluxserve.errors import FluxserveError, InvalidRequest
-from fluxserve.request import InputImage
+from fluxserve.request import InputImage, MaskMode
 from fluxserve.sizes import Box
 
 ImageSource = bytes | str | Path | Image.Image
@@ -48,27 +49,42 @@ class EditInputs:
         return self.image.width, self.image.height
 
 
-def read_inputs(image: ImageSource | None, mask: ImageSource | None = None) -> EditInputs | None:
+def read_inputs(
+    image: ImageSource | None, mask: ImageSource | None = None, mask_mode: MaskMode = "alpha"
+) -> EditInputs | None:
     """The picture and its mask, from a caller on this machine; None without a picture.
 
     Raises:
-        InvalidRequest: one of them cannot be read, or the mask does not fit.
+        InvalidRequest: one of them cannot be read, the mask does not fit, or there is none for its mode.
     """
+    check_mask_mode(mask_mode, mask is not None)
     if image is None:
         if mask is not None:
             raise InvalidRequest("mask needs an image", param="mask", code="invalid_mask")
         return None
-    pictures = [inspect_image(_content(image, "image"), "image")]
-    if mask is not None:
-        pictures.append(inspect_image(_content(mask, "mask"), "mask"))
-    return pair_inputs(*pictures)
+    picture = inspect_image(_content(image, "image"), "image")
+    if mask is None:
+        return pair_inputs(picture)
+    data = _content(mask, "mask")
+    if mask_mode == "white":
+        with open_image(data, "mask") as file:
+            data = _png(white_as_clear(upright(file)))
+    return pair_inputs(picture, inspect_image(data, "mask"))
+
+
+def check_mask_mode(mask_mode: MaskMode, has_mask: bool) -> None:
+    """Raises InvalidRequest for a mode that is not known, or that needs a mask and has none."""
+    if mask_mode not in get_args(MaskMode):
+        raise InvalidRequest(f"mask_mode must be alpha or white, got {str(mask_mode)[:40]!r}", param="mask_mode")
+    if mask_mode == "white" and not has_mask:
+        raise InvalidRequest("mask_mode white needs a mask", param="mask_mode", code="conflicting_parameters")
 
 
 def pair_inputs(image: InputImage, mask: InputImage | None = None) -> EditInputs:
     """A picture with its mask; a picture that is transparent somewhere is its own.
 
     Raises:
-        InvalidRequest: `invalid_mask`: of another size, or nowhere transparent.
+        InvalidRequest: `invalid_mask`: of another size, or repaints nothing.
     """
     if mask is None:
         return EditInputs(image, image if image.transparent else None)
@@ -79,9 +95,10 @@ def pair_inputs(image: InputImage, mask: InputImage | None = None) -> EditInputs
             code="invalid_mask",
         )
     if not mask.transparent:
-        lacks = "no transparent pixel" if mask.has_alpha else "no alpha channel"
+        lacks = "asks for no pixel" if mask.has_alpha else "has no alpha channel"
         raise InvalidRequest(
-            f"mask has {lacks}, so that nothing would change: transparent pixels are redrawn, whatever their colour",
+            f"mask {lacks}, so that nothing would change: transparent pixels are redrawn, whatever their colour; "
+            "with mask_mode white, those that are white",
             param="mask",
             code="invalid_mask",
         )
@@ -123,10 +140,11 @@ def inspect_image(data: bytes, param: str, max_pixels: int | None = None) -> Inp
         return InputImage(data, *picture.size, has_alpha, transparent)
 
 
-def shrink_image(data: bytes, param: str, box: Box) -> tuple[InputImage, InputImage]:
+def shrink_image(data: bytes, param: str, box: Box, mask_mode: MaskMode = "alpha") -> tuple[InputImage, InputImage]:
     """(the picture as the model will read it, what of it is transparent), each as a small PNG at the size of `box`.
 
-    Both give the width, the height and the transparency of the file, which is decoded once.
+    mask_mode: how the picture is read as a mask. Both give the width, the height and the transparency of the file,
+    which is decoded once.
 
     Raises:
         InvalidRequest: as `inspect_image`.
@@ -134,6 +152,8 @@ def shrink_image(data: bytes, param: str, box: Box) -> tuple[InputImage, InputIm
     with open_image(data, param) as image:
         _check_pixels(image, param, box.max_input_pixels)
         picture = upright(image)
+        if mask_mode == "white":
+            picture = white_as_clear(picture)
         has_alpha, transparent = _transparency(picture)
         size = box.size_of(*picture.size)
         alpha = opacity(picture, *size) if transparent else Image.new("L", size, 255)
@@ -173,6 +193,16 @@ def scaled(picture: Image.Image, width: int, height: int) -> Image.Image:
     drawn = flat.resize((width, height), Image.Resampling.LANCZOS)
     drawn.info = {}  # profiles and the like, which a PNG would carry on
     return drawn
+
+
+def white_as_clear(mask: Image.Image) -> Image.Image:
+    """The mask as one whose transparency tells: the brighter, the clearer. What was transparent counts as black."""
+    clear = Image.new("LA", mask.size)
+    for top, band in _bands(mask):
+        coloured = band.convert("RGBA")
+        bright = Image.alpha_composite(Image.new("RGBA", coloured.size, "black"), coloured).convert("L")
+        clear.paste(Image.merge("LA", (bright, ImageChops.invert(bright))), (0, top))
+    return clear
 
 
 def opacity(picture: Image.Image, width: int, height: int) -> Image.Image:

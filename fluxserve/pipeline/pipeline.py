@@ -34,7 +34,7 @@ from fluxserve.pipeline.pictures import Pictures
 from fluxserve.pipeline.samples import Inpaint, Sample, latent_weights
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
-from fluxserve.request import GeneratedImage, GenerationRequest, Progress
+from fluxserve.request import GeneratedImage, GenerationRequest, MaskMode, Progress
 from fluxserve.weights.hub.fetch import ByteProgress as ProgressCallback
 from fluxserve.weights.verify import check_files
 
@@ -214,19 +214,21 @@ class FluxPipeline:
         *,
         image: ImageSource | None = None,
         mask: ImageSource | None = None,
+        mask_mode: MaskMode = "alpha",
         callback: Callable[[Progress], None] | None = None,
         **options: Unpack[RequestOptions],
     ) -> Generation:
         """Draws pictures; what is not given is the model's default. Takes what the HTTP API takes, by the same names.
 
         image: what to start from: an encoded PNG, JPEG or WebP file, its path, or a Pillow picture; without a prompt
-        the result is a variation of it. mask: of the same size; its transparent pixels are redrawn. By default that is
-        what is transparent in the image. callback: called after every step. options: see `RequestOptions`.
+        the result is a variation of it. mask: of the same size; its transparent pixels are redrawn, or with the
+        mask_mode white those that are white. By default that is what is transparent in the image. callback: called
+        after every step. options: see `RequestOptions`.
 
         Raises:
             InvalidRequest: a value is out of range, a picture cannot be read, or a LoRA is not there; names it.
         """
-        request = complete_request(self.card, prompt, inputs=read_inputs(image, mask), **options)
+        request = complete_request(self.card, prompt, inputs=read_inputs(image, mask, mask_mode), **options)
         return self.run(request, callback)
 
     def run(self, request: GenerationRequest, callback: Callable[[Progress], None] | None = None) -> Generation:

@@ -14,6 +14,7 @@ from fluxserve.completion import edit_area
 from fluxserve.decoding.decoder import DECODE_S, Decoder
 from fluxserve.errors import QueueFull
 from fluxserve.input_images import EditInputs, pair_inputs
+from fluxserve.request import MaskMode
 from fluxserve.server.contract.resolve import ServingLimits
 from fluxserve.sizes import Box, check_size, parse_size
 
@@ -59,7 +60,9 @@ class UploadReader:
         self._served_at: OrderedDict[str, float] = OrderedDict()
         self._mean_s = 0.5
 
-    async def read(self, image: bytes, mask: bytes | None, box: Box, client: str) -> EditInputs:
+    async def read(
+        self, image: bytes, mask: bytes | None, box: Box, client: str, mask_mode: MaskMode = "alpha"
+    ) -> EditInputs:
         """An upload and its mask, as small pictures.
 
         Raises:
@@ -71,7 +74,8 @@ class UploadReader:
             decoded = await decoder.decode(wire.Decode(image, "image", box))
             if mask is None:
                 return EditInputs(decoded.picture, decoded.opacity if decoded.picture.transparent else None)
-            return pair_inputs(decoded.picture, (await decoder.decode(wire.Decode(mask, "mask", box))).opacity)
+            kept = await decoder.decode(wire.Decode(mask, "mask", box, mask_mode))
+            return pair_inputs(decoded.picture, kept.opacity)
 
     def close(self) -> None:
         """Kills the processes."""

@@ -7,7 +7,8 @@ import hashlib
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from fluxserve.input_images import EditInputs
+from fluxserve.input_images import EditInputs, check_mask_mode
+from fluxserve.request import MaskMode
 from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
@@ -60,7 +61,9 @@ async def _read_edit(
     content_type = request.headers["content-type"]
     sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), len(body))
     pictures, box = sent.pictures, upload_box(sent.parameters.size, services.serving_limits)
-    reading = services.uploads.read(pictures.image, pictures.mask, box, context_of(request.scope).client)
+    mode: MaskMode = sent.parameters.mask_mode if isinstance(sent.parameters, EditParameters) else "alpha"
+    check_mask_mode(mode, pictures.mask is not None)
+    reading = services.uploads.read(pictures.image, pictures.mask, box, context_of(request.scope).client, mode)
     inputs = await while_connected(request.receive, reading)
     # A variation's own transparency keeps nothing.
     return sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest
