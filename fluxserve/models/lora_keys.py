@@ -27,8 +27,8 @@ LOKR: tuple[Kind, ...] = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_
 LOHA: tuple[Kind, ...] = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
 _ENDINGS: tuple[tuple[re.Pattern[str], Kind], ...] = (
-    (re.compile(r"\.(lora_down|lora\.down|lora_A|lora_A\.[^.]+|down)\.weight$"), "down"),
-    (re.compile(r"\.(lora_up|lora\.up|lora_B|lora_B\.[^.]+|up)\.weight$"), "up"),
+    (re.compile(r"\.(lora_down|lora(?:_linear_layer)?\.down|lora_A|lora_A\.[^.]+|down)\.weight$"), "down"),
+    (re.compile(r"\.(lora_up|lora(?:_linear_layer)?\.up|lora_B|lora_B\.[^.]+|up)\.weight$"), "up"),
     (re.compile(r"\.alpha$"), "alpha"),
     *((re.compile(rf"\.{kind}(\.[^.]+)?$"), kind) for kind in (*LOKR, *LOHA)),
 )

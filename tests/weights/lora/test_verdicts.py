@@ -55,6 +55,7 @@ TAKEN = {
     "default": pair("transformer.x_embedder", "lora_A.default.weight", "lora_B.default.weight"),
     "adapter": pair("x_embedder", "lora_A.style.weight", "lora_B.style.weight"),
     "old diffusers": pair("transformer.x_embedder", "lora.down.weight", "lora.up.weight"),
+    "older diffusers": pair("transformer.x_embedder", "lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
     "lokr": product("lora_unet_img_in.lokr_w"),
     "lokr, ai-toolkit": product("lycoris_transformer_blocks_0_attn_to_q.lokr_w"),
     "loha": {f"lora_transformer_x_embedder.{name}": torch.ones(64, 64) for name in LOHA},
