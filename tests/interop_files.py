@@ -68,7 +68,7 @@ LORA_FILES = {
 BESIDES = {
     "gguf": "GGUF matrices are unpacked in float16 and then cast: `compute_dtype` float32 does not keep float16's "
     "rounding away. Here they are unpacked bit for bit as in gguf-py.",
-    "fuse": "`fuse_lora(0.5)` and `unfuse_lora()` leave the adapter beside at 0.5, done again at 0.25. Here a request's "
+    "fuse": "`fuse_lora(0.5)` and `unfuse_lora()` leave the adapter beside at 0.5, twice at 0.25. Here a request's "
     "LoRA acts beside, and is gone with it.",
 }
 """What diffusers does besides, by the word its test in test_interop.py is named with."""
