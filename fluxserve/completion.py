@@ -15,6 +15,7 @@ from fluxserve.request import (
     LORA_SCALE,
     MAX_LORAS,
     RANGES,
+    Control,
     GenerationRequest,
     LoraChoice,
     ModelCard,
@@ -36,6 +37,7 @@ class RequestOptions(TypedDict, total=False):
 
     n: images, with seeds seed, seed + 1, ...; a random seed is below 2**32. width, height: multiples of 16; by default
     the model's own size, or the input picture's. strength: by default 0.75, 1 with a mask, 0.6 without a prompt.
+    control: the map to make of the picture, for models that draw from one; by default the picture is the map.
     loras: by name alone, or with their scales.
     """
 
@@ -49,6 +51,7 @@ class RequestOptions(TypedDict, total=False):
     negative_prompt: str | None
     true_cfg_scale: float | None
     strength: float | None
+    control: Control | None
     loras: Sequence[str | LoraChoice] | None
     partial_images: int | None
     output_format: OutputFormat | None
@@ -76,7 +79,7 @@ def complete_request(
     width, height = _size(given, card, inputs, max_pixels)
     seed = given["seed"] if "seed" in given else secrets.randbelow(2**32)
     prompt = _prompt(prompt, required=inputs is None)
-    inputs = _varied(inputs) if inputs and not prompt.strip() else inputs
+    inputs = _taken(inputs, card, prompt)
     return GenerationRequest(
         prompt=prompt,
         width=width,
@@ -89,7 +92,8 @@ def complete_request(
         negative_prompt=clean_text("negative_prompt", given.get("negative_prompt", "")),
         image=inputs.image.data if inputs else None,
         mask=inputs.mask.data if inputs and inputs.mask else None,
-        strength=_strength(given, prompt, inputs),
+        strength=_strength(given, card, prompt, inputs),
+        control=_control(given, card),
         output_format=_output_format(given.get("output_format", "png")),
         loras=_loras(given.get("loras", ()), card),
         **{name: given[name] for name in _AS_GIVEN if name in given},
@@ -179,13 +183,53 @@ def _at_most(limit: Any, given: dict[str, Any], param: str) -> Any:
     return value
 
 
+def _taken(inputs: EditInputs | None, card: ModelCard, prompt: str) -> EditInputs | None:
+    """The pictures as the model takes them. Raises: InvalidRequest: it needs one, or a mask, or takes no mask."""
+    if card.picture == "start":
+        return _varied(inputs) if inputs and not prompt.strip() else inputs
+    if inputs is None:
+        raise InvalidRequest(
+            f"image is required: {card.id} draws from a picture; send an edit",
+            param="image",
+            code="missing_required_parameter",
+        )
+    if card.picture == "control":
+        return _map_alone(inputs)
+    if inputs.mask is None:
+        raise InvalidRequest(
+            f"mask is required: {card.id} repaints what is transparent in it, or in the image itself; send an edit",
+            param="mask",
+            code="missing_required_parameter",
+        )
+    return inputs
+
+
 def _varied(inputs: EditInputs) -> EditInputs:
     """What a variation starts from: a picture's own transparency keeps nothing of it."""
     return EditInputs(inputs.image) if inputs.mask is inputs.image else inputs
 
 
-def _strength(given: dict[str, Any], prompt: str, inputs: EditInputs | None) -> float:
-    if inputs is None:
+def _map_alone(inputs: EditInputs) -> EditInputs:
+    """What is transparent in a map means nothing."""
+    if inputs.mask is not None and not inputs.image.transparent:
+        raise InvalidRequest(
+            "mask is not taken: the model draws all of a picture, from a map", param="mask", code="unsupported_value"
+        )
+    return EditInputs(inputs.image)
+
+
+def _control(given: dict[str, Any], card: ModelCard) -> Control | None:
+    control = given.get("control")
+    if control is not None and control not in card.controls:
+        takes = f"one of {', '.join(card.controls)}" if card.controls else "left out with this model"
+        raise InvalidRequest(
+            f"control must be {takes}, got {str(control)[:40]!r}", param="control", code="unsupported_value"
+        )
+    return control
+
+
+def _strength(given: dict[str, Any], card: ModelCard, prompt: str, inputs: EditInputs | None) -> float:
+    if inputs is None or card.picture == "control":
         return 1.0
     if "strength" in given:
         return float(given["strength"])

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+PictureUse = Literal["start", "fill", "control"]
+"""What a model makes of a request's picture: noise is added to it, or its masked part is repainted by the model itself,
+or it is a map (edges, depth) of what to draw."""
+Control = Literal["canny"]
+"""A map that is made of a photo here."""
 
 SEED_SPACE = 2**64
 """Seeds are 0 .. 2**64 - 1; image i of a request has seed + i, modulo this."""
@@ -83,6 +88,7 @@ class GenerationRequest:
     guidance_scale: the embedded guidance of guidance-distilled models; None for models without.
     image, mask: encoded PNG, JPEG or WebP bytes of the picture to start from (None: from noise). Transparent mask
     pixels are repainted. strength: 1 ignores the picture, near 0 keeps it; means nothing without one.
+    control: the map to make of the image, for models that draw from one; None: the image is the map.
     output_compression: 0..100, the encoder's quality for jpeg and webp.
     partial_images: how many previews each image sends on its way.
     loras: what acts beside the model's weights in this request; each one of the card's.
@@ -100,6 +106,7 @@ class GenerationRequest:
     image: bytes | None = None
     mask: bytes | None = None
     strength: float = 1.0
+    control: Control | None = None
     partial_images: int = 0
     output_format: OutputFormat = "png"
     output_compression: int = 95
@@ -203,6 +210,7 @@ class ModelCard:
     max_pixels: the largest picture that the memory budget serves; None: no bound. max_batch: how many pictures of the
     model's own size one denoise step takes within that budget. placement: None: not planned.
     loras: the names that requests may use. true_cfg_scale: the default; 1: no negative prompt is read.
+    picture: what it makes of a request's picture. controls: the maps it draws from that are made here.
     """
 
     id: str
@@ -226,3 +234,5 @@ class ModelCard:
     placement: Placement | None = None
     true_cfg_scale: float = 1.0
     loras: tuple[str, ...] = ()
+    picture: PictureUse = "start"
+    controls: tuple[Control, ...] = ()

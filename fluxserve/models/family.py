@@ -27,6 +27,10 @@ CancellationCallback = Callable[[], None]
 """Called from inside long forward passes; what it raises ends them."""
 
 
+PictureEncoder = Callable[[Tensor], Tensor]
+"""(3, height, width) pixels in [-1, 1] to (I, F) float32 image tokens, by the autoencoder."""
+
+
 def _never(_: str) -> bool:
     return False
 
@@ -217,6 +221,13 @@ class Model(Protocol):
         """What depends on time, guidance and the pooled prompt alone, for all steps at once: (steps, M) on the host.
 
         times: (steps,) float32 on the CPU. guidance: None for models without.
+        """
+        ...
+
+    def channels(self, pixels: Tensor, repaint: Tensor, encode: PictureEncoder) -> Tensor:
+        """(I, C') float32 further values of each image token, made of a picture; asked of variants that draw from one.
+
+        pixels: (3, height, width) float32 in [-1, 1]. repaint: (height, width) float32 in 0..1, 1 = repaint.
         """
         ...
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from fluxserve.request import Control, PictureUse
+
 Schedule = Callable[[int, int], tuple[float, ...]]
 """(steps, image tokens) -> the steps + 1 times from 1 (noise) to 0 (image)."""
 
@@ -49,3 +51,5 @@ class Variant:
     repository: str | None = None
     ungated: tuple[UngatedFile, ...] = ()
     notice: str | None = None
+    picture: PictureUse = "start"
+    controls: tuple[Control, ...] = ()

@@ -41,6 +41,8 @@ def model_card(
         placement=placement_of(checkpoint, plan, device, fmt),
         loras=tuple(loras),
         true_cfg_scale=variant.true_cfg_scale,
+        picture=variant.picture,
+        controls=variant.controls,
     )
 
 

@@ -12,7 +12,7 @@ from fluxserve.errors import NonFiniteOutput
 from fluxserve.models.cancellation import CancellationPoint
 from fluxserve.models.family import Autoencoder, CancellationCallback, LatentSpace
 from fluxserve.pipeline import images
-from fluxserve.pipeline.images import InputPicture, Pixels
+from fluxserve.pipeline.images import Pixels
 from fluxserve.pipeline.samples import Sample
 from fluxserve.pipeline.tiles import decode_tiled
 from fluxserve.placement.plan import Plan
@@ -29,10 +29,9 @@ class Pictures:
         self.plan = plan
         self._cancellation = CancellationPoint(autoencoder.stages)
 
-    def encode(self, picture: InputPicture, width: int, height: int, cancellation: CancellationCallback) -> Tensor:
-        """Returns (I, F) float32 image tokens of the picture at the drawn size."""
+    def encode(self, pixels: Tensor, cancellation: CancellationCallback) -> Tensor:
+        """pixels: (3, height, width) in [-1, 1]. Returns (I, F) float32 image tokens."""
         weight = _some_weight(self.autoencoder)
-        pixels = images.to_tensor(images.resample(picture.pixels, width, height))
         with self._cancellation.calling(cancellation):
             latents = self.autoencoder.encode(pixels[None].to(weight.device, weight.dtype).contiguous())
         return self.latents.pack(latents[0].float())

@@ -35,7 +35,8 @@ class Sample:
 
     native_size: (width, height) in pixels that the model draws; latent_size: (h, w). latents: (I, F) float32 tokens, on
     the device. velocity: of the last step, None before the first. uncond: of the negative prompt, with true CFG.
-    inpaint, picture: of an edit. loras: what acts beside the denoiser.
+    inpaint, picture: of an edit. channels: (I, C') further ones of each token, for models that take them. loras: what
+    acts beside the denoiser.
     """
 
     request: GenerationRequest
@@ -48,6 +49,7 @@ class Sample:
     uncond: Conditioning | None
     picture: InputPicture | None
     inpaint: Inpaint | None
+    channels: Tensor | None = None
     step: int = 0
     velocity: Tensor | None = None
     loras: LoraSet = NO_LORAS

@@ -7,6 +7,7 @@ from typing import Any
 from fluxserve.models.companions.flux1_autoencoder import SCALE_FACTOR, SHIFT_FACTOR
 from fluxserve.models.flux1.sizes import ClipParams, FluxParams, T5Params
 from fluxserve.models.flux1.toy_tokenizers import CLIP_END_ID, CLIP_START_ID
+from fluxserve.models.flux1.variants import PIPELINES, VARIANTS
 from fluxserve.models.markings import VARIANT_FIELD
 from fluxserve.models.parts.autoencoder import AutoencoderParams
 
@@ -28,6 +29,7 @@ def flux(params: FluxParams) -> dict[str, Any]:
         "num_single_layers": params.depth_single_blocks,
         "patch_size": 1,
         "pooled_projection_dim": params.vec_in_dim,
+        **({"out_channels": params.out_channels} if params.picture != "start" else {}),
     }
 
 
@@ -96,7 +98,7 @@ def clip(params: ClipParams) -> dict[str, Any]:
 
 
 def scheduler(variant: str) -> dict[str, Any]:
-    dev = variant == "dev"
+    dev = VARIANTS[variant].guidance_scale is not None
     return {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -111,9 +113,9 @@ def scheduler(variant: str) -> dict[str, Any]:
 
 
 def model_index(variant: str) -> dict[str, Any]:
-    """Names the variant too, where shapes cannot tell it from schnell."""
+    """Names the variant too, where shapes cannot tell it from another one."""
     index: dict[str, Any] = {
-        "_class_name": "FluxPipeline",
+        "_class_name": next(name for name, use in PIPELINES.items() if use == VARIANTS[variant].picture),
         "_diffusers_version": DIFFUSERS_VERSION,
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -123,4 +125,4 @@ def model_index(variant: str) -> dict[str, Any]:
         "transformer": ["diffusers", "FluxTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    return index if variant in ("schnell", "dev") else index | {VARIANT_FIELD: variant}
+    return index if variant in ("schnell", "dev", "fill") else index | {VARIANT_FIELD: variant}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
@@ -18,6 +19,7 @@ from fluxserve.models.family import (
     CancellationCallback,
     Component,
     Part,
+    PictureEncoder,
     PromptStates,
     StepInputs,
     Told,
@@ -25,22 +27,23 @@ from fluxserve.models.family import (
 from fluxserve.models.flux1 import dimensions, names
 from fluxserve.models.flux1.lora_names import lora_targets, names_lora
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
-from fluxserve.models.flux1.sizes import SIZES, ModelSizes
+from fluxserve.models.flux1.sizes import INPUT_WIDTHS, SIZES, ModelSizes
 from fluxserve.models.flux1.synthetic import synthetic_model
 from fluxserve.models.flux1.text import names as text_names
 from fluxserve.models.flux1.text.configs import clip_config, t5_config
 from fluxserve.models.flux1.text.encoders import TextEncoders, load_t5_tokenizer
 from fluxserve.models.flux1.transformer import FluxTransformer
-from fluxserve.models.flux1.variants import VARIANTS
+from fluxserve.models.flux1.variants import PIPELINES, VARIANTS
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.models.parts.latents import PackedLatents
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
 from fluxserve.models.variant import Variant
+from fluxserve.request import PictureUse
 from fluxserve.tensors.reader import Shapes
 
-IMAGE_CONDITIONED = {6: "FLUX.1 Fill", 2: "a FLUX.1 control model (Canny or Depth)"}
-"""Kinds of models by the width of an input token over that of an output token; those of text alone have 1."""
+MASK_SIDE = 8
+"""Pixels a side of the squares of a mask that are one latent's channels."""
 
 _MODULATION_PREFIXES = ("time_in.", "vector_in.", "guidance_in.", "final_layer.adaLN_modulation.")
 _MODULATION_PARTS = (".img_mod.", ".txt_mod.", ".modulation.")
@@ -111,6 +114,18 @@ class Flux1Model:
         strength = None if guidance is None else torch.full_like(times, guidance)
         pooled = text.pooled.to(self.denoiser.time_in.in_layer.bias.device)
         return self.denoiser.modulation(times, strength, pooled.expand(len(times), -1)).cpu()
+
+    def channels(self, pixels: Tensor, repaint: Tensor, encode: PictureEncoder) -> Tensor:
+        """A map's latents; or those of the picture without its masked part, and the mask at full resolution.
+
+        Follows black-forest-labs/flux `src/flux/sampling.py` `prepare_control` and `prepare_fill`.
+        """
+        if self.denoiser.params.picture == "control":
+            return encode(pixels)
+        mask = (repaint >= 0.5).float()
+        squares = PackedLatents(MASK_SIDE**2).pack(F.pixel_unshuffle(mask[None], MASK_SIDE))
+        kept = encode(pixels * (1 - mask))
+        return torch.cat([kept, squares.to(kept.device)], dim=-1)
 
     def positions(self, text_tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
         ((h, w),) = grids
@@ -197,21 +212,25 @@ class Flux1Family:
         "tokenizer": ("tokenizer.json", "vocab.json"),
         "tokenizer_2": ("tokenizer.json", "spiece.model"),
     }
-    pipelines = ("FluxPipeline",)
+    pipelines = tuple(PIPELINES)
     sizes = tuple(SIZES)
 
     def variant(self, denoiser: Component, told: Told) -> Variant:
         source = denoiser.reader.source
         flux = dimensions.transformer_params(denoiser.reader, denoiser.config)
-        if flux.in_channels != flux.out_channels:
-            kind = IMAGE_CONDITIONED.get(flux.in_channels // flux.out_channels, "a model")
+        use = flux.picture
+        if use is None:
+            widths = ", ".join(str(times * flux.out_channels) for times in INPUT_WIDTHS.values())
             raise CheckpointError(
-                f"{source}: is {kind} with {flux.in_channels} input channels; fluxserve draws from text, "
-                f"with models whose input has {flux.out_channels}"
+                f"{source}: is a model with {flux.in_channels} input channels; those that fluxserve knows have {widths}"
             )
-        name = told.variant if told.variant is not None else ("dev" if flux.guidance_embed else "schnell")
+        if told.pipeline is not None and PIPELINES[told.pipeline] != use:
+            raise CheckpointError(f"{source}: has {flux.in_channels} input channels, those of no {told.pipeline}")
+        name = told.variant if told.variant is not None else _usual_name(use, flux.guidance_embed, told)
         if name not in VARIANTS:
             raise CheckpointError(f"{source}: is of variant {name!r}; fluxserve knows {', '.join(VARIANTS)}")
+        if VARIANTS[name].picture != use:
+            raise CheckpointError(f"{source}: has {flux.in_channels} input channels, which variant {name!r} has not")
         return VARIANTS[name]
 
     def architecture(self, components: Mapping[str, Component]) -> Flux1Architecture:
@@ -227,6 +246,15 @@ class Flux1Family:
 
     def synthetic(self, size: str, variant: str, layout: Layout, packing: Packing) -> SyntheticModel:
         return synthetic_model(SIZES[size], variant, layout, packing)
+
+
+def _usual_name(use: PictureUse, guided: bool, told: Told) -> str:
+    """Canny's and Depth's files are alike."""
+    if use == "fill":
+        return "fill"
+    if use == "control":
+        return "depth" if "depth" in told.name.lower() else "canny"
+    return "dev" if guided else "schnell"
 
 
 FLUX1_FAMILY = Flux1Family()

@@ -5,9 +5,11 @@ Follows black-forest-labs/flux `src/flux/util.py` (configs).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fluxserve.models.parts.autoencoder import AutoencoderParams
+from fluxserve.request import PictureUse
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,16 @@ class FluxParams:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def picture(self) -> PictureUse | None:
+        """What it makes of a picture; None for an input that no published model has."""
+        widths = {times * self.out_channels: use for use, times in INPUT_WIDTHS.items()}
+        return widths.get(self.in_channels)
+
+
+INPUT_WIDTHS: Mapping[PictureUse, int] = {"start": 1, "control": 2, "fill": 6}
+"""How wide an input token is, in widths of an output token."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,18 @@ repackaged files that public installers pin by size and SHA-256, with the two to
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fluxserve.models.variant import UngatedFile, Variant
+from fluxserve.request import PictureUse
+
+PIPELINES: Mapping[str, PictureUse] = {
+    "FluxPipeline": "start",
+    "FluxFillPipeline": "fill",
+    "FluxControlPipeline": "control",
+}
+"""diffusers' classes, and what the models of each make of a picture."""
 
 BASE_TOKENS, BASE_MU = 256, 0.5
 FULL_TOKENS, FULL_MU = 4096, 1.15
@@ -42,6 +51,7 @@ _SCHNELL_COPIES = (
 """The transformer, the autoencoder and both text encoders are in the one large file."""
 
 _DEV_LICENCE = "FLUX.1 [dev] Non-Commercial License"
+_TOOL_STEPS = {"low": 28, "medium": 50, "high": 50, "xhigh": 50, "max": 50}
 
 VARIANTS = {
     "schnell": Variant(
@@ -74,6 +84,55 @@ VARIANTS = {
         licence=_DEV_LICENCE,
         description="FLUX.1 [dev]: guidance-distilled text to image.",
         repository="black-forest-labs/FLUX.1-dev",
+    ),
+    "fill": Variant(
+        name="fill",
+        aliases=("flux-fill", "flux.1-fill", "flux.1-fill-dev"),
+        schedule=shifted,
+        max_sequence_length=512,
+        steps=_TOOL_STEPS,
+        guidance_scale=30.0,
+        guidance_max=100.0,
+        native_area=1024 * 1024,
+        resamples=False,
+        default_size=(1024, 1024),
+        licence=_DEV_LICENCE,
+        description="FLUX.1 Fill [dev]: repaints the masked part of a picture, and extends pictures.",
+        repository="black-forest-labs/FLUX.1-Fill-dev",
+        picture="fill",
+    ),
+    "canny": Variant(
+        name="canny",
+        aliases=("flux-canny", "flux.1-canny", "flux.1-canny-dev"),
+        schedule=shifted,
+        max_sequence_length=512,
+        steps=_TOOL_STEPS,
+        guidance_scale=30.0,
+        guidance_max=100.0,
+        native_area=1024 * 1024,
+        resamples=False,
+        default_size=(1024, 1024),
+        licence=_DEV_LICENCE,
+        description="FLUX.1 Canny [dev]: draws along the edges of a map.",
+        repository="black-forest-labs/FLUX.1-Canny-dev",
+        picture="control",
+        controls=("canny",),
+    ),
+    "depth": Variant(
+        name="depth",
+        aliases=("flux-depth", "flux.1-depth", "flux.1-depth-dev"),
+        schedule=shifted,
+        max_sequence_length=512,
+        steps=_TOOL_STEPS,
+        guidance_scale=10.0,
+        guidance_max=100.0,
+        native_area=1024 * 1024,
+        resamples=False,
+        default_size=(1024, 1024),
+        licence=_DEV_LICENCE,
+        description="FLUX.1 Depth [dev]: draws what lies as deep as a map tells.",
+        repository="black-forest-labs/FLUX.1-Depth-dev",
+        picture="control",
     ),
     "demo": Variant(
         name="demo",

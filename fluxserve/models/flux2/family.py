@@ -18,6 +18,7 @@ from fluxserve.models.family import (
     CancellationCallback,
     Component,
     Part,
+    PictureEncoder,
     PromptStates,
     StepInputs,
     Told,
@@ -93,6 +94,9 @@ class Flux2Model:
     def rows(self, times: Tensor, guidance: float | None, text: PromptStates) -> Tensor:
         strength = None if guidance is None else torch.full_like(times, guidance)
         return self.denoiser.modulation(times, strength, self._dtype)
+
+    def channels(self, pixels: Tensor, repaint: Tensor, encode: PictureEncoder) -> Tensor:
+        raise NotImplementedError("no variant draws from a picture")
 
     def positions(self, text_tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
         return self.denoiser.rope(text_tokens, grids)
