@@ -97,7 +97,7 @@ class ToyModel:
 
 
 class ToyArchitecture:
-    latents = PackedLatents(4)
+    latents, control = PackedLatents(4), None
     arithmetic = Arithmetic(WIDTH, WIDTH, 1, WIDTH, DEPTH, DEPTH * WIDTH**2, DEPTH * WIDTH**2, 4)
 
     def shapes(self):

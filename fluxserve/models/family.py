@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from fluxserve.models.lora_target import LoraTarget
+from fluxserve.models.lora_target import ControlTargets, LoraTarget
 from fluxserve.models.sizes import Config
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
 from fluxserve.models.variant import Variant
@@ -258,6 +258,15 @@ class Architecture(Protocol):
 
     def lora_targets(self) -> Mapping[str, LoraTarget]:
         """Every name that a LoRA file may give to a Linear of these networks."""
+        ...
+
+    @property
+    def control(self) -> ControlTargets | None:
+        """What LoRAs change that make a control model of this one; None where there are none."""
+        ...
+
+    def widened(self, columns: int) -> Architecture:
+        """With so many values an image token for the denoiser to take; asked of those that have `control`."""
         ...
 
     def build(self, tokenizers: Mapping[str, Path]) -> Mapping[str, nn.Module]:

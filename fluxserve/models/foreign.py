@@ -35,8 +35,6 @@ def foreign_name(reader: TensorReader) -> str | None:
 
 def _lora_name(reader: TensorReader) -> str:
     """What a LoRA is, in the words in which `--lora` refuses it if it does; its sizes only a model can tell."""
-    if is_control(reader.keys()):
-        return CONTROL
     zero, acting = unsupported(reader)
     if acting is not None:
         return f"a LoRA of a kind that is refused: {acting}"
@@ -50,4 +48,5 @@ def _lora_name(reader: TensorReader) -> str:
         strays = homes[fitting[0]]
         return f"a LoRA for another model, with what {' and '.join(named)} have no place for: {name_some(strays)}"
     owners = " or ".join(f"{title}'s" for title in fitting)
-    return f"a LoRA with {owners} names, not a model; give it with --lora"
+    kind = CONTROL if is_control(reader.keys()) else "a LoRA"
+    return f"{kind} with {owners} names, not a model; give it with --lora"

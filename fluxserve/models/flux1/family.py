@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,23 +25,25 @@ from fluxserve.models.family import (
     Told,
 )
 from fluxserve.models.flux1 import dimensions, names
-from fluxserve.models.flux1.lora_names import lora_targets, names_lora
+from fluxserve.models.flux1.lora_names import lora_targets, names_lora, norm_names
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
-from fluxserve.models.flux1.sizes import INPUT_WIDTHS, SIZES, ModelSizes
+from fluxserve.models.flux1.sizes import INPUT_WIDTHS, SIZES, ModelSizes, picture_use
 from fluxserve.models.flux1.synthetic import synthetic_model
 from fluxserve.models.flux1.text import names as text_names
 from fluxserve.models.flux1.text.configs import clip_config, t5_config
 from fluxserve.models.flux1.text.encoders import TextEncoders, load_t5_tokenizer
 from fluxserve.models.flux1.transformer import FluxTransformer
 from fluxserve.models.flux1.variants import PIPELINES, VARIANTS
-from fluxserve.models.lora_target import LoraTarget
+from fluxserve.models.lora_target import ControlTargets, LoraTarget
 from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.models.parts.latents import PackedLatents
+from fluxserve.models.sizes import SizeReader
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
 from fluxserve.models.variant import Variant
 from fluxserve.request import PictureUse
 from fluxserve.tensors.reader import Shapes
 
+IMAGE_INPUT = "img_in"
 MASK_SIDE = 8
 """Pixels a side of the squares of a mask that are one latent's channels."""
 
@@ -183,6 +185,13 @@ class Flux1Architecture:
     def lora_targets(self) -> Mapping[str, LoraTarget]:
         return lora_targets(self.sizes)
 
+    @property
+    def control(self) -> ControlTargets:
+        return ControlTargets(IMAGE_INPUT, norm_names(self.sizes.transformer))
+
+    def widened(self, columns: int) -> Flux1Architecture:
+        return Flux1Architecture(replace(self.sizes, transformer=replace(self.sizes.transformer, in_channels=columns)))
+
     def build(self, tokenizers: Mapping[str, Path]) -> Mapping[str, nn.Module]:
         clip_tokenizer = CLIPTokenizer.from_pretrained(tokenizers["tokenizer"])
         return {
@@ -216,21 +225,25 @@ class Flux1Family:
     sizes = tuple(SIZES)
 
     def variant(self, denoiser: Component, told: Told) -> Variant:
-        source = denoiser.reader.source
-        flux = dimensions.transformer_params(denoiser.reader, denoiser.config)
-        use = flux.picture
+        source, sizes = denoiser.reader.source, SizeReader(denoiser.reader, {})
+        columns, own = sizes.shape(f"{IMAGE_INPUT}.weight", 2)[1], sizes.shape("final_layer.linear.weight", 2)[0]
+        use = picture_use(columns, own)
         if use is None:
-            widths = ", ".join(str(times * flux.out_channels) for times in INPUT_WIDTHS.values())
+            widths = ", ".join(str(times * own) for times in INPUT_WIDTHS.values())
             raise CheckpointError(
-                f"{source}: is a model with {flux.in_channels} input channels; those that fluxserve knows have {widths}"
+                f"{source}: is a model with {columns} input channels; those that fluxserve knows have {widths}"
             )
         if told.pipeline is not None and PIPELINES[told.pipeline] != use:
-            raise CheckpointError(f"{source}: has {flux.in_channels} input channels, those of no {told.pipeline}")
-        name = told.variant if told.variant is not None else _usual_name(use, flux.guidance_embed, told)
+            raise CheckpointError(f"{source}: has {columns} input channels, those of no {told.pipeline}")
+        name = (
+            told.variant
+            if told.variant is not None
+            else _usual_name(use, dimensions.takes_guidance(denoiser.reader), told)
+        )
         if name not in VARIANTS:
             raise CheckpointError(f"{source}: is of variant {name!r}; fluxserve knows {', '.join(VARIANTS)}")
         if VARIANTS[name].picture != use:
-            raise CheckpointError(f"{source}: has {flux.in_channels} input channels, which variant {name!r} has not")
+            raise CheckpointError(f"{source}: has {columns} input channels, which variant {name!r} has not")
         return VARIANTS[name]
 
     def architecture(self, components: Mapping[str, Component]) -> Flux1Architecture:

@@ -88,7 +88,7 @@ def transformer_recipes(depth: int, single_depth: int, guidance_embed: bool) -> 
             op: Operation = "swap_halves" if linear == SWAPPED else "rows"
             for kind in ("weight", "bias"):
                 recipes[f"{linear}.{kind}"] = Recipe(tuple(f"{part}.{kind}" for part in parts), op)
-    for bfl, part in _norms(depth, single_depth):
+    for bfl, part in norm_parts(depth, single_depth):
         recipes[f"{bfl}.scale"] = Recipe((f"{part}.weight",))
     return recipes
 
@@ -99,7 +99,8 @@ def _numbered(bfl: str, diffusers: str, block: int, names: dict[str, tuple[str, 
     }
 
 
-def _norms(depth: int, single_depth: int) -> Iterator[tuple[str, str]]:
+def norm_parts(depth: int, single_depth: int) -> Iterator[tuple[str, str]]:
+    """Each norm of a transformer with diffusers' name of it."""
     for block in range(depth):
         for bfl, part in _DOUBLE_NORMS.items():
             yield f"double_blocks.{block}.{bfl}", f"transformer_blocks.{block}.{part}"

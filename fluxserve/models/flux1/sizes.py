@@ -39,13 +39,16 @@ class FluxParams:
 
     @property
     def picture(self) -> PictureUse | None:
-        """What it makes of a picture; None for an input that no published model has."""
-        widths = {times * self.out_channels: use for use, times in INPUT_WIDTHS.items()}
-        return widths.get(self.in_channels)
+        return picture_use(self.in_channels, self.out_channels)
 
 
 INPUT_WIDTHS: Mapping[PictureUse, int] = {"start": 1, "control": 2, "fill": 6}
 """How wide an input token is, in widths of an output token."""
+
+
+def picture_use(in_channels: int, out_channels: int) -> PictureUse | None:
+    """What a transformer makes of a picture; None for an input that no published model has."""
+    return next((use for use, times in INPUT_WIDTHS.items() if times * out_channels == in_channels), None)
 
 
 @dataclass(frozen=True)

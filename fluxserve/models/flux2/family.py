@@ -155,6 +155,13 @@ class Flux2Architecture:
     def lora_targets(self) -> Mapping[str, LoraTarget]:
         return lora_targets(self.sizes.transformer)
 
+    @property
+    def control(self) -> None:
+        return None
+
+    def widened(self, columns: int) -> Flux2Architecture:
+        raise NotImplementedError("there are no control LoRAs")
+
     def build(self, tokenizers: Mapping[str, Path]) -> Mapping[str, nn.Module]:
         return {
             "transformer": Flux2Transformer(self.sizes.transformer),

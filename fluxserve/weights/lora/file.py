@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fluxserve.errors import CheckpointError
 from fluxserve.models.lora_keys import CONTROL, EMBEDDINGS, Kind, is_control, is_lora, parse_key, unsupported
-from fluxserve.models.lora_target import LoraTarget
+from fluxserve.models.lora_target import ControlTargets, LoraTarget
 from fluxserve.tensors.reader import TensorReader, name_some
 from fluxserve.weights.files.identify import open_copy, open_file
 from fluxserve.weights.lora.strength import PEFT_CONFIG, Strengths
@@ -25,23 +25,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Branch:
-    """One change. down: (rank, in), up: (rows, rank); it adds to the Linear's rows from `first_row` on."""
+    """One change. down: (rank, in), up: (rows, rank); it adds to the Linear's rows from `first_row` on.
+
+    bias: (rows,), of the change; scaled as it is.
+    """
 
     down: Tensor
     up: Tensor
     scale: float
     first_row: int
+    bias: Tensor | None = None
 
     @property
     def rows(self) -> slice:
         return slice(self.first_row, self.first_row + self.up.shape[0])
 
     @property
-    def nbytes(self) -> int:
-        return self.down.nbytes + self.up.nbytes
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.down, self.up) if self.bias is None else (self.down, self.up, self.bias)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Branch:
-        return replace(self, down=self.down.to(device, dtype), up=self.up.to(device, dtype))
+        bias = None if self.bias is None else self.bias.to(device, dtype)
+        return replace(self, down=self.down.to(device, dtype), up=self.up.to(device, dtype), bias=bias)
 
 
 Branches = Mapping[str, tuple[Branch, ...]]
@@ -50,11 +55,15 @@ Branches = Mapping[str, tuple[Branch, ...]]
 
 @dataclass(frozen=True)
 class Lora:
-    """One file. branches: by network. skipped: keys of what is not supported: all of it zero, or words."""
+    """One file. branches: by network. skipped: keys of what is not supported: all of it zero, or words.
+
+    replaced: the denoiser's scales of norms that it replaces, of a control LoRA.
+    """
 
     name: str
     branches: Mapping[str, Branches]
     skipped: tuple[str, ...]
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def all_branches(self) -> list[Branch]:
@@ -63,13 +72,14 @@ class Lora:
 
     @property
     def nbytes(self) -> int:
-        return sum(branch.nbytes for branch in self.all_branches)
+        return sum(tensor.nbytes for branch in self.all_branches for tensor in branch.tensors)
 
 
-def read_lora(path: Path, targets: Mapping[str, LoraTarget]) -> Lora:
+def read_lora(path: Path, targets: Mapping[str, LoraTarget], control: ControlTargets | None = None) -> Lora:
     """A LoRA file for the networks that `targets` names; every key is used, or refused by name.
 
     It is read whole: what becomes of the file later changes nothing. targets: see `Architecture.lora_targets`.
+    control: what else a control LoRA may change; None where none is taken.
 
     Raises:
         CheckpointError: damaged, of another model or size, or of a family that is not supported; names the keys.
@@ -77,13 +87,16 @@ def read_lora(path: Path, targets: Mapping[str, LoraTarget]) -> Lora:
     if not is_lora(open_file(path).keys()):
         raise CheckpointError(f"{path}: holds no LoRA")
     reader = open_copy(path)
-    if is_control(reader.keys()):
-        raise CheckpointError(f"{path}: is {CONTROL}")
+    if is_control(reader.keys()) and control is None:
+        raise CheckpointError(
+            f"{path}: is {CONTROL}; it makes another model of the one it is given to: give it with --lora at the start"
+        )
+    norms = {key: control.norms[key] for key in reader.keys() if key in control.norms} if control else {}
     zero, acting = unsupported(reader)
     if acting is not None:
         raise CheckpointError(f"{path}: {acting}")
     words = [key for key in reader.keys() if key.startswith(EMBEDDINGS)]
-    modules = _modules(reader, [key for key in reader.keys() if key not in (*zero, *words)], targets)
+    modules = _modules(reader, [key for key in reader.keys() if key not in (*zero, *words, *norms)], targets)
     strengths = Strengths(path, reader)
     branches: dict[str, dict[str, tuple[Branch, ...]]] = {}
     for module, keys in modules.items():
@@ -92,7 +105,8 @@ def read_lora(path: Path, targets: Mapping[str, LoraTarget]) -> Lora:
         branch = _branch(reader, module, keys, target, strengths)
         linears[target.linear] = (*linears.get(target.linear, ()), branch)
     _tell(path, zero, words, strengths)
-    return Lora(path.stem, branches, (*zero, *words))
+    replaced = {tensor: _finite(reader, key) for key, tensor in norms.items()}
+    return Lora(path.stem, branches, (*zero, *words), replaced)
 
 
 def _tell(path: Path, zero: Collection[str], words: Collection[str], strengths: Strengths) -> None:
@@ -130,19 +144,30 @@ def _branch(
 ) -> Branch:
     if "down" not in keys or "up" not in keys:
         raise CheckpointError(f"{reader.source}: {module} lacks its {'down' if 'up' in keys else 'up'} matrix")
-    down, up = reader.read(keys["down"]), reader.read(keys["up"])
+    down, up = _finite(reader, keys["down"]), _finite(reader, keys["up"])
     rank = down.shape[0] if down.ndim else 0
     if rank == 0 or down.shape != (rank, target.columns) or up.shape != (target.rows, rank):
         raise CheckpointError(
             f"{reader.source}: {module} has matrices {tuple(down.shape)} and {tuple(up.shape)}; "
             f"this model takes (rank, {target.columns}) and ({target.rows}, rank), of a rank of at least 1"
         )
-    if not all(matrix.is_floating_point() and matrix.float().isfinite().all() for matrix in (down, up)):
-        raise CheckpointError(f"{reader.source}: the matrices of {module} are not all finite floating point numbers")
+    bias = _finite(reader, keys["bias"]) if "bias" in keys else None
+    if bias is not None and bias.shape != (target.rows,):
+        raise CheckpointError(
+            f"{reader.source}: {keys['bias']} is {tuple(bias.shape)}, this model takes ({target.rows},)"
+        )
     if target.swap_halves:
         up = torch.cat(up.chunk(2)[::-1])
+        bias = None if bias is None else torch.cat(bias.chunk(2)[::-1])
     alpha = _alpha(reader, keys["alpha"]) if "alpha" in keys else None
-    return Branch(down, up, strengths.scale(module, rank, alpha), target.first_row)
+    return Branch(down, up, strengths.scale(module, rank, alpha), target.first_row, bias)
+
+
+def _finite(reader: TensorReader, key: str) -> Tensor:
+    tensor = reader.read(key)
+    if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+        raise CheckpointError(f"{reader.source}: the numbers of {key} are not all finite floating point numbers")
+    return tensor
 
 
 def _alpha(reader: TensorReader, key: str) -> float:
