@@ -13,6 +13,11 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 PictureUse = Literal["start", "fill", "control"]
 """What a model makes of a request's picture: noise is added to it, or its masked part is repainted by the model itself,
 or it is a map (edges, depth) of what to draw."""
+CAPABILITIES: dict[PictureUse, tuple[str, ...]] = {
+    "start": ("generations", "edits", "masks", "variations"),
+    "fill": ("edits", "masks"),
+    "control": ("edits",),
+}
 Control = Literal["canny"]
 """A map that is made of a photo here."""
 
@@ -236,3 +241,8 @@ class ModelCard:
     loras: tuple[str, ...] = ()
     picture: PictureUse = "start"
     controls: tuple[Control, ...] = ()
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What may be asked of it."""
+        return CAPABILITIES[self.picture]

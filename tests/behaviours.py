@@ -87,4 +87,14 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         73: "Pictures come as data: URLs too, in JSON and in forms; no other URL is taken, and none is fetched.",
         74: "LoRAs are read in every spelling of forms and JSON.",
     },
+    "Models that draw from pictures": {
+        170: "Fill, Canny and Depth serve edits by the openai client: another picture, another result.",
+        171: "Fill changes no pixel outside the mask, at any step count and strength.",
+        172: "A larger canvas with transparent borders is filled, and what was there stays.",
+        173: "control canny makes the map of a photo; models that draw from no such map refuse it.",
+        174: "What a model does not serve is refused by name; the models list tells what it serves.",
+        175: "Their previews show what is being drawn, what a mask keeps in its place.",
+        176: "LoRAs by name act beside them.",
+        177: "A job whose client leaves is stopped, and the next is served.",
+    },
 }

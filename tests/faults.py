@@ -257,4 +257,7 @@ FAULTS: dict[int, Fault] = {
         (OK, FULL),
     ),
     85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
+    150: Fault(
+        "the worker dies in the middle of an edit of a model that draws from pictures", "the same picture", (OK,)
+    ),
 }

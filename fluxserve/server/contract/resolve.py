@@ -122,6 +122,7 @@ def _to_request(
         negative_prompt=parameters.negative_prompt,
         true_cfg_scale=parameters.true_cfg_scale,
         strength=_strength(parameters, inputs),
+        control=parameters.control if isinstance(parameters, EditParameters) else None,
         loras=[LoraChoice(lora.name, lora.scale) for lora in parameters.loras],
         partial_images=parameters.partial_images if parameters.stream else 0,
         output_format=output_format,
@@ -175,7 +176,7 @@ def _is_idle(name: str, parameters: ImageParameters, request: GenerationRequest,
         case "negative_prompt":
             return parameters.true_cfg_scale <= 1
         case "strength":
-            return isinstance(parameters, GenerationParameters)
+            return isinstance(parameters, GenerationParameters) or card.picture == "control"
         case "output_compression":
             return request.output_format == "png"
         case "partial_images":

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from fluxserve.completion import LONGEST_PROMPT, clean_text
-from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, OutputFormat, Range
+from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, Control, OutputFormat, Range
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 EchoedQuality = Literal["low", "medium", "high", "xhigh", "max"]
@@ -128,6 +128,10 @@ class EditParameters(ImageParameters):
     prompt: Prompt = Field(description="What to draw.")
     input_fidelity: Literal["low", "high"] | None = Field(
         None, description="high without strength and mask means strength 0.5."
+    )
+    control: Control | None = Field(
+        None,
+        description="The map to make of the image, for models that draw from one; without it the image is the map.",
     )
 
 
