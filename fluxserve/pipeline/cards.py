@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -43,6 +44,7 @@ def model_card(
         true_cfg_scale=variant.true_cfg_scale,
         picture=variant.picture,
         controls=variant.controls,
+        references=variant.references,
     )
 
 
@@ -50,6 +52,7 @@ def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: 
     """The plan in the words of both processes, with the step time expected on this machine."""
     costs, denoiser = checkpoint.architecture.arithmetic, checkpoint.denoiser
     assert denoiser.layout is not None
+    drawn_by_none = replace(plan, work=replace(plan.work, reference_tokens=0))
     sample = packed_sample(checkpoint.readers[denoiser.name], denoiser.layout, plan, fmt, device)
     return Placement(
         budget_bytes=plan.budget_bytes,
@@ -59,7 +62,7 @@ def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: 
         streamed_bytes=plan.streamed_bytes,
         text_encoder=plan.text_encoder,
         autoencoder="tiled" if plan.tiled else "whole",
-        step_s=step_seconds(costs, plan, measure_rates(costs, device, fmt.dtype, sample)),
+        step_s=step_seconds(costs, drawn_by_none, measure_rates(costs, device, fmt.dtype, sample)),
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fluxserve.errors import InvalidRequest
 from fluxserve.pipeline.images import InputPicture, Pixels, read_input, resample, to_tensor
 from fluxserve.request import GenerationRequest
+from fluxserve.sizes import References
 
 CANNY_THRESHOLDS = 50, 200
 """Those of the maps that the models learnt from: black-forest-labs/flux `src/flux/modules/image_embedders.py`."""
@@ -28,15 +29,15 @@ class GivenPicture:
     channels: Tensor | None
 
 
-def input_picture(request: GenerationRequest) -> InputPicture | None:
-    """The uploads of an edit, at its size; the picture is a map where one is asked for.
+def input_picture(request: GenerationRequest, rule: References | None) -> InputPicture | None:
+    """The uploads of an edit, at its size; the picture is a map where one is asked for. rule: see `ModelCard`.
 
     Raises:
         InvalidRequest: Pillow cannot read one of them, or nothing here makes the map.
     """
     if request.image is None:
         return None
-    picture = read_input(request.image, request.mask, request.width, request.height)
+    picture = read_input(request.image, request.mask, request.width, request.height, rule)
     return replace(picture, pixels=canny_map(picture.pixels)) if request.control == "canny" else picture
 
 

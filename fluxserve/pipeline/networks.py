@@ -191,13 +191,23 @@ def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Bluepr
     if config.compile and config.lora_dir is not None:
         raise ConfigError("--compile and --lora-dir exclude each other: compiled blocks cannot change between requests")
     checkpoint = open_checkpoint(config.model, config.text_encoders, progress)
-    checkpoint, adapters = adapt(checkpoint, config.loras, config.lora_dir)
+    checkpoint, adapters = adapt(_reading(checkpoint, config.max_input_images), config.loras, config.lora_dir)
     quant: QuantMode | None = None if config.storage == "native" else config.storage
     return Blueprint(checkpoint, device, choice.dtype, choice.reason, quant, config.compile, adapters)
 
 
+def _reading(checkpoint: Checkpoint, most: int | None) -> Checkpoint:
+    """The checkpoint, taking so many pictures to draw by, as far as its model can."""
+    rule = checkpoint.variant.references
+    if rule is None or most is None:
+        return checkpoint
+    return replace(
+        checkpoint, variant=replace(checkpoint.variant, references=replace(rule, most=min(most, rule.limit)))
+    )
+
+
 def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:
-    """One image at the model's own size with its longest text."""
+    """One image at the model's own size with its longest text, drawn by one picture of that size if it can be."""
     variant, architecture = checkpoint.variant, checkpoint.architecture
     side = math.isqrt(variant.native_area)
     return Work(
@@ -205,6 +215,7 @@ def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:
         height=side,
         batch=1,
         text_tokens=variant.max_sequence_length,
+        reference_tokens=variant.native_area // architecture.latents.token_area if variant.references else 0,
         hidden=architecture.arithmetic.hidden,
         mlp_hidden=architecture.arithmetic.mlp_hidden,
         token_area=architecture.latents.token_area,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,12 +14,18 @@ from fluxserve.errors import NonFiniteOutput
 from fluxserve.models.cancellation import CancellationPoint
 from fluxserve.models.family import Autoencoder, CancellationCallback, LatentSpace
 from fluxserve.pipeline import images
+from fluxserve.pipeline.cache import ByteBoundedCache
 from fluxserve.pipeline.images import Pixels
-from fluxserve.pipeline.samples import Sample
+from fluxserve.pipeline.samples import EncodedReferences, Sample
 from fluxserve.pipeline.tiles import decode_tiled
 from fluxserve.placement.plan import Plan
+from fluxserve.request import Reference
+from fluxserve.sizes import References
 
 log = logging.getLogger(__name__)
+
+REFERENCE_CACHE_BYTES = 64 * 2**20
+"""Thirty pictures of a megapixel, on the device."""
 
 
 class Pictures:
@@ -28,6 +36,29 @@ class Pictures:
         self.latents = latents
         self.plan = plan
         self._cancellation = CancellationPoint(autoencoder.stages)
+        self._references = ByteBoundedCache[Tensor](REFERENCE_CACHE_BYTES, lambda tokens: tokens.nbytes)
+
+    def encode_references(
+        self, references: Sequence[Reference], rule: References, cancellation: CancellationCallback
+    ) -> EncodedReferences:
+        """Pictures to draw by, each encoded once as long as the cache remembers its content.
+
+        Raises:
+            InvalidRequest: Pillow cannot read one of them.
+        """
+        tokens = []
+        for reference in references:
+            width, height = reference.width, reference.height
+            key = hashlib.sha256(reference.data).digest(), width, height
+            encoded = self._references.get(key)
+            if encoded is None:
+                pixels = images.read_input(reference.data, None, width, height, rule).pixels
+                encoded = self.encode(images.to_tensor(pixels), cancellation)
+                self._references.put(key, encoded)
+            tokens.append(encoded)
+        scale = self.latents.scale
+        grids = tuple((reference.height // scale, reference.width // scale) for reference in references)
+        return EncodedReferences(torch.cat(tokens), grids)
 
     def encode(self, pixels: Tensor, cancellation: CancellationCallback) -> Tensor:
         """pixels: (3, height, width) in [-1, 1]. Returns (I, F) float32 image tokens."""
@@ -48,7 +79,7 @@ class Pictures:
             image = self._decode_soundly(latents)
         request = sample.request
         pixels = images.resample(images.to_uint8(image), request.width, request.height)
-        return pixels if sample.picture is None else images.keep_unmasked(sample.picture, pixels)
+        return pixels if sample.given.picture is None else images.keep_unmasked(sample.given.picture, pixels)
 
     def _decode_soundly(self, latents: Tensor) -> Tensor:
         """latents: (C, h, w) float32. Returns (3, height, width), decoded in float32 where 16 bits overflow."""

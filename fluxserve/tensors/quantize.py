@@ -79,10 +79,11 @@ def pack_values(values: Tensor, scale: Tensor | None) -> PackedWeight:
 def quantize(weight: Tensor, mode: QuantMode) -> PackedWeight:
     """Packs a matrix with one scale a row. weight: (out, in), any float dtype, on any device.
 
+    The same bytes on every device: a GPU divides by a number by multiplying with its inverse, so a CPU does so too.
     Halves what bfloat16 takes. Relative error (rms, normal weights of width 3072): fp8 2.6 %, int8 0.8 %.
     """
     dtype = QUANT_DTYPES[mode]
     wide = weight.float()
-    scale = (wide.abs().amax(dim=1, keepdim=True) / LARGEST[dtype]).clamp_(min=torch.finfo(torch.float32).tiny)
+    scale = (wide.abs().amax(dim=1, keepdim=True) * (1 / LARGEST[dtype])).clamp_(min=torch.finfo(torch.float32).tiny)
     wide = wide / scale
     return pack_values((wide.round() if dtype == torch.int8 else wide).to(dtype), scale)

@@ -194,6 +194,7 @@ def test_what_is_told_to_another_command_is_what_was_read() -> None:
         text_encoders="folder",
         loras=("a,b", "[c]:0.5"),
         lora_dir="loras",
+        max_input_images=2,
         verify="off",
         device="cpu",
         dtype="float32",

@@ -176,7 +176,7 @@ def test_what_a_map_or_a_mask_holds_changes_the_picture(pairs: dict[str, Pair]) 
             inputs=read_inputs(Image.new("RGB", (WIDTH, HEIGHT), "navy"), given.get("mask")),
         )
         (another,) = pair.ours.begin(other)
-        assert (one.channels - another.channels).abs().max() > 0.1
+        assert (one.given.channels - another.given.channels).abs().max() > 0.1
 
 
 def test_a_model_that_fills_starts_from_noise_unless_a_strength_is_given(pairs: dict[str, Pair]) -> None:
