@@ -16,6 +16,7 @@ from fluxserve.request import (
     LORA_SCALE,
     MAX_LORAS,
     RANGES,
+    REDUX_WEIGHT,
     Control,
     GenerationRequest,
     LoraChoice,
@@ -25,7 +26,7 @@ from fluxserve.request import (
     Reference,
     consecutive_seeds,
 )
-from fluxserve.sizes import MAX_PIXELS, check_size, fit_size, nearest_size
+from fluxserve.sizes import MAX_PIXELS, References, check_size, fit_size, nearest_size
 
 LONGEST_PROMPT = 32_000
 EDIT_STRENGTH, MASKED_STRENGTH, VARIATION_STRENGTH = 0.75, 1.0, 0.6
@@ -40,7 +41,8 @@ class RequestOptions(TypedDict, total=False):
     n: images, with seeds seed, seed + 1, ...; a random seed is below 2**32. width, height: multiples of 16; by default
     the model's own size, or the input picture's. strength: by default 0.75, 1 with a mask, 0.6 without a prompt;
     nothing to a model that draws by references. control: the map to make of the picture, for models that draw from one;
-    by default the picture is the map. loras: by name alone, or with their scales.
+    by default the picture is the map. redux: the weight of each picture, for models with an image encoder; 1 where they
+    vary a picture. loras: by name alone, or with their scales.
     """
 
     n: int | None
@@ -54,6 +56,7 @@ class RequestOptions(TypedDict, total=False):
     true_cfg_scale: float | None
     strength: float | None
     control: Control | None
+    redux: Sequence[float] | None
     loras: Sequence[str | LoraChoice] | None
     partial_images: int | None
     output_format: OutputFormat | None
@@ -78,8 +81,9 @@ def complete_request(
     """
     check_options(options)
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    references = _references(inputs, card)
-    width, height = _size(given, card, inputs, references, max_pixels)
+    redux = redux_weights(given.get("redux"), card, inputs, prompt)
+    references = _references(inputs, card, card.redux if redux else card.references)
+    width, height = _size(given, card, inputs, references, max_pixels, bool(redux))
     seed = given["seed"] if "seed" in given else secrets.randbelow(2**32)
     prompt = _prompt(prompt, required=inputs is None)
     inputs = _taken(inputs, card)
@@ -94,10 +98,11 @@ def complete_request(
         true_cfg_scale=given.get("true_cfg_scale", card.true_cfg_scale),
         negative_prompt=clean_text("negative_prompt", given.get("negative_prompt", "")),
         references=references,
+        redux=redux,
         control=_control(given, card),
         output_format=_output_format(given.get("output_format", "png")),
         loras=_loras(given.get("loras", ()), card),
-        **_drawn_over(given, prompt, inputs, card),
+        **({} if redux else _drawn_over(given, prompt, inputs, card)),
         **{name: given[name] for name in _AS_GIVEN if name in given},
     )
 
@@ -163,13 +168,15 @@ def _prompt(prompt: str, required: bool) -> str:
     return cleaned
 
 
-def default_size(card: ModelCard, inputs: EditInputs | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def default_size(
+    card: ModelCard, inputs: EditInputs | None = None, max_pixels: int = MAX_PIXELS, redux: bool = False
+) -> tuple[int, int]:
     """(width, height) where none is asked for: the model's own, or the input picture's, within both limits."""
     most = min(max_pixels, card.max_pixels or max_pixels)
     if inputs is None:
         own = card.default_width, card.default_height
         return fit_size(*own, own[0] * own[1], most)
-    if card.references is not None:
+    if card.references is not None and not redux:
         return nearest_size(*card.references.frame(*inputs.size).size, most)
     return fit_size(*inputs.size, edit_area(card), most)
 
@@ -180,18 +187,41 @@ def _size(
     inputs: EditInputs | None,
     references: Sequence[Reference],
     max_pixels: int,
+    redux: bool,
 ) -> tuple[int, int]:
-    size = default_size(card, inputs, max_pixels)
+    size = default_size(card, inputs, max_pixels, redux)
     width, height = given.get("width", size[0]), given.get("height", size[1])
     check_size(width, height, max_pixels, card.max_pixels or max_pixels)
     _check_room(width, height, references, card)
     return width, height
 
 
-def _references(inputs: EditInputs | None, card: ModelCard) -> tuple[Reference, ...]:
+def redux_weights(weights: Any, card: ModelCard, inputs: EditInputs | None, prompt: str) -> tuple[float, ...]:
+    """Of each picture that the image encoder reads; none where none is to be read so.
+
+    Raises:
+        InvalidRequest: `redux`: there is no such encoder, or not a weight for each picture.
+    """
+    pictures = len(inputs.images) if inputs else 0
+    if weights is None:
+        return (1.0,) * pictures if card.redux and not prompt.strip() else ()
+    if card.redux is None:
+        raise InvalidRequest(
+            "redux needs a model with an image encoder (--redux)", param="redux", code="unsupported_value"
+        )
+    given = tuple(weights) if isinstance(weights, Sequence) else (weights,)
+    for weight in given:
+        check_range("redux", weight, REDUX_WEIGHT)
+    if len(given) != pictures or not pictures:
+        raise InvalidRequest(f"redux must have a weight for each image, got {len(given)} for {pictures}", param="redux")
+    if inputs is not None and inputs.mask is not None and not inputs.image.transparent:
+        raise InvalidRequest("mask is not taken with redux", param="mask", code="unsupported_value")
+    return given
+
+
+def _references(inputs: EditInputs | None, card: ModelCard, rule: References | None) -> tuple[Reference, ...]:
     """The pictures as the model reads them, where it does."""
-    check_count(len(inputs.images) if inputs else 0, card.max_input_images)
-    rule = card.references
+    check_count(len(inputs.images) if inputs else 0, rule.most if rule else 1)
     if inputs is None or rule is None:
         return ()
     return tuple(Reference(image.data, *rule.frame(image.width, image.height).size) for image in inputs.images)

@@ -63,6 +63,7 @@ RANGES = {
 }
 """Of any model; the card may allow less."""
 LORA_SCALE = Range(-4, 4, real=True)
+REDUX_WEIGHT = Range(0, 4, real=True)
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class GenerationRequest:
     pixels are repainted. strength: 1 ignores the picture, near 0 keeps it; means nothing without one.
     control: the map to make of the image, for models that draw from one; None: the image is the map.
     references: what a model that reads pictures draws by, in order; `image` is then what a mask keeps of the first.
+    redux: the weights of the references, where the image encoder reads them beside the prompt.
     output_compression: 0..100, the encoder's quality for jpeg and webp.
     partial_images: how many previews each image sends on its way.
     loras: what acts beside the model's weights in this request; each one of the card's.
@@ -123,6 +125,7 @@ class GenerationRequest:
     image: bytes | None = None
     mask: bytes | None = None
     references: tuple[Reference, ...] = ()
+    redux: tuple[float, ...] = ()
     strength: float = 1.0
     control: Control | None = None
     partial_images: int = 0
@@ -235,7 +238,8 @@ class ModelCard:
     max_batch: how many pictures of the model's own size one denoise step takes within that budget. placement: None: not
     planned. loras: the names that requests may use. true_cfg_scale: the default; 1: no negative prompt is read.
     picture: what it makes of a request's picture. controls: the maps it draws from that are made here.
-    references: how it reads pictures to draw by; None: an edit has one picture.
+    references: how it reads pictures to draw by; None: an edit has one picture. redux: how its image encoder does, of
+    variations, and of edits that give weights; None without one.
     """
 
     id: str
@@ -262,11 +266,13 @@ class ModelCard:
     picture: PictureUse = "start"
     controls: tuple[Control, ...] = ()
     references: References | None = None
+    redux: References | None = None
 
     @property
     def max_input_images(self) -> int:
         """The most pictures of one edit."""
-        return 1 if self.references is None else self.references.most
+        rules = (self.references, self.redux)
+        return max((rule.most for rule in rules if rule), default=1)
 
     @property
     def takes_strength(self) -> bool:
@@ -276,7 +282,7 @@ class ModelCard:
     @property
     def capabilities(self) -> tuple[str, ...]:
         """What may be asked of it."""
-        return capabilities(self.picture, self.references)
+        return (*capabilities(self.picture, self.references), *(("redux",) if self.redux else ()))
 
 
 def capabilities(picture: PictureUse, references: References | None) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
 from fluxserve.models.variant import Variant
 from fluxserve.tensors.reader import Shapes, TensorReader
 
-Role = Literal["denoiser", "text_encoder", "autoencoder"]
+Role = Literal["denoiser", "text_encoder", "autoencoder", "image_encoder"]
+"""A family's image encoders are no part of a model unless they are asked for."""
 CancellationCallback = Callable[[], None]
 """Called from inside long forward passes; what it raises ends them."""
 
@@ -119,6 +120,14 @@ class Arithmetic:
     decoder_channels: int
 
 
+@dataclass(frozen=True, eq=False)
+class SeenPicture:
+    """A picture read as a prompt is. pixels: (3, side, side) float32 in [-1, 1]. weight: how strongly it acts."""
+
+    pixels: Tensor
+    weight: float
+
+
 @dataclass(frozen=True)
 class PromptStates:
     """One encoded prompt, in the compute dtype. states: (T, width). pooled: (width,), None where the family takes none.
@@ -213,8 +222,17 @@ class Model(Protocol):
     @property
     def autoencoder(self) -> Autoencoder: ...
 
-    def encode(self, prompt: str, max_length: int, cancellation: CancellationCallback) -> PromptStates:
-        """max_length: the most text tokens. cancellation: called before every block of a large encoder."""
+    def encode(
+        self,
+        prompt: str,
+        max_length: int,
+        cancellation: CancellationCallback,
+        pictures: Sequence[SeenPicture] = (),
+    ) -> PromptStates:
+        """max_length: the most text tokens. cancellation: called before every block of a large encoder.
+
+        pictures: for the image encoder, whose tokens stand behind the text's; none where there is no such encoder.
+        """
         ...
 
     def rows(self, times: Tensor, guidance: float | None, text: PromptStates) -> Tensor:
@@ -261,6 +279,11 @@ class Architecture(Protocol):
         ...
 
     @property
+    def image_side(self) -> int | None:
+        """Pixels a side of what the image encoder sees; None without one."""
+        ...
+
+    @property
     def control(self) -> ControlTargets | None:
         """What LoRAs change that make a control model of this one; None where there are none."""
         ...
@@ -279,9 +302,10 @@ class Architecture(Protocol):
 
 
 class Family(Protocol):
-    """One row of the registry. parts: of a complete model. tokenizers: folders, and the files one of which each needs.
+    """One row of the registry. parts: of a complete model, and image encoders.
 
-    pipelines: the classes that a model_index.json may name. sizes: of the random models that it can make.
+    tokenizers: folders, and the files one of which each needs. pipelines: the classes that a model_index.json may name.
+    sizes: of the random models that it can make.
     """
 
     @property

@@ -11,7 +11,6 @@ FOREIGN = {
     (".encoded_exponent", ".sign_mantissa"): "compressed by DFloat11; use the bfloat16 file instead",
     (".SCB",): "quantised by bitsandbytes to LLM.int8; use an fp8, GGUF Q8_0 or NF4 file instead",
     ("distilled_guidance_layer.in_proj.bias",): "Chroma; fluxserve draws with FLUX.1 and FLUX.2 [klein]",
-    ("redux_up.weight",): "FLUX.1 Redux, an adapter that fluxserve does not support; name a transformer",
     ("decoder.layers.0.weight",): "TAEF1; fluxserve decodes with FLUX.1's own autoencoder (ae.safetensors)",
 }
 """Endings of tensor names that together give a foreign file away, and what it is."""

@@ -12,7 +12,10 @@ from fluxserve.placement.plan import Plan
 from fluxserve.placement.rates import measure_rates, packed_sample, step_seconds
 from fluxserve.placement.weight_format import WeightFormat
 from fluxserve.request import ModelCard, Placement
+from fluxserve.sizes import MAX_INPUT_IMAGES, References
 from fluxserve.weights.checkpoint import Checkpoint
+
+MAX_REDUX_IMAGES = 8
 
 
 def model_card(
@@ -45,7 +48,15 @@ def model_card(
         picture=variant.picture,
         controls=variant.controls,
         references=variant.references,
+        redux=_seen(checkpoint.architecture.image_side) if variant.picture == "start" else None,
     )
+
+
+def _seen(side: int | None) -> References | None:
+    """How an image encoder sees pictures: as squares, whatever their proportions."""
+    if side is None:
+        return None
+    return References(MAX_REDUX_IMAGES, MAX_INPUT_IMAGES, side * side, ((side, side),), "bicubic")
 
 
 def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: WeightFormat) -> Placement:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fluxserve.errors import InvalidRequest
+from fluxserve.models.family import SeenPicture
 from fluxserve.pipeline.images import InputPicture, Pixels, read_input, resample, to_tensor
 from fluxserve.request import GenerationRequest
 from fluxserve.sizes import References
@@ -56,6 +57,21 @@ def canny_map(photo: Pixels) -> Pixels:
             code="unsupported_value",
         ) from error
     return np.repeat(np.asarray(cv2.Canny(photo, *CANNY_THRESHOLDS))[:, :, None], 3, axis=2)
+
+
+def seen_pictures(request: GenerationRequest, rule: References | None) -> list[SeenPicture]:
+    """What the image encoder sees, each picture with its weight; none unless the request has weights.
+
+    Raises:
+        InvalidRequest: Pillow cannot read one of them.
+    """
+    if rule is None or not request.redux:
+        return []
+    seen = []
+    for picture, weight in zip(request.references, request.redux, strict=True):
+        pixels = read_input(picture.data, None, picture.width, picture.height, rule).pixels
+        seen.append(SeenPicture(to_tensor(pixels), weight))
+    return seen
 
 
 def seen_by_model(picture: InputPicture | None, width: int, height: int) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ class Blueprint:
     def sizes(self) -> ModelBytes:
         """The networks by use, in bytes as they will lie in memory."""
         denoiser = self._part_bytes(self.checkpoint.denoiser)
-        others = [self._part_bytes(part) for part in self.checkpoint.family.parts if part.role != "denoiser"]
+        others = [self._part_bytes(part) for part in self.checkpoint.parts if part.role != "denoiser"]
         return ModelBytes(
             blocks=denoiser.blocks,
             small=denoiser.device + self.adapters.values * self.dtype.itemsize,
@@ -135,8 +135,8 @@ class Blueprint:
         """The denoiser before what streams through its slots, and networks without blocks first of all."""
         total = self.sizes().total - self.adapters.values * self.dtype.itemsize
         placer = Placer(plan, self.device, _placed(progress, total))
-        rank = {"autoencoder": 0, "denoiser": 1, "text_encoder": 2}
-        for part in sorted(self.checkpoint.family.parts, key=lambda part: (part.layout is not None, rank[part.role])):
+        rank = {"autoencoder": 0, "image_encoder": 0, "denoiser": 1, "text_encoder": 2}
+        for part in sorted(self.checkpoint.parts, key=lambda part: (part.layout is not None, rank[part.role])):
             network, reader, fmt = networks[part.name], self.checkpoint.readers[part.name], self.format_of(part)
             if part.layout is None:
                 placer.whole(network, reader, fmt)
@@ -149,11 +149,11 @@ class Blueprint:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _attach_loras(self, networks: Mapping[str, nn.Module], model: Model) -> LoraRegistry:
-        parts = self.checkpoint.family.parts
+        parts = self.checkpoint.parts
         hosts = {
             part.name: LoraHost(networks[part.name], self.format_of(part).dtype)
             for part in parts
-            if part.role != "autoencoder"
+            if part.role in ("denoiser", "text_encoder")
         }
         for name, branches in self.adapters.beside.items():
             attach(hosts[name], branches)
@@ -190,7 +190,7 @@ def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Bluepr
     choice = choose_dtype(config.dtype, device)
     if config.compile and config.lora_dir is not None:
         raise ConfigError("--compile and --lora-dir exclude each other: compiled blocks cannot change between requests")
-    checkpoint = open_checkpoint(config.model, config.text_encoders, progress)
+    checkpoint = open_checkpoint(config.model, config.text_encoders, progress, config.redux)
     checkpoint, adapters = adapt(_reading(checkpoint, config.max_input_images), config.loras, config.lora_dir)
     quant: QuantMode | None = None if config.storage == "native" else config.storage
     return Blueprint(checkpoint, device, choice.dtype, choice.reason, quant, config.compile, adapters)

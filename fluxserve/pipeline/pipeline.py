@@ -27,7 +27,7 @@ from fluxserve.pipeline.cards import dtype_name, model_card
 from fluxserve.pipeline.conditioning import Conditioner, Conditioning
 from fluxserve.pipeline.generation import Generation, Stopwatch
 from fluxserve.pipeline.images import Pixels
-from fluxserve.pipeline.inputs import GivenPicture, input_picture, seen_by_model
+from fluxserve.pipeline.inputs import GivenPicture, input_picture, seen_by_model, seen_pictures
 from fluxserve.pipeline.loras import LoraSet
 from fluxserve.pipeline.metadata import about
 from fluxserve.pipeline.networks import Blueprint, Networks, draw_blueprint
@@ -276,9 +276,11 @@ class FluxPipeline:
     ) -> tuple[Conditioning, Conditioning | None]:
         """The prompt and, with true CFG, the negative prompt. times: the steps' start times."""
 
+        pictures = seen_pictures(request, self.card.redux)
+
         def condition(prompt: str) -> Conditioning:
             return self.conditioner.condition(
-                prompt, request.max_sequence_length, request.guidance_scale, times, cancellation, loras
+                prompt, request.max_sequence_length, request.guidance_scale, times, cancellation, loras, pictures
             )
 
         cond = condition(request.prompt)
@@ -303,7 +305,7 @@ class FluxPipeline:
 
     def _references(self, request: GenerationRequest, cancellation: CancellationCallback) -> EncodedReferences | None:
         rule = self.variant.references
-        if rule is None or not request.references:
+        if rule is None or request.redux or not request.references:
             return None
         return self.pictures.encode_references(request.references, rule, cancellation)
 

@@ -21,11 +21,13 @@ from fluxserve.models.family import (
     Part,
     PictureEncoder,
     PromptStates,
+    SeenPicture,
     StepInputs,
     Told,
 )
-from fluxserve.models.flux1 import dimensions, names
+from fluxserve.models.flux1 import dimensions, names, redux
 from fluxserve.models.flux1.lora_names import lora_targets, names_lora, norm_names
+from fluxserve.models.flux1.redux import REDUX, SIGLIP, PictureReader, ReduxParams, picture_reader, redux_params
 from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
 from fluxserve.models.flux1.sizes import INPUT_WIDTHS, SIZES, ModelSizes, picture_use
 from fluxserve.models.flux1.synthetic import synthetic_model
@@ -101,14 +103,42 @@ CLIP = Part(
 class Flux1Model:
     """Both text encoders, the transformer and the autoencoder, with weights."""
 
-    def __init__(self, encoders: TextEncoders, transformer: FluxTransformer, autoencoder: Autoencoder) -> None:
+    def __init__(
+        self,
+        encoders: TextEncoders,
+        transformer: FluxTransformer,
+        autoencoder: Autoencoder,
+        reader: PictureReader | None,
+    ) -> None:
+        self.reader = reader
         self.denoiser = transformer
         self.autoencoder = autoencoder
         self.text_encoders: Mapping[str, nn.Module] = {"t5": encoders.t5, "clip": encoders.clip}
         self.encoders = encoders
 
-    def encode(self, prompt: str, max_length: int, cancellation: CancellationCallback) -> PromptStates:
-        return self.encoders.encode(prompt, max_length, cancellation)
+    def encode(
+        self,
+        prompt: str,
+        max_length: int,
+        cancellation: CancellationCallback,
+        pictures: Sequence[SeenPicture] = (),
+    ) -> PromptStates:
+        """Pictures without a prompt stand behind zeros, as in diffusers' `FluxPriorReduxPipeline`."""
+        if not pictures:
+            return self.encoders.encode(prompt, max_length, cancellation)
+        assert self.reader is not None
+        text = self._text_beside(prompt, max_length, cancellation)
+        strength = sum(picture.weight for picture in pictures)
+        seen = self.reader.read(pictures, cancellation).to(text.states)
+        assert text.pooled is not None
+        return replace(text, states=torch.cat([strength * text.states, seen]), pooled=strength * text.pooled)
+
+    def _text_beside(self, prompt: str, max_length: int, cancellation: CancellationCallback) -> PromptStates:
+        if prompt.strip():
+            return self.encoders.encode(prompt, max_length, cancellation)
+        flux, weight = self.denoiser.params, self.denoiser.img_in.weight
+        states = torch.zeros(max_length, flux.context_in_dim, dtype=self.encoders.dtype, device=weight.device)
+        return PromptStates(states, states.new_zeros(flux.vec_in_dim), 0, 0)
 
     def rows(self, times: Tensor, guidance: float | None, text: PromptStates) -> Tensor:
         """A quarter of the transformer's weights, evaluated where they lie, so that no step touches them."""
@@ -139,9 +169,10 @@ class Flux1Model:
 
 @dataclass(frozen=True)
 class Flux1Architecture:
-    """FLUX.1 at the sizes of one checkpoint."""
+    """FLUX.1 at the sizes of one checkpoint. redux: None without an image encoder."""
 
     sizes: ModelSizes
+    redux: ReduxParams | None = None
 
     @property
     def latents(self) -> PackedLatents:
@@ -169,28 +200,36 @@ class Flux1Architecture:
             "autoencoder": autoencoder_shapes(self.sizes.autoencoder),
             "t5": text_names.t5_shapes(self.sizes.t5),
             "clip": text_names.clip_shapes(self.sizes.clip),
+            **(redux.shapes(self.redux) if self.redux else {}),
         }
 
     def misfits(self) -> Collection[str]:
         flux = self.sizes.transformer
-        widths = {
-            "T5's width": (self.sizes.t5.d_model, flux.context_in_dim),
-            "CLIP's width": (self.sizes.clip.hidden_size, flux.vec_in_dim),
-            "a packed latent": (4 * self.sizes.autoencoder.z_channels, flux.out_channels),
-        }
-        return [
-            f"{what} is {has}, the transformer takes {takes}" for what, (has, takes) in widths.items() if has != takes
+        needs = [
+            ("T5's width", self.sizes.t5.d_model, "the transformer", flux.context_in_dim),
+            ("CLIP's width", self.sizes.clip.hidden_size, "the transformer", flux.vec_in_dim),
+            ("a packed latent", 4 * self.sizes.autoencoder.z_channels, "the transformer", flux.out_channels),
         ]
+        if self.redux:
+            needs.append(("Redux's width", self.redux.width, "the transformer", flux.context_in_dim))
+            needs.append(("SigLIP's width", self.redux.siglip.hidden_size, "Redux", self.redux.image_width))
+        return [f"{what} is {has}, {taker} takes {takes}" for what, has, taker, takes in needs if has != takes]
 
     def lora_targets(self) -> Mapping[str, LoraTarget]:
         return lora_targets(self.sizes)
+
+    @property
+    def image_side(self) -> int | None:
+        return self.redux.siglip.image_size if self.redux else None
 
     @property
     def control(self) -> ControlTargets:
         return ControlTargets(IMAGE_INPUT, norm_names(self.sizes.transformer))
 
     def widened(self, columns: int) -> Flux1Architecture:
-        return Flux1Architecture(replace(self.sizes, transformer=replace(self.sizes.transformer, in_channels=columns)))
+        return replace(
+            self, sizes=replace(self.sizes, transformer=replace(self.sizes.transformer, in_channels=columns))
+        )
 
     def build(self, tokenizers: Mapping[str, Path]) -> Mapping[str, nn.Module]:
         clip_tokenizer = CLIPTokenizer.from_pretrained(tokenizers["tokenizer"])
@@ -199,6 +238,7 @@ class Flux1Architecture:
             "autoencoder": Autoencoder(self.sizes.autoencoder),
             "t5": T5EncoderModel(t5_config(self.sizes.t5)),
             "clip": CLIPTextModel(clip_config(self.sizes.clip, clip_tokenizer)),
+            **(redux.build(self.redux) if self.redux else {}),
         }
 
     def model(
@@ -209,14 +249,16 @@ class Flux1Architecture:
         assert isinstance(autoencoder, Autoencoder)
         clip_tokenizer = CLIPTokenizer.from_pretrained(tokenizers["tokenizer"])
         t5_tokenizer = load_t5_tokenizer(tokenizers["tokenizer_2"])
-        return Flux1Model(TextEncoders(t5, clip, t5_tokenizer, clip_tokenizer, dtype), transformer, autoencoder)
+        encoders = TextEncoders(t5, clip, t5_tokenizer, clip_tokenizer, dtype)
+        reader = picture_reader(networks) if self.redux else None
+        return Flux1Model(encoders, transformer, autoencoder, reader)
 
 
 class Flux1Family:
     """Models are told apart by whether they take guidance; what the files do not tell, they may name."""
 
     title = "FLUX.1"
-    parts = (TRANSFORMER, AUTOENCODER, T5, CLIP)
+    parts = (TRANSFORMER, AUTOENCODER, T5, CLIP, SIGLIP, REDUX)
     tokenizers: Mapping[str, tuple[str, ...]] = {
         "tokenizer": ("tokenizer.json", "vocab.json"),
         "tokenizer_2": ("tokenizer.json", "spiece.model"),
@@ -247,14 +289,16 @@ class Flux1Family:
         return VARIANTS[name]
 
     def architecture(self, components: Mapping[str, Component]) -> Flux1Architecture:
-        transformer, autoencoder, t5, clip = (components[part.name] for part in self.parts)
+        transformer, autoencoder, t5, clip = (components[name] for name in ("transformer", "autoencoder", "t5", "clip"))
+        siglip, embedder = components.get("siglip"), components.get("redux")
         return Flux1Architecture(
-            ModelSizes(
+            redux=redux_params(siglip.reader, siglip.config, embedder.reader) if siglip and embedder else None,
+            sizes=ModelSizes(
                 transformer=dimensions.transformer_params(transformer.reader, transformer.config),
                 autoencoder=autoencoder_params(autoencoder.reader, autoencoder.config),
                 t5=dimensions.t5_params(t5.reader, t5.config),
                 clip=dimensions.clip_params(clip.reader, clip.config),
-            )
+            ),
         )
 
     def synthetic(self, size: str, variant: str, layout: Layout, packing: Packing) -> SyntheticModel:

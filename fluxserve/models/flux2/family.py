@@ -20,6 +20,7 @@ from fluxserve.models.family import (
     Part,
     PictureEncoder,
     PromptStates,
+    SeenPicture,
     StepInputs,
     Told,
 )
@@ -88,7 +89,13 @@ class Flux2Model:
         self._encoder = encoder
         self._dtype = dtype
 
-    def encode(self, prompt: str, max_length: int, cancellation: CancellationCallback) -> PromptStates:
+    def encode(
+        self,
+        prompt: str,
+        max_length: int,
+        cancellation: CancellationCallback,
+        pictures: Sequence[SeenPicture] = (),
+    ) -> PromptStates:
         return self._encoder.encode(prompt, max_length, cancellation)
 
     def rows(self, times: Tensor, guidance: float | None, text: PromptStates) -> Tensor:
@@ -154,6 +161,10 @@ class Flux2Architecture:
 
     def lora_targets(self) -> Mapping[str, LoraTarget]:
         return lora_targets(self.sizes.transformer)
+
+    @property
+    def image_side(self) -> None:
+        return None
 
     @property
     def control(self) -> None:

@@ -22,8 +22,8 @@ MOST_WAITING, MOST_WAITING_BYTES, LONGEST_WAIT_S = 128, 128 * 2**20, 30.0
 _MOST_CLIENTS = 1_000
 
 
-def upload_box(size: str, limits: ServingLimits) -> Box:
-    """What the pictures of a request are shrunk to. size: as the client asked for it.
+def upload_box(size: str, limits: ServingLimits, redux: bool = False) -> Box:
+    """What the pictures of a request are shrunk to. size: as the client asked for it. redux: for the image encoder.
 
     Raises:
         InvalidRequest: `invalid_size`.
@@ -33,7 +33,13 @@ def upload_box(size: str, limits: ServingLimits) -> Box:
         asked = parse_size(size)
         check_size(*asked, config.max_pixels)
     most = min(config.max_pixels, limits.card.max_pixels or config.max_pixels)
-    return Box(asked, edit_area(limits.card), most, config.max_input_pixels, limits.card.references)
+    return Box(
+        asked,
+        edit_area(limits.card),
+        most,
+        config.max_input_pixels,
+        limits.card.redux if redux else limits.card.references,
+    )
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from fluxserve.input_images import EditInputs
 from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
-from fluxserve.server.contract.resolve import resolve_request
+from fluxserve.server.contract.resolve import redux_of, resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
 from fluxserve.server.contract.uploads import upload_box
 from fluxserve.server.http.context import context_of
@@ -60,8 +60,10 @@ async def _read_edit(
     body = await services.bodies.form(request)
     content_type = request.headers["content-type"]
     sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), len(body))
-    pictures, box = sent.pictures, upload_box(sent.parameters.size, services.serving_limits)
-    check_count(len(pictures.images), services.card.max_input_images if schema is EditParameters else 1)
+    pictures, card = sent.pictures, services.card
+    redux = card.redux is not None and (schema is VariationParameters or redux_of(sent.parameters) is not None)
+    box = upload_box(sent.parameters.size, services.serving_limits, redux)
+    check_count(len(pictures.images), box.references.most if box.references and schema is EditParameters else 1)
     client, uploads = context_of(request.scope).client, services.uploads
     if box.references is None:
         reading = uploads.read(pictures.images[0], pictures.mask, box, client)
