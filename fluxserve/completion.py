@@ -204,7 +204,8 @@ def redux_weights(weights: Any, card: ModelCard, inputs: EditInputs | None, prom
     """
     pictures = len(inputs.images) if inputs else 0
     if weights is None:
-        return (1.0,) * pictures if card.redux and not prompt.strip() else ()
+        varied = inputs is not None and not prompt.strip() and not _has_mask(inputs)
+        return (1.0,) * pictures if card.redux and varied else ()
     if card.redux is None:
         raise InvalidRequest(
             "redux needs a model with an image encoder (--redux)", param="redux", code="unsupported_value"
@@ -214,7 +215,7 @@ def redux_weights(weights: Any, card: ModelCard, inputs: EditInputs | None, prom
         check_range("redux", weight, REDUX_WEIGHT)
     if len(given) != pictures or not pictures:
         raise InvalidRequest(f"redux must have a weight for each image, got {len(given)} for {pictures}", param="redux")
-    if inputs is not None and inputs.mask is not None and not inputs.image.transparent:
+    if inputs is not None and _has_mask(inputs):
         raise InvalidRequest("mask is not taken with redux", param="mask", code="unsupported_value")
     return given
 
@@ -293,9 +294,14 @@ def _varied(inputs: EditInputs) -> EditInputs:
     return replace(inputs, mask=None) if inputs.mask is inputs.image else inputs
 
 
+def _has_mask(inputs: EditInputs) -> bool:
+    """Whether one was sent beside a picture that is not its own."""
+    return inputs.mask is not None and not inputs.image.transparent
+
+
 def _map_alone(inputs: EditInputs) -> EditInputs:
     """What is transparent in a map means nothing."""
-    if inputs.mask is not None and not inputs.image.transparent:
+    if _has_mask(inputs):
         raise InvalidRequest(
             "mask is not taken: the model draws all of a picture, from a map", param="mask", code="unsupported_value"
         )

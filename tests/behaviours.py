@@ -93,7 +93,7 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         74: "LoRAs are read in every spelling of forms and JSON.",
     },
     "Models that draw from pictures": {
-        170: "Fill, Canny and Depth serve edits by the openai client: another picture, another result.",
+        170: "Fill, Canny, Depth and Redux serve edits by the openai client: another picture, another result.",
         171: "Fill changes no pixel outside the mask, at any step count and strength.",
         172: "A larger canvas with transparent borders is filled, and what was there stays.",
         173: "control canny makes the map of a photo; models that draw from no such map refuse it.",
@@ -101,5 +101,6 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         175: "Their previews show what is being drawn, what a mask keeps in its place.",
         176: "LoRAs by name act beside them.",
         177: "A job whose client leaves is stopped, and the next is served.",
+        178: "With --redux, variations show the picture to the image encoder, and edits weigh several.",
     },
 }

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from safetensors.torch import save_file
 
 from tests.conftest import MakeCheckpoint
 from tests.loras import low_rank
+from tests.pipeline.test_redux import write_redux
 from tests.server import running
 from tests.server.running import Server, until
 
-TOOLS = ("fill", "canny", "depth")
+TOOLS = ("fill", "canny", "depth", "redux")
 WIDTH, HEIGHT = 96, 64
 MASKED = np.s_[16:48, 40:96]
 
@@ -32,7 +34,9 @@ def tool(
 ) -> Iterator[tuple[str, Server]]:
     loras = tmp_path_factory.mktemp("loras")
     save_file(low_rank(("lora_unet_double",), "lora_down", "lora_up"), loras / "style.safetensors")
-    flags = [str(tiny_checkpoint(request.param)), "--dtype", "float32", "--lora-dir", str(loras)]
+    redux = request.param == "redux"
+    flags = [str(tiny_checkpoint("dev" if redux else request.param)), "--dtype", "float32", "--lora-dir", str(loras)]
+    flags += ["--redux", str(write_redux(tmp_path_factory.mktemp("redux") / "redux"))] if redux else []
     server = running.start(flags, tmp_path_factory.mktemp(request.param), running.REAL_WORKER).wait_ready()
     yield request.param, server
     assert server.stop() == 0, server.log.read_text()
@@ -65,7 +69,8 @@ def fields(name: str, **extra: Any) -> dict[str, Any]:
     """Of an edit, with what each tool needs."""
     asked = {"image": png(photo()), "prompt": "a red cat", "response_format": "b64_json"}
     given = {"mask": mask()} if name == "fill" else {}
-    return asked | given | {"extra_body": {"seed": 7, "steps": 3, **extra}}
+    own = {"redux": [1.0]} if name == "redux" else {}
+    return asked | given | {"extra_body": {"seed": 7, "steps": 3, "size": f"{WIDTH}x{HEIGHT}", **own, **extra}}
 
 
 def drawn(answer: Any) -> np.ndarray:
@@ -78,7 +83,8 @@ def test_an_edit_is_drawn_from_its_picture(tool: tuple[str, Server]) -> None:
     picture = drawn(client_of(server).images.edit(**fields(name)))
     assert picture.shape == (HEIGHT, WIDTH, 3)
     other = fields(name) | {"image": png(Image.new("RGB", (WIDTH, HEIGHT), "navy"))}
-    assert np.abs(picture - drawn(client_of(server).images.edit(**other)))[MASKED].max() > 10
+    least = 2 if name == "redux" else 10  # its 16 tokens are few beside the text's 512
+    assert np.abs(picture - drawn(client_of(server).images.edit(**other)))[MASKED].max() > least
 
 
 @pytest.mark.behaviour(171)
@@ -102,7 +108,7 @@ def test_a_larger_canvas_with_transparent_borders_is_filled(tool: tuple[str, Ser
         pytest.skip("draws all of a picture")
     canvas = Image.new("RGBA", (WIDTH + 64, HEIGHT + 32), (0, 0, 0, 0))
     canvas.paste(photo(), (32, 16))
-    sent = fields(name) | {"image": png(canvas)}
+    sent = fields(name, size="auto") | {"image": png(canvas)}
     del sent["mask"]
     picture = drawn(client_of(server).images.edit(**sent))
     assert picture.shape == (HEIGHT + 32, WIDTH + 64, 3)
@@ -132,9 +138,15 @@ def test_what_it_does_not_serve_is_refused_and_the_models_list_tells_it(tool: tu
     client = client_of(server)
     (model,) = client.models.list().data
     told = model.model_dump()
-    assert told["capabilities"] == (["edits", "masks", "stream"] if name == "fill" else ["edits", "stream"])
-    assert told["defaults"]["guidance_scale"] == (10.0 if name == "depth" else 30.0)
-    assert told["defaults"]["steps"]["medium"] == 50
+    own = {"fill": ["edits", "masks"], "redux": ["generations", "edits", "masks", "variations", "redux"]}
+    assert told["capabilities"] == [*own.get(name, ["edits"]), "stream"]
+    guidance, steps = {"depth": (10.0, 50), "redux": (3.5, 28)}.get(name, (30.0, 50))
+    assert (told["defaults"]["guidance_scale"], told["defaults"]["steps"]["medium"]) == (guidance, steps)
+    if name == "redux":
+        with pytest.raises(BadRequestError) as refused:
+            client.images.edit(**fields(name, redux=[1.0, 2.0]))
+        assert refused.value.param == "redux"
+        return
     for ask, param in (
         (lambda: client.images.generate(prompt="a cat"), "image"),
         (lambda: client.images.edit(image=png(photo()), prompt="a cat"), "mask" if name == "fill" else None),
@@ -147,6 +159,27 @@ def test_what_it_does_not_serve_is_refused_and_the_models_list_tells_it(tool: tu
             with pytest.raises(BadRequestError) as refused:
                 ask()
             assert refused.value.param == param
+
+
+@pytest.mark.behaviour(178)
+def test_redux_varies_a_picture_and_weighs_several(tool: tuple[str, Server]) -> None:
+    name, server = tool
+    client = client_of(server)
+    if name != "redux":
+        with pytest.raises(BadRequestError) as refused:
+            client.images.edit(**fields(name, redux=[1.0]))
+        assert refused.value.param == "redux"
+        return
+    asked = {"response_format": "b64_json", "extra_body": {"seed": 3, "steps": 3}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pictures = (photo(), Image.new("RGB", (WIDTH, HEIGHT)))
+        varied = [drawn(client.images.create_variation(image=png(picture), **asked)) for picture in pictures]
+    assert varied[0].shape == (HEIGHT, WIDTH, 3)
+    assert np.abs(varied[0] - varied[1]).max() > 2
+    two = [png(photo()), png(Image.new("RGB", (64, 128), "navy"))]
+    weighed = [drawn(client.images.edit(**fields(name, redux=w) | {"image": two})) for w in ([1.0, 0.2], [0.2, 1.0])]
+    assert np.abs(weighed[0] - weighed[1]).max() > 2
 
 
 @pytest.mark.behaviour(175)

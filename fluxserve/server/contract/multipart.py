@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,9 @@ MOST_FILES = MAX_INPUT_IMAGES + 2
 """A mask, and one too many, to be refused as such."""
 _CHARSETS = ("ascii", "utf-8", "utf-16", "iso8859", "cp125", "gb", "big5", "shift_jis", "euc", "koi8")
 """How the names of the codecs begin that text may be in."""
+
+
+_WEIGHT = re.compile(r"redux(\[[0-9]*\])?")
 
 
 @dataclass
