@@ -6,7 +6,7 @@ Fills in the defaults of the model's card and checks every range.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack, get_args
 
@@ -81,12 +81,10 @@ def complete_request(
     """
     check_options(options)
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    redux = redux_weights(given.get("redux"), card, inputs, prompt)
-    references = _references(inputs, card, card.redux if redux else card.references)
-    width, height = _size(given, card, inputs, references, max_pixels, bool(redux))
-    seed = given["seed"] if "seed" in given else secrets.randbelow(2**32)
     prompt = _prompt(prompt, required=inputs is None)
-    inputs = _taken(inputs, card)
+    pictures = _pictures(given, prompt, inputs, card)
+    width, height = _size(given, card, inputs, pictures, max_pixels)
+    seed = given["seed"] if "seed" in given else secrets.randbelow(2**32)
     return GenerationRequest(
         prompt=prompt,
         width=width,
@@ -97,12 +95,9 @@ def complete_request(
         max_sequence_length=_at_most(card.max_sequence_length, given, "max_sequence_length"),
         true_cfg_scale=given.get("true_cfg_scale", card.true_cfg_scale),
         negative_prompt=clean_text("negative_prompt", given.get("negative_prompt", "")),
-        references=references,
-        redux=redux,
-        control=_control(given, card),
         output_format=_output_format(given.get("output_format", "png")),
         loras=_loras(given.get("loras", ()), card),
-        **({} if redux else _drawn_over(given, prompt, inputs, card)),
+        **pictures,
         **{name: given[name] for name in _AS_GIVEN if name in given},
     )
 
@@ -185,18 +180,18 @@ def _size(
     given: dict[str, Any],
     card: ModelCard,
     inputs: EditInputs | None,
-    references: Sequence[Reference],
+    pictures: Mapping[str, Any],
     max_pixels: int,
-    redux: bool,
 ) -> tuple[int, int]:
-    size = default_size(card, inputs, max_pixels, redux)
+    """pictures: what `_pictures` gave."""
+    size = default_size(card, inputs, max_pixels, bool(pictures["redux"]))
     width, height = given.get("width", size[0]), given.get("height", size[1])
     check_size(width, height, max_pixels, card.max_pixels or max_pixels)
-    _check_room(width, height, references, card)
+    _check_room(width, height, pictures["references"], card)
     return width, height
 
 
-def redux_weights(weights: Any, card: ModelCard, inputs: EditInputs | None, prompt: str) -> tuple[float, ...]:
+def _redux_weights(weights: Any, card: ModelCard, inputs: EditInputs | None, prompt: str) -> tuple[float, ...]:
     """Of each picture that the image encoder reads; none where none is to be read so.
 
     Raises:
@@ -238,6 +233,14 @@ def _check_room(width: int, height: int, references: Sequence[Reference], card: 
             param="size",
             code="invalid_size",
         )
+
+
+def _pictures(given: dict[str, Any], prompt: str, inputs: EditInputs | None, card: ModelCard) -> dict[str, Any]:
+    """All that a request has of its pictures."""
+    redux = _redux_weights(given.get("redux"), card, inputs, prompt)
+    references = _references(inputs, card, card.redux if redux else card.references)
+    drawn_over = {} if redux else _drawn_over(given, prompt, _taken(inputs, card), card)
+    return {"references": references, "redux": redux, "control": _control(given, card), **drawn_over}
 
 
 def _drawn_over(given: dict[str, Any], prompt: str, inputs: EditInputs | None, card: ModelCard) -> dict[str, Any]:

@@ -59,12 +59,18 @@ class PipelineConfig:
     model: Annotated[
         str,
         Option(
-            "demo, klein, schnell, dev, a Hub id such as black-forest-labs/FLUX.1-schnell, a folder in diffusers' "
-            "layout, or a transformer's .safetensors or .gguf file.",
+            "demo, klein, schnell, dev, krea, kontext, a Hub id such as black-forest-labs/FLUX.1-schnell, a folder in "
+            "diffusers' layout, or a transformer's .safetensors or .gguf file.",
             "model",
         ),
     ] = "demo"
     _: KW_ONLY
+    variant: Annotated[
+        str | None,
+        Option(
+            "Which model a file is, such as krea, kontext or klein-base, where neither it nor its name tells.", "model"
+        ),
+    ] = None
     text_encoders: Annotated[
         str | None,
         Option(

@@ -190,7 +190,7 @@ def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Bluepr
     choice = choose_dtype(config.dtype, device)
     if config.compile and config.lora_dir is not None:
         raise ConfigError("--compile and --lora-dir exclude each other: compiled blocks cannot change between requests")
-    checkpoint = open_checkpoint(config.model, config.text_encoders, progress, config.redux)
+    checkpoint = open_checkpoint(config.model, config.text_encoders, progress, config.variant, config.redux)
     checkpoint, adapters = adapt(_reading(checkpoint, config.max_input_images), config.loras, config.lora_dir)
     quant: QuantMode | None = None if config.storage == "native" else config.storage
     return Blueprint(checkpoint, device, choice.dtype, choice.reason, quant, config.compile, adapters)

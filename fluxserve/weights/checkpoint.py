@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.family import Architecture, Component, Family, Part, Role
+from fluxserve.models.family import Architecture, Component, Family, Part, Role, Told
 from fluxserve.models.variant import Variant
 from fluxserve.tensors.reader import TensorReader, name_some, require_exact
 from fluxserve.weights.files.folder import FoundParts, scan
@@ -53,11 +53,15 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    model: str, text_encoders: str | None, progress: ProgressCallback, redux: str | None = None
+    model: str,
+    text_encoders: str | None,
+    progress: ProgressCallback,
+    variant: str | None = None,
+    redux: str | None = None,
 ) -> Checkpoint:
     """Finds, fetches if need be, and checks a model.
 
-    model, text_encoders, redux: see `PipelineConfig`.
+    model, text_encoders, variant, redux: see `PipelineConfig`.
 
     Raises:
         SourceError: the Hub repository is gated, missing or unreachable; the message is a four-line recipe.
@@ -70,7 +74,8 @@ def open_checkpoint(
     found, family = _gather(source.path, encoders)
     if redux is not None:
         _add_image_encoder(locate(redux, progress, hub.image_folders()).path, found, family)
-    checkpoint = _assemble(source.id, found, family)
+    told = replace(found.told, name=found.told.name or source.id, variant=variant or found.told.variant)
+    checkpoint = _assemble(source.id, found, family, told)
     _require_fit(checkpoint)
     return checkpoint
 
@@ -110,7 +115,7 @@ def _add_image_encoder(path: Path, found: FoundParts, family: Family) -> None:
         raise CheckpointError(f"{path}: incomplete: found no {', no '.join(missing)} there{reasons}")
 
 
-def _assemble(model_id: str, found: FoundParts, family: Family) -> Checkpoint:
+def _assemble(model_id: str, found: FoundParts, family: Family, told: Told) -> Checkpoint:
     components: dict[str, Component] = {
         part.name: found.components[part] for part in family.parts if part in found.components
     }
@@ -118,7 +123,7 @@ def _assemble(model_id: str, found: FoundParts, family: Family) -> Checkpoint:
     return Checkpoint(
         id=model_id,
         family=family,
-        variant=family.variant(denoiser, replace(found.told, name=found.told.name or model_id)),
+        variant=family.variant(denoiser, told),
         architecture=family.architecture(components),
         readers={name: component.reader for name, component in components.items()},
         tokenizers={name: found.tokenizers[name] for name in family.tokenizers},

@@ -195,6 +195,8 @@ def test_what_is_told_to_another_command_is_what_was_read() -> None:
         loras=("a,b", "[c]:0.5"),
         lora_dir="loras",
         max_input_images=2,
+        variant="kontext",
+        redux="redux",
         verify="off",
         device="cpu",
         dtype="float32",

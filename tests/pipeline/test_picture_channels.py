@@ -20,6 +20,8 @@ from fluxserve.completion import complete_request
 from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import read_inputs
 from fluxserve.models.family import StepInputs
+from fluxserve.models.flux1.sizes import TINY
+from fluxserve.pipeline.networks import Blueprint
 from fluxserve.pipeline.pipeline import FluxPipeline
 from fluxserve.request import GenerationRequest
 from tests.conftest import MakeCheckpoint
@@ -187,6 +189,40 @@ def test_a_model_that_fills_starts_from_noise_unless_a_strength_is_given(pairs: 
     assert half.steps == STEPS // 2
     assert torch.equal(whole.latents, pair.ours.latents.noise(1, (HEIGHT // 8, WIDTH // 8)))
     assert whole.inpaint is half.inpaint is None
+
+
+@pytest.mark.parametrize("variant", CLASSES)
+def test_plans_at_three_budgets_draw_one_picture(
+    pairs: dict[str, Pair], tiny_checkpoint: MakeCheckpoint, variant: str
+) -> None:
+    """All resident, some blocks streamed, all of them; the wider input is counted."""
+    whole = pairs[variant].ours
+    sizes = whole.blueprint.sizes()
+    columns = {"fill": 320}.get(variant, 64)  # beyond dev's
+    dev = FluxPipeline.from_pretrained(str(tiny_checkpoint("dev")), device="cpu", dtype="float32").blueprint.sizes()
+    assert sizes.small - dev.small == columns * TINY.transformer.hidden_size * 4
+    drawn = []
+    for budget in three_budgets(whole.blueprint):
+        ours = FluxPipeline.from_pretrained(
+            str(tiny_checkpoint(variant)), device="cpu", dtype="float32", memory_budget=budget
+        )
+        pair = Pair(ours, pairs[variant].theirs)
+        drawn.append(
+            (len(ours.plan.resident), pixels_of(pair, ask(pair, 5, **({"mask": mask()} if variant == "fill" else {}))))
+        )
+    assert [count for count, _ in drawn] == sorted({count for count, _ in drawn})
+    assert drawn[0][0] == 0
+    assert drawn[-1][0] == len(sizes.blocks)
+    for _, picture in drawn[:-1]:
+        assert np.array_equal(picture, drawn[-1][1])
+
+
+def three_budgets(blueprint: Blueprint) -> tuple[int, int, int]:
+    """For all blocks streamed, for some, for none."""
+    least, blocks = blueprint.plan("stream", 1).peak_bytes, blueprint.sizes().blocks
+    between = range(least, least + 2 * sum(blocks), min(blocks) // 4)
+    some = next(budget for budget in between if 0 < len(blueprint.plan("auto", budget).resident) < len(blocks))
+    return least, some, 2**34
 
 
 def test_defaults_of_each(pairs: dict[str, Pair]) -> None:

@@ -27,7 +27,7 @@ from fluxserve.pipeline.pipeline import FluxPipeline
 from fluxserve.request import GenerationRequest
 from fluxserve.weights.files.identify import components
 from tests.conftest import MakeCheckpoint
-from tests.pipeline.test_picture_channels import photo
+from tests.pipeline.test_picture_channels import photo, three_budgets
 from tests.weights.stored_files import ListedReader
 
 FORWARD_TOLERANCE, PIXEL_TOLERANCE = 1e-5, 2
@@ -217,6 +217,22 @@ def test_without_an_image_encoder_weights_are_refused(tiny_checkpoint: MakeCheck
     card = FluxPipeline.from_pretrained(str(tiny_checkpoint()), device="cpu").card
     with pytest.raises(InvalidRequest, match="--redux"):
         complete_request(card, "a cat", inputs=read_inputs(photo()), redux=[1.0])
+
+
+def test_plans_at_three_budgets_draw_one_picture(tiny_checkpoint: MakeCheckpoint, redux_folder: Path) -> None:
+    model, given = str(tiny_checkpoint("schnell")), {"device": "cpu", "dtype": "float32"}
+    plain = FluxPipeline.from_pretrained(model, **given).blueprint
+    whole = FluxPipeline.from_pretrained(model, redux=str(redux_folder), **given).blueprint
+    networks = [whole.build(whole.plan("none", None), lambda *_: None).model.reader]
+    own = sum(t.nbytes for reader in networks for n in (reader._siglip, reader._embedder) for t in n.parameters())
+    assert 0 < own <= whole.sizes().total - plain.sizes().total < own + 1024  # aligned
+    drawn, resident = set(), []
+    for budget in three_budgets(whole):
+        ours = FluxPipeline.from_pretrained(model, redux=str(redux_folder), memory_budget=budget, **given)
+        resident.append(len(ours.plan.resident))
+        drawn.add(ours.generate(image=photo(), seed=2, num_inference_steps=2, width=64, height=64)[0].data)
+    assert resident == sorted(set(resident))
+    assert len(drawn) == 1
 
 
 def test_names_are_those_of_the_published_files() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from fluxserve.models.companions.flux1_autoencoder import SCALE_FACTOR, SHIFT_FACTOR
 from fluxserve.models.flux1.sizes import ClipParams, FluxParams, T5Params
 from fluxserve.models.flux1.toy_tokenizers import CLIP_END_ID, CLIP_START_ID
-from fluxserve.models.flux1.variants import PIPELINES, VARIANTS
+from fluxserve.models.flux1.variants import VARIANTS, pipeline_of
 from fluxserve.models.markings import VARIANT_FIELD
 from fluxserve.models.parts.autoencoder import AutoencoderParams
 
@@ -113,9 +113,9 @@ def scheduler(variant: str) -> dict[str, Any]:
 
 
 def model_index(variant: str) -> dict[str, Any]:
-    """Names the variant too, where shapes cannot tell it from another one."""
+    """Names the variant too, where neither shapes nor the class tell it."""
     index: dict[str, Any] = {
-        "_class_name": next(name for name, use in PIPELINES.items() if use == VARIANTS[variant].picture),
+        "_class_name": pipeline_of(VARIANTS[variant]),
         "_diffusers_version": DIFFUSERS_VERSION,
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -125,4 +125,4 @@ def model_index(variant: str) -> dict[str, Any]:
         "transformer": ["diffusers", "FluxTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    return index if variant in ("schnell", "dev", "fill") else index | {VARIANT_FIELD: variant}
+    return index if variant in ("schnell", "dev", "kontext", "fill") else index | {VARIANT_FIELD: variant}

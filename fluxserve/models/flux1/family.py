@@ -1,4 +1,4 @@
-"""FLUX.1 behind the seam: schnell, dev and the demo."""
+"""FLUX.1 behind the seam: schnell, dev, Krea, Kontext and the demo."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from fluxserve.models.flux1.text import names as text_names
 from fluxserve.models.flux1.text.configs import clip_config, t5_config
 from fluxserve.models.flux1.text.encoders import TextEncoders, load_t5_tokenizer
 from fluxserve.models.flux1.transformer import FluxTransformer
-from fluxserve.models.flux1.variants import PIPELINES, VARIANTS
+from fluxserve.models.flux1.variants import PIPELINES, VARIANTS, dev_variant
 from fluxserve.models.lora_target import ControlTargets, LoraTarget
 from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.models.parts.latents import PackedLatents
@@ -160,11 +160,11 @@ class Flux1Model:
         return torch.cat([kept, squares.to(kept.device)], dim=-1)
 
     def positions(self, text_tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
-        ((h, w),) = grids
-        return self.denoiser.rope(text_tokens, h // 2, w // 2)
+        return self.denoiser.rope(text_tokens, [(h // 2, w // 2) for h, w in grids])
 
     def velocity(self, inputs: StepInputs) -> Tensor:
-        return self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions)
+        predicted = self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions)
+        return predicted[:, : inputs.latents.shape[1]]
 
 
 @dataclass(frozen=True)
@@ -277,15 +277,15 @@ class Flux1Family:
             )
         if told.pipeline is not None and PIPELINES[told.pipeline] != use:
             raise CheckpointError(f"{source}: has {columns} input channels, those of no {told.pipeline}")
-        name = (
-            told.variant
-            if told.variant is not None
-            else _usual_name(use, dimensions.takes_guidance(denoiser.reader), told)
-        )
+        guided = dimensions.takes_guidance(denoiser.reader)
+        name = _usual_name(use, guided, told) if told.variant is None else told.variant
         if name not in VARIANTS:
             raise CheckpointError(f"{source}: is of variant {name!r}; fluxserve knows {', '.join(VARIANTS)}")
         if VARIANTS[name].picture != use:
-            raise CheckpointError(f"{source}: has {columns} input channels, which variant {name!r} has not")
+            raise CheckpointError(f"{source}: has {columns} input channels, and so is not of variant {name!r}")
+        if guided != (VARIANTS[name].guidance_scale is not None):
+            has = "guidance" if guided else "no guidance"
+            raise CheckpointError(f"{source}: takes {has}, and so is not of variant {name!r}")
         return VARIANTS[name]
 
     def architecture(self, components: Mapping[str, Component]) -> Flux1Architecture:
@@ -311,7 +311,7 @@ def _usual_name(use: PictureUse, guided: bool, told: Told) -> str:
         return "fill"
     if use == "control":
         return "depth" if "depth" in told.name.lower() else "canny"
-    return "dev" if guided else "schnell"
+    return dev_variant(told.pipeline, told.name) if guided else "schnell"
 
 
 FLUX1_FAMILY = Flux1Family()

@@ -12,9 +12,12 @@ from dataclasses import replace
 
 from fluxserve.models.variant import UngatedFile, Variant
 from fluxserve.request import PictureUse
+from fluxserve.sizes import References
 
+PIPELINE, KONTEXT_PIPELINE = "FluxPipeline", "FluxKontextPipeline"
 PIPELINES: Mapping[str, PictureUse] = {
-    "FluxPipeline": "start",
+    PIPELINE: "start",
+    KONTEXT_PIPELINE: "start",
     "FluxFillPipeline": "fill",
     "FluxControlPipeline": "control",
 }
@@ -50,6 +53,23 @@ _SCHNELL_COPIES = (
 )
 """The transformer, the autoencoder and both text encoders are in the one large file."""
 
+KONTEXT_SIZES = tuple(
+    (width, height)
+    for a, b in (
+        (672, 1568),
+        (688, 1504),
+        (720, 1456),
+        (752, 1392),
+        (800, 1328),
+        (832, 1248),
+        (880, 1184),
+        (944, 1104),
+        (1024, 1024),
+    )
+    for width, height in dict.fromkeys(((a, b), (b, a)))
+)
+"""Those that Kontext was trained on (`PREFERED_KONTEXT_RESOLUTIONS`)."""
+
 _DEV_LICENCE = "FLUX.1 [dev] Non-Commercial License"
 _TOOL_STEPS = {"low": 28, "medium": 50, "high": 50, "xhigh": 50, "max": 50}
 
@@ -68,6 +88,7 @@ VARIANTS = {
         licence="Apache-2.0",
         description="FLUX.1 [schnell]: text to image in 1 to 4 steps.",
         repository="black-forest-labs/FLUX.1-schnell",
+        gated=True,
         ungated=_SCHNELL_COPIES,
     ),
     "dev": Variant(
@@ -84,6 +105,7 @@ VARIANTS = {
         licence=_DEV_LICENCE,
         description="FLUX.1 [dev]: guidance-distilled text to image.",
         repository="black-forest-labs/FLUX.1-dev",
+        gated=True,
     ),
     "fill": Variant(
         name="fill",
@@ -99,6 +121,7 @@ VARIANTS = {
         licence=_DEV_LICENCE,
         description="FLUX.1 Fill [dev]: repaints the masked part of a picture, and extends pictures.",
         repository="black-forest-labs/FLUX.1-Fill-dev",
+        gated=True,
         picture="fill",
     ),
     "canny": Variant(
@@ -115,6 +138,7 @@ VARIANTS = {
         licence=_DEV_LICENCE,
         description="FLUX.1 Canny [dev]: draws along the edges of a map.",
         repository="black-forest-labs/FLUX.1-Canny-dev",
+        gated=True,
         picture="control",
         controls=("canny",),
     ),
@@ -132,6 +156,7 @@ VARIANTS = {
         licence=_DEV_LICENCE,
         description="FLUX.1 Depth [dev]: draws what lies as deep as a map tells.",
         repository="black-forest-labs/FLUX.1-Depth-dev",
+        gated=True,
         picture="control",
     ),
     "demo": Variant(
@@ -149,6 +174,26 @@ VARIANTS = {
         description="A small FLUX trained on pictures of some 1,850 emoji. It is not FLUX.1 and knows nothing else.",
     ),
 }
+VARIANTS["krea"] = replace(
+    VARIANTS["dev"],
+    name="krea",
+    aliases=("flux-krea", "flux.1-krea", "flux.1-krea-dev"),
+    guidance_scale=4.5,
+    description="FLUX.1 Krea [dev]: guidance-distilled text to image, trained to look less made.",
+    repository="black-forest-labs/FLUX.1-Krea-dev",
+    gated=True,
+)
+VARIANTS["kontext"] = replace(
+    VARIANTS["dev"],
+    name="kontext",
+    aliases=("flux-kontext", "flux.1-kontext", "flux.1-kontext-dev"),
+    steps={"low": 20, "medium": 28, "high": 30, "xhigh": 50, "max": 50},
+    guidance_scale=2.5,
+    description="FLUX.1 Kontext [dev]: edits a picture as it is told to.",
+    repository="black-forest-labs/FLUX.1-Kontext-dev",
+    gated=True,
+    references=References(most=1, limit=1, area=1024 * 1024, sizes=KONTEXT_SIZES),
+)
 VARIANTS["demo-untrained"] = replace(
     VARIANTS["demo"],
     name="demo-untrained",
@@ -156,3 +201,18 @@ VARIANTS["demo-untrained"] = replace(
     description="Random weights of the demo's kind, made on the spot. Its pictures are noise.",
     notice="untrained-model-draws-noise",
 )
+
+
+def pipeline_of(variant: Variant) -> str:
+    """diffusers' class that draws with it."""
+    if variant.references is not None:
+        return KONTEXT_PIPELINE
+    return next(name for name, use in PIPELINES.items() if use == variant.picture)
+
+
+def dev_variant(pipeline: str | None, name: str) -> str:
+    """Which of those whose tensors are dev's. pipeline: a folder's class. name: of the folder, file or repository."""
+    named = name.rpartition("/")[2].lower()
+    if pipeline == KONTEXT_PIPELINE or (pipeline is None and "kontext" in named):
+        return "kontext"
+    return "krea" if "krea" in named else "dev"

@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_refused_by_name(
 def test_where_it_has_no_place_it_is_refused(tiny_checkpoint: MakeCheckpoint, lora_file: Path) -> None:
     two = [str(lora_file), str(lora_file)]
     for variant, options, says in (
-        ("schnell", {"loras": two[:1]}, "no place for: guidance_in"),
+        ("schnell", {"loras": two[:1]}, "takes no guidance"),
         ("klein", {"loras": two[:1]}, "no place for"),
         ("dev", {"loras": two}, "one at a time"),
         ("dev", {"lora_dir": str(lora_file.parent)}, "give it with --lora at the start"),
