@@ -97,7 +97,7 @@ class ToyModel:
 
 
 class ToyArchitecture:
-    latents, control, image_side = PackedLatents(4), None, None
+    latents, control, sight = PackedLatents(4), None, None
     arithmetic = Arithmetic(WIDTH, WIDTH, 1, WIDTH, DEPTH, DEPTH * WIDTH**2, DEPTH * WIDTH**2, 4)
 
     def shapes(self):

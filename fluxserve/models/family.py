@@ -120,6 +120,14 @@ class Arithmetic:
     decoder_channels: int
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What an image encoder sees. side: pixels of the square. tokens: those that then stand behind the text's."""
+
+    side: int
+    tokens: int
+
+
 @dataclass(frozen=True, eq=False)
 class SeenPicture:
     """A picture read as a prompt is. pixels: (3, side, side) float32 in [-1, 1]. weight: how strongly it acts."""
@@ -279,8 +287,8 @@ class Architecture(Protocol):
         ...
 
     @property
-    def image_side(self) -> int | None:
-        """Pixels a side of what the image encoder sees; None without one."""
+    def sight(self) -> Sight | None:
+        """What the image encoder sees; None without one."""
         ...
 
     @property

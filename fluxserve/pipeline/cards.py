@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from fluxserve.models.family import Sight
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
 from fluxserve.placement.rates import measure_rates, packed_sample, step_seconds
@@ -48,14 +49,15 @@ def model_card(
         picture=variant.picture,
         controls=variant.controls,
         references=variant.references,
-        redux=_seen(checkpoint.architecture.image_side) if variant.picture == "start" else None,
+        redux=_seen(checkpoint.architecture.sight) if variant.picture == "start" else None,
     )
 
 
-def _seen(side: int | None) -> References | None:
+def _seen(sight: Sight | None) -> References | None:
     """How an image encoder sees pictures: as squares, whatever their proportions."""
-    if side is None:
+    if sight is None:
         return None
+    side = sight.side
     return References(MAX_REDUX_IMAGES, MAX_INPUT_IMAGES, side * side, ((side, side),), "bicubic")
 
 

@@ -214,7 +214,7 @@ def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:
         width=side,
         height=side,
         batch=1,
-        text_tokens=variant.max_sequence_length,
+        text_tokens=variant.max_sequence_length + (architecture.sight.tokens if architecture.sight else 0),
         reference_tokens=variant.native_area // architecture.latents.token_area if variant.references else 0,
         hidden=architecture.arithmetic.hidden,
         mlp_hidden=architecture.arithmetic.mlp_hidden,

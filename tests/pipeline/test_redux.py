@@ -226,6 +226,8 @@ def test_plans_at_three_budgets_draw_one_picture(tiny_checkpoint: MakeCheckpoint
     networks = [whole.build(whole.plan("none", None), lambda *_: None).model.reader]
     own = sum(t.nbytes for reader in networks for n in (reader._siglip, reader._embedder) for t in n.parameters())
     assert 0 < own <= whole.sizes().total - plain.sizes().total < own + 1024  # aligned
+    works = [blueprint.plan("none", None).work.text_tokens for blueprint in (plain, whole)]
+    assert works[1] - works[0] == (SIDE // 14) ** 2
     drawn, resident = set(), []
     for budget in three_budgets(whole):
         ours = FluxPipeline.from_pretrained(model, redux=str(redux_folder), memory_budget=budget, **given)

@@ -22,8 +22,9 @@ from tests.loras import low_rank
 from tests.pipeline.test_redux import write_redux
 from tests.server import running
 from tests.server.running import Server, until
+from tests.weights.lora.test_control import control_lora
 
-TOOLS = ("fill", "canny", "depth", "redux")
+TOOLS = ("fill", "canny", "depth", "redux", "canny-lora")
 WIDTH, HEIGHT = 96, 64
 MASKED = np.s_[16:48, 40:96]
 
@@ -34,11 +35,17 @@ def tool(
 ) -> Iterator[tuple[str, Server]]:
     loras = tmp_path_factory.mktemp("loras")
     save_file(low_rank(("lora_unet_double",), "lora_down", "lora_up"), loras / "style.safetensors")
-    redux = request.param == "redux"
-    flags = [str(tiny_checkpoint("dev" if redux else request.param)), "--dtype", "float32", "--lora-dir", str(loras)]
-    flags += ["--redux", str(write_redux(tmp_path_factory.mktemp("redux") / "redux"))] if redux else []
+    name = request.param.removesuffix("-lora")
+    model = "dev" if request.param in ("redux", "canny-lora") else name
+    flags = [str(tiny_checkpoint(model)), "--dtype", "float32", "--lora-dir", str(loras)]
+    if request.param == "redux":
+        flags += ["--redux", str(write_redux(tmp_path_factory.mktemp("redux") / "redux"))]
+    elif request.param == "canny-lora":
+        control = tmp_path_factory.mktemp("control") / "flux1-canny-dev-lora.safetensors"
+        save_file(control_lora(), control)
+        flags += ["--lora", str(control)]
     server = running.start(flags, tmp_path_factory.mktemp(request.param), running.REAL_WORKER).wait_ready()
-    yield request.param, server
+    yield name, server
     assert server.stop() == 0, server.log.read_text()
 
 

@@ -22,6 +22,7 @@ from fluxserve.models.family import (
     PictureEncoder,
     PromptStates,
     SeenPicture,
+    Sight,
     StepInputs,
     Told,
 )
@@ -219,8 +220,8 @@ class Flux1Architecture:
         return lora_targets(self.sizes)
 
     @property
-    def image_side(self) -> int | None:
-        return self.redux.siglip.image_size if self.redux else None
+    def sight(self) -> Sight | None:
+        return Sight(self.redux.siglip.image_size, self.redux.siglip.patches) if self.redux else None
 
     @property
     def control(self) -> ControlTargets:

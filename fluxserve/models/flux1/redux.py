@@ -40,6 +40,10 @@ class SiglipParams:
     patch_size: int
     image_size: int
 
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
 
 @dataclass(frozen=True)
 class ReduxParams:

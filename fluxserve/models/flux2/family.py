@@ -163,7 +163,7 @@ class Flux2Architecture:
         return lora_targets(self.sizes.transformer)
 
     @property
-    def image_side(self) -> None:
+    def sight(self) -> None:
         return None
 
     @property
