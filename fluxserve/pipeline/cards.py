@@ -10,7 +10,7 @@ import torch
 from fluxserve.models.family import Sight
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
-from fluxserve.placement.rates import measure_rates, packed_sample, step_seconds
+from fluxserve.placement.rates import measure_rates, packed_anew, packed_sample, step_seconds
 from fluxserve.placement.weight_format import WeightFormat
 from fluxserve.request import ModelCard, Placement
 from fluxserve.sizes import MAX_INPUT_IMAGES, References
@@ -66,7 +66,8 @@ def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: 
     costs, denoiser = checkpoint.architecture.arithmetic, checkpoint.denoiser
     assert denoiser.layout is not None
     drawn_by_none = replace(plan, work=replace(plan.work, reference_tokens=0))
-    sample = packed_sample(checkpoint.readers[denoiser.name], denoiser.layout, plan, fmt, device)
+    blocks = (checkpoint.readers[denoiser.name], denoiser.layout, plan, fmt, device)
+    rates = measure_rates(costs, device, fmt.dtype, packed_sample(*blocks), packed_anew(*blocks))
     return Placement(
         budget_bytes=plan.budget_bytes,
         peak_bytes=plan.peak_bytes,
@@ -75,7 +76,8 @@ def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: 
         streamed_bytes=plan.streamed_bytes,
         text_encoder=plan.text_encoder,
         autoencoder="tiled" if plan.tiled else "whole",
-        step_s=step_seconds(costs, drawn_by_none, measure_rates(costs, device, fmt.dtype, sample)),
+        step_s=step_seconds(costs, drawn_by_none, rates),
+        compute=fmt.product or "exact",
     )
 
 

@@ -17,7 +17,7 @@ from fluxserve.pipeline import images
 from fluxserve.pipeline.cache import ByteBoundedCache
 from fluxserve.pipeline.images import Pixels
 from fluxserve.pipeline.samples import EncodedReferences, Sample
-from fluxserve.pipeline.tiles import decode_tiled
+from fluxserve.pipeline.tiles import decode_tiled, encode_tiled
 from fluxserve.placement.plan import Plan
 from fluxserve.request import Reference
 from fluxserve.sizes import References
@@ -61,10 +61,15 @@ class Pictures:
         return EncodedReferences(torch.cat(tokens), grids)
 
     def encode(self, pixels: Tensor, cancellation: CancellationCallback) -> Tensor:
-        """pixels: (3, height, width) in [-1, 1]. Returns (I, F) float32 image tokens."""
+        """pixels: (3, height, width) in [-1, 1]. Returns (I, F) float32 tokens, encoded whole where memory allows."""
         weight = _some_weight(self.autoencoder)
+        height, width = pixels.shape[1:]
+        image = pixels[None].to(weight.device, weight.dtype).contiguous()
         with self._cancellation.calling(cancellation):
-            latents = self.autoencoder.encode(pixels[None].to(weight.device, weight.dtype).contiguous())
+            if self.plan.encodes_whole(width, height):
+                latents = self.autoencoder.encode(image)
+            else:
+                latents = encode_tiled(self.autoencoder.encode, image, self.latents.scale)
         return self.latents.pack(latents[0].float())
 
     @torch.inference_mode()

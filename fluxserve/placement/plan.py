@@ -50,7 +50,7 @@ class Work:
     """What a request of a certain size needs beside weights. width, height: pixels the model draws.
 
     reference_tokens: of what it is drawn by. token_area: pixels of an image token. decoder_channels: of the
-    autoencoder's widest full-size map.
+    autoencoder's widest full-size map. product_bytes: what 8-bit products take a token beside the activations.
     """
 
     width: int
@@ -62,6 +62,7 @@ class Work:
     token_area: int
     decoder_channels: int
     itemsize: int
+    product_bytes: int = 0
     reference_tokens: int = 0
 
     @property
@@ -71,7 +72,8 @@ class Work:
     @property
     def step_bytes(self) -> int:
         """Activations of one step: the widest moment of a block, per token."""
-        return self.batch * self.tokens * (8 * self.hidden + 5 * self.mlp_hidden) * self.itemsize
+        token = (8 * self.hidden + 5 * self.mlp_hidden) * self.itemsize + self.product_bytes
+        return self.batch * self.tokens * token
 
     def decode_bytes(self, tiled: bool) -> int:
         """Feature maps of the decoder, whole or of one tile; images are decoded one by one."""
@@ -107,6 +109,10 @@ class Plan:
     def decodes_whole(self, width: int, height: int) -> bool:
         """Whether the autoencoder's maps of a picture fit beside the weights; else it is decoded in tiles."""
         return replace(self.work, width=width, height=height).decode_bytes(tiled=False) <= self.room_bytes
+
+    def encodes_whole(self, width: int, height: int) -> bool:
+        """The same of the encoder, whose widest maps have half the channels."""
+        return replace(self.work, width=width, height=height).decode_bytes(tiled=False) // 2 <= self.room_bytes
 
     def samples_together(self, width: int, height: int, reference_tokens: int = 0) -> int:
         """How many samples of a size fit beside the weights in one step; 1 at least."""

@@ -30,7 +30,7 @@ class FileSource:
     def _weights(self) -> Iterator[tuple[str, Weight]]:
         """Not converted where no packing is asked for: the copy into the buffer does that."""
         for name, key in self._names.items():
-            if self._format.quant is None and self._reader.packed_meta(key) is None:
+            if not self._format.packs and self._reader.packed_meta(key) is None:
                 yield name, self._reader.read(key)
             else:
                 yield name, self._format.read(self._reader, key, torch.device("cpu"))

@@ -20,14 +20,14 @@ PROFILED_KERNELS = 15
 
 
 def of_pipeline(subject: Subject, pipeline: FluxPipeline, pictures: int = 3) -> dict[str, Any]:
-    """One step of one image and of two, whole pictures of fresh prompts and of one prompt, memory."""
+    """One step of one image and of two where they fit, whole pictures of fresh prompts and of one prompt, memory."""
     device = subject.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     placement = pipeline.card.placement
     figures = {
         "step_s": step_s(subject, pipeline, 1),
-        "step_of_2_s": step_s(subject, pipeline, 2),
+        "step_of_2_s": step_s(subject, pipeline, 2) if pipeline.card.max_batch > 1 else None,
         "image_s": picture_s(subject, pipeline, pictures),
         "image_known_prompt_s": seconds(device, lambda: pipeline.run(subject.request(pipeline)), pictures, 1),
         "expected_step_s": round(placement.step_s, 4) if placement else None,

@@ -91,10 +91,10 @@ class Subject:
         return Blueprint(self.checkpoint, self.device, self.dtype, "fixed", quant=None, compile=False)
 
     def load(
-        self, budget_gib: float | None = None, *, streamed: bool = False, storage: QuantMode | None = None
+        self, budget_gib: float | None = None, *, streamed: bool = False, compute: QuantMode | None = None
     ) -> FluxPipeline:
-        """Everything resident, or what the budget allows, or every block streamed. storage: how blocks are packed."""
-        blueprint = replace(self.blueprint, quant=storage)
+        """Everything resident, or what the budget allows, or every block streamed. compute: the blocks' arithmetic."""
+        blueprint = replace(self.blueprint, product=compute)
         offload = "stream" if streamed else "none" if budget_gib is None else "auto"
         plan = blueprint.plan(offload, None if budget_gib is None else int(budget_gib * GIB))
         return FluxPipeline(blueprint, blueprint.build(plan, lambda *_: None))

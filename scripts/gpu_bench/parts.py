@@ -78,21 +78,22 @@ class Parts:
             self.report.measure(f"klein {gib} GiB", lambda gib=gib: self._budget(self.klein_4b, gib))
 
     def eightbit(self) -> None:
-        """Blocks packed in 8 bits, resident and within the least budget."""
+        """Products of the blocks in 8 bits, resident, within the least budget, and compiled."""
         modes: tuple[QuantMode, ...] = ("fp8", "int8")
         for mode in modes:
             self.report.measure(f"klein {mode}", lambda mode=mode: self._resident(self.klein_4b, mode))
             self.report.measure(f"klein {mode} 4 GiB", lambda mode=mode: self._budget(self.klein_4b, 4, mode))
+            self.report.measure(f"klein {mode} compiled", lambda mode=mode: self._compiled(self.klein_4b, mode))
 
     def compile(self) -> None:
         """Each block compiled by itself."""
         for name, subject in (("klein", self.klein_4b), ("schnell", self.schnell)):
             self.report.measure(name, lambda subject=subject: self._compiled(subject))
 
-    def _resident(self, subject: Subject, storage: QuantMode | None = None) -> dict[str, Any]:
-        pipeline = subject.load(storage=storage)
+    def _resident(self, subject: Subject, compute: QuantMode | None = None) -> dict[str, Any]:
+        pipeline = subject.load(compute=compute)
         told = figures.of_pipeline(subject, pipeline)
-        told["difference"] = self._difference(subject, pipeline, exact=storage is None)
+        told["difference"] = self._difference(subject, pipeline, exact=compute is None)
         if self.device.type == "cuda":
             layout = subject.checkpoint.denoiser.layout
             assert layout is not None
@@ -100,16 +101,17 @@ class Parts:
             told["profile"] = figures.kernels(subject, pipeline)
         return told
 
-    def _budget(self, subject: Subject, gib: float, storage: QuantMode | None = None) -> dict[str, Any]:
+    def _budget(self, subject: Subject, gib: float, compute: QuantMode | None = None) -> dict[str, Any]:
         with self._limit(gib):
-            pipeline = subject.load(gib, storage=storage)
+            pipeline = subject.load(gib, compute=compute)
             told = figures.of_pipeline(subject, pipeline, pictures=2)
             told["copied_gb_s"] = round(pipeline.plan.streamed_bytes / 1e9 / told["step_s"], 2)
             told["difference"] = self._difference(subject, pipeline, exact=False)
             return told
 
-    def _compiled(self, subject: Subject) -> dict[str, Any]:
-        pipeline = subject.load()
+    def _compiled(self, subject: Subject, compute: QuantMode | None = None) -> dict[str, Any]:
+        torch.compiler.reset()
+        pipeline = subject.load(compute=compute)
         layout = subject.checkpoint.denoiser.layout
         assert layout is not None
         eager_s = figures.step_s(subject, pipeline, 1)
@@ -118,6 +120,7 @@ class Parts:
         first_s = seconds(self.device, lambda: figures.step_s(subject, pipeline, 1, repeats=1), repeats=1, warm_ups=0)
         told = {"first_s": first_s, "eager_step_s": eager_s, "step_s": figures.step_s(subject, pipeline, 1)}
         told["of_eager"] = round(told["step_s"] / eager_s, 3)
+        told["image_s"] = figures.picture_s(subject, pipeline, 2)
         return told | {"difference": figures.difference(latents(subject, pipeline), reference)}
 
     def _difference(self, subject: Subject, pipeline: FluxPipeline, *, exact: bool) -> float:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 from fluxserve.completion import complete_request
-from fluxserve.errors import CheckpointError, InvalidRequest
+from fluxserve.errors import CheckpointError, ConfigError, InvalidRequest
 from fluxserve.input_images import read_inputs
 from fluxserve.models.family import SeenPicture
 from fluxserve.models.flux1 import redux
@@ -295,6 +295,8 @@ def test_what_is_no_redux_is_refused(tiny_checkpoint: MakeCheckpoint, redux_fold
     for given, says in lacking.items():
         with pytest.raises(CheckpointError, match=says):
             FluxPipeline.from_pretrained(str(model), device="cpu", redux=str(given))
+    with pytest.raises(ConfigError, match="--redux goes with models that draw from a prompt"):
+        FluxPipeline.from_pretrained(str(tiny_checkpoint("fill")), device="cpu", redux=str(redux_folder))
     with pytest.raises(CheckpointError, match="takes no image encoder"):
         FluxPipeline.from_pretrained(str(tiny_checkpoint("klein")), device="cpu", redux=str(redux_folder))
     with pytest.raises(CheckpointError, match="describes a FluxPriorReduxPipeline"):
