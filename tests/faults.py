@@ -257,10 +257,53 @@ FAULTS: dict[int, Fault] = {
         (OK, FULL),
     ),
     85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
+    100: Fault("one picture too many, with and without a mask", answers=refused("too_many_images")),
+    101: Fault("a picture smaller or longer than the model reads", answers=refused("invalid_image", "invalid_mask")),
+    102: Fault("one of several pictures that is damaged, or none", answers=refused("invalid_image")),
+    103: Fault("pictures to draw by that leave no room in memory for the size", answers=refused("invalid_size")),
+    104: Fault("the worker dies while it draws by pictures", "it draws by them again", (OK,)),
     108: Fault(
         "8-bit arithmetic that the device does not have, or against --storage",
         "says what the device has; nothing is computed otherwise than asked",
         exit_codes=(78,),
+    ),
+    110: Fault("a client whose small requests cost much to show and to write", "previews and encoding count as work"),
+    111: Fault(
+        "a queue that one client has filled",
+        "others wait too, each until it holds an equal share, up to twice the queue",
+        (FULL, OK),
+    ),
+    112: Fault(
+        "thousands of keyed requests of one client",
+        "its own oldest are forgotten; whoever holds less keeps his",
+        (OK,),
+    ),
+    113: Fault(
+        "large answers and streams that nobody reads, one or many",
+        "what many ask for is held once; beyond a client's share, or that of all, the slowest to read is closed",
+        (OK,),
+    ),
+    114: Fault(
+        "a full disk as a large upload comes",
+        "refused; what is small needs no disk",
+        (STORAGE_FULL, OK),
+    ),
+    115: Fault("large pictures of many clients to decode", "one at a time, small ones beside it", (OK,)),
+    116: Fault(
+        "another program that computes beside the model",
+        "the model's threads wait asleep, and a small model has as few as are no slower",
+    ),
+    117: Fault(
+        "requests of one client that the content filter, or decoding, takes long for",
+        "a client has a quarter of the filter's threads and half of the room at most; who holds fewest is next",
+        (OK, FULL),
+    ),
+    118: Fault("a flood of connections with a request each", "requests begin by turns of those who send them", (OK,)),
+    119: Fault(
+        "all of these at once, from 30 connections of two keys",
+        "an honest client is never refused, and waits little longer; memory has its bound; the end is in time",
+        (OK,),
+        (0,),
     ),
     150: Fault(
         "the worker dies in the middle of an edit of a model that draws from pictures", "the same picture", (OK,)

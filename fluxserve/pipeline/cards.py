@@ -48,7 +48,7 @@ def model_card(
         true_cfg_scale=variant.true_cfg_scale,
         picture=variant.picture,
         controls=variant.controls,
-        references=variant.references,
+        references=readable(variant.references, plan),
         redux=_seen(checkpoint.architecture.sight) if variant.picture == "start" else None,
     )
 
@@ -59,6 +59,13 @@ def _seen(sight: Sight | None) -> References | None:
         return None
     side = sight.side
     return References(MAX_REDUX_IMAGES, MAX_INPUT_IMAGES, side * side, ((side, side),), "bicubic")
+
+
+def readable(references: References | None, plan: Plan) -> References | None:
+    """What of them there is room for: those of no set sizes are read smaller, so that one is drawn by one like it."""
+    if references is None or references.sizes:
+        return references
+    return replace(references, area=min(references.area, plan.max_pixels // 2))
 
 
 def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: WeightFormat) -> Placement:

@@ -294,7 +294,7 @@ class FluxPipeline:
         def encode(pixels: Tensor) -> Tensor:
             return self.pictures.encode(pixels, cancellation)
 
-        use, picture = self.variant.picture, input_picture(request, self.variant.references)
+        use, picture = self.variant.picture, input_picture(request, self.card.references)
         pixels, repaint = seen_by_model(picture, *size)
         starts = picture is not None and (use == "start" or (use == "fill" and request.strength < 1))
         return GivenPicture(
@@ -304,7 +304,7 @@ class FluxPipeline:
         )
 
     def _references(self, request: GenerationRequest, cancellation: CancellationCallback) -> EncodedReferences | None:
-        rule = self.variant.references
+        rule = self.card.references
         if rule is None or request.redux or not request.references:
             return None
         return self.pictures.encode_references(request.references, rule, cancellation)

@@ -14,10 +14,11 @@ from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.resolve import redux_of, resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
-from fluxserve.server.contract.uploads import upload_box
+from fluxserve.server.contract.uploads import read_pictures, upload_box
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import IMAGE_REQUESTS
+from fluxserve.server.http.spool import Spool
 from fluxserve.server.serve_images import ImageCall, serve_images
 from fluxserve.server.services import Services, ServicesOf
 
@@ -49,29 +50,32 @@ async def _serve_edit(
     request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
 ) -> Response:
     """What was uploaded is let go of before the job begins."""
-    parameters, inputs, digest = await _read_edit(request, services, schema)
+    async with services.bodies.form(request) as body:
+        reading = _read_edit(request, services, schema, body)
+        parameters, inputs, digest = await while_connected(request.receive, reading)
     return await _serve(request, services, parameters, inputs, digest)
 
 
 async def _read_edit(
-    request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
+    request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters], body: Spool
 ) -> tuple[ImageParameters, EditInputs, str]:
-    """(parameters, small pictures, the digest of all)."""
-    body = await services.bodies.form(request)
+    """(parameters, small pictures, the digest of all). Only uploads whose turn it is are in memory."""
     content_type = request.headers["content-type"]
-    sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), len(body))
-    pictures, card = sent.pictures, services.card
-    redux = card.redux is not None and (schema is VariationParameters or redux_of(sent.parameters) is not None)
-    box = upload_box(sent.parameters.size, services.serving_limits, redux)
-    check_count(len(pictures.images), box.references.most if box.references and schema is EditParameters else 1)
-    client, uploads = context_of(request.scope).client, services.uploads
-    if box.references is None:
-        reading = uploads.read(pictures.images[0], pictures.mask, box, client)
-    else:
-        reading = uploads.read_references(pictures.images, pictures.mask, box, client)
-    inputs = await while_connected(request.receive, reading)
+    async with services.uploads.turn(context_of(request.scope).client, body.size) as decoder:
+        sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), body.size)
+        redux = services.card.redux is not None and _weighs(sent.parameters)
+        box = upload_box(sent.parameters.size, services.serving_limits, redux)
+        check_count(
+            len(sent.pictures.images), box.references.most if box.references and schema is EditParameters else 1
+        )
+        inputs = await read_pictures(decoder, sent.pictures, box)
     # A variation's own transparency keeps nothing.
     return sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest
+
+
+def _weighs(parameters: ImageParameters) -> bool:
+    """Whether an image encoder, where there is one, reads the pictures."""
+    return isinstance(parameters, VariationParameters) or redux_of(parameters) is not None
 
 
 async def _serve(
