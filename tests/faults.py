@@ -262,6 +262,9 @@ FAULTS: dict[int, Fault] = {
     102: Fault("one of several pictures that is damaged, or none", answers=refused("invalid_image")),
     103: Fault("pictures to draw by that leave no room in memory for the size", answers=refused("invalid_size")),
     104: Fault("the worker dies while it draws by pictures", "it draws by them again", (OK,)),
+    105: Fault("an NVFP4 file whose scales do not fit, or that has ComfyUI's marks", "named", exit_codes=(65,)),
+    106: Fault("relatives of known models: klein KV, Z-Image Omni and ControlNets, Lumina", "named", exit_codes=(65,)),
+    107: Fault("a shard that is not there", "named if any of it is read, else not missed", exit_codes=(65,)),
     108: Fault(
         "8-bit arithmetic that the device does not have, or against --storage",
         "says what the device has; nothing is computed otherwise than asked",

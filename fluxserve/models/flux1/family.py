@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.companions.flux1_autoencoder import AUTOENCODER, Autoencoder
+from fluxserve.models.companions.flux1_autoencoder import AUTOENCODER, Autoencoder, autoencoder_shapes
 from fluxserve.models.family import (
     Arithmetic,
     BlockLayout,
@@ -29,7 +29,7 @@ from fluxserve.models.family import (
 from fluxserve.models.flux1 import dimensions, names, redux
 from fluxserve.models.flux1.lora_names import lora_targets, names_lora, norm_names
 from fluxserve.models.flux1.redux import REDUX, SIGLIP, PictureReader, ReduxParams, picture_reader, redux_params
-from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
+from fluxserve.models.flux1.shapes import transformer_shapes
 from fluxserve.models.flux1.sizes import INPUT_WIDTHS, SIZES, ModelSizes, picture_use
 from fluxserve.models.flux1.synthetic import synthetic_model
 from fluxserve.models.flux1.text import names as text_names
@@ -42,7 +42,7 @@ from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.models.parts.latents import PackedLatents
 from fluxserve.models.sizes import SizeReader
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
-from fluxserve.models.variant import Variant
+from fluxserve.models.variant import Variant, named_variant
 from fluxserve.request import PictureUse
 from fluxserve.tensors.reader import Shapes
 
@@ -279,15 +279,14 @@ class Flux1Family:
         if told.pipeline is not None and PIPELINES[told.pipeline] != use:
             raise CheckpointError(f"{source}: has {columns} input channels, those of no {told.pipeline}")
         guided = dimensions.takes_guidance(denoiser.reader)
-        name = _usual_name(use, guided, told) if told.variant is None else told.variant
-        if name not in VARIANTS:
-            raise CheckpointError(f"{source}: is of variant {name!r}; fluxserve knows {', '.join(VARIANTS)}")
-        if VARIANTS[name].picture != use:
-            raise CheckpointError(f"{source}: has {columns} input channels, and so is not of variant {name!r}")
-        if guided != (VARIANTS[name].guidance_scale is not None):
+        usual = _usual_name(use, guided, told)
+        variant = named_variant(VARIANTS, usual if told.variant is None else told.variant, source)
+        if variant.picture != use:
+            raise CheckpointError(f"{source}: has {columns} input channels, and so is not of variant {variant.name!r}")
+        if guided != (variant.guidance_scale is not None):
             has = "guidance" if guided else "no guidance"
-            raise CheckpointError(f"{source}: takes {has}, and so is not of variant {name!r}")
-        return VARIANTS[name]
+            raise CheckpointError(f"{source}: takes {has}, and so is not of variant {variant.name!r}")
+        return variant
 
     def architecture(self, components: Mapping[str, Component]) -> Flux1Architecture:
         transformer, autoencoder, t5, clip = (components[name] for name in ("transformer", "autoencoder", "t5", "clip"))

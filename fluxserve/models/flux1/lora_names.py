@@ -33,7 +33,7 @@ def lora_targets(sizes: ModelSizes) -> dict[str, LoraTarget]:
 def norm_names(params: FluxParams) -> dict[str, str]:
     """Every name that a control LoRA may give to a norm's scale -> the transformer's tensor."""
     named: dict[str, str] = {}
-    for norm, part in norm_parts(params.depth, params.depth_single_blocks):
+    for norm, (part,) in norm_parts(params.depth, params.depth_single_blocks).items():
         for prefix in ("", *PREFIXES):
             named |= dict.fromkeys(
                 (f"{prefix}{norm}.scale", f"{prefix}{norm}.weight", f"{prefix}{part}.weight"), f"{norm}.scale"

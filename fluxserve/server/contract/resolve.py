@@ -191,7 +191,7 @@ def _is_idle(name: str, parameters: ImageParameters, request: GenerationRequest,
         case "guidance_scale":
             return card.guidance_scale is None
         case "negative_prompt":
-            return parameters.true_cfg_scale <= 1
+            return request.true_cfg_scale <= 1
         case "strength":
             return request.image is None or not card.takes_strength
         case "input_fidelity":

@@ -9,14 +9,14 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fluxserve.errors import CheckpointError
 from fluxserve.tensors.packed import PackedWeight
 from fluxserve.tensors.reader import TensorReader, name_some
-from fluxserve.weights.lora.file import Branch, Branches, Lora
+from fluxserve.weights.lora.branch import Branch
+from fluxserve.weights.lora.file import Branches, Lora
 
 Weighted = Mapping[str, tuple[tuple[Branch, float], ...]]
 """A network's Linears with their branches and the strength of each."""
@@ -80,7 +80,7 @@ class MergedReader:
             return weight
         wide = weight.to(torch.float32, copy=True)
         for branch, strength in self._merged.get(key, ()):
-            wide[branch.rows].addmm_(branch.up.float(), branch.down.float(), alpha=strength * branch.scale)
+            branch.add_to(wide, strength)
         for branch, strength in self._biases.get(key, ()):
             assert branch.bias is not None
             wide[branch.rows].add_(branch.bias.float(), alpha=strength * branch.scale)
@@ -148,6 +148,7 @@ def _hook(network: nn.Module, branches: Weighted) -> list[RemovableHandle]:
 
 def _add(branches: Sequence[tuple[Branch, float]], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     for branch, strength in branches:
-        change = F.linear(F.linear(inputs[0], branch.down), branch.up, branch.bias)
+        change = branch.answer(inputs[0])
+        change = change if branch.bias is None else change + branch.bias
         output[..., branch.rows] += strength * branch.scale * change
     return output

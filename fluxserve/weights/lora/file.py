@@ -1,16 +1,15 @@
-"""LoRA files: low-rank changes of Linears, read for the networks at hand.
+"""LoRA files: changes of Linears, read for the networks at hand.
 
-delta W = scale * up @ down, scale = alpha / rank (1 without alpha), added to rows of the networks' matrices.
+scale * the matrix of a branch, scale = alpha / rank (1 without alpha), is added to rows of the networks' matrices.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fluxserve.errors import CheckpointError
@@ -18,35 +17,11 @@ from fluxserve.models.lora_keys import CONTROL, EMBEDDINGS, Kind, is_control, is
 from fluxserve.models.lora_target import ControlTargets, LoraTarget
 from fluxserve.tensors.reader import TensorReader, name_some
 from fluxserve.weights.files.identify import open_copy, open_file
+from fluxserve.weights.lora.branch import Branch
+from fluxserve.weights.lora.matrices import read_branch
 from fluxserve.weights.lora.strength import PEFT_CONFIG, Strengths
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One change. down: (rank, in), up: (rows, rank); it adds to the Linear's rows from `first_row` on.
-
-    bias: (rows,), of the change; scaled as it is.
-    """
-
-    down: Tensor
-    up: Tensor
-    scale: float
-    first_row: int
-    bias: Tensor | None = None
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.first_row, self.first_row + self.up.shape[0])
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.down, self.up) if self.bias is None else (self.down, self.up, self.bias)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Branch:
-        bias = None if self.bias is None else self.bias.to(device, dtype)
-        return replace(self, down=self.down.to(device, dtype), up=self.up.to(device, dtype), bias=bias)
 
 
 Branches = Mapping[str, tuple[Branch, ...]]
@@ -72,7 +47,12 @@ class Lora:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for branch in self.all_branches for tensor in branch.tensors)
+        return sum(branch.nbytes for branch in self.all_branches)
+
+    @property
+    def values(self) -> int:
+        """How many numbers its matrices have."""
+        return sum(branch.values for branch in self.all_branches)
 
 
 def read_lora(path: Path, targets: Mapping[str, LoraTarget], control: ControlTargets | None = None) -> Lora:
@@ -102,7 +82,7 @@ def read_lora(path: Path, targets: Mapping[str, LoraTarget], control: ControlTar
     for module, keys in modules.items():
         target = targets[module]
         linears = branches.setdefault(target.network, {})
-        branch = _branch(reader, module, keys, target, strengths)
+        branch = read_branch(reader, module, keys, target, strengths)
         linears[target.linear] = (*linears.get(target.linear, ()), branch)
     _tell(path, zero, words, strengths)
     replaced = {tensor: _finite(reader, key) for key, tensor in norms.items()}
@@ -139,39 +119,8 @@ def _modules(
     return modules
 
 
-def _branch(
-    reader: TensorReader, module: str, keys: Mapping[Kind, str], target: LoraTarget, strengths: Strengths
-) -> Branch:
-    if "down" not in keys or "up" not in keys:
-        raise CheckpointError(f"{reader.source}: {module} lacks its {'down' if 'up' in keys else 'up'} matrix")
-    down, up = _finite(reader, keys["down"]), _finite(reader, keys["up"])
-    rank = down.shape[0] if down.ndim else 0
-    if rank == 0 or down.shape != (rank, target.columns) or up.shape != (target.rows, rank):
-        raise CheckpointError(
-            f"{reader.source}: {module} has matrices {tuple(down.shape)} and {tuple(up.shape)}; "
-            f"this model takes (rank, {target.columns}) and ({target.rows}, rank), of a rank of at least 1"
-        )
-    bias = _finite(reader, keys["bias"]) if "bias" in keys else None
-    if bias is not None and bias.shape != (target.rows,):
-        raise CheckpointError(
-            f"{reader.source}: {keys['bias']} is {tuple(bias.shape)}, this model takes ({target.rows},)"
-        )
-    if target.swap_halves:
-        up = torch.cat(up.chunk(2)[::-1])
-        bias = None if bias is None else torch.cat(bias.chunk(2)[::-1])
-    alpha = _alpha(reader, keys["alpha"]) if "alpha" in keys else None
-    return Branch(down, up, strengths.scale(module, rank, alpha), target.first_row, bias)
-
-
 def _finite(reader: TensorReader, key: str) -> Tensor:
     tensor = reader.read(key)
     if not tensor.is_floating_point() or not tensor.float().isfinite().all():
         raise CheckpointError(f"{reader.source}: the numbers of {key} are not all finite floating point numbers")
     return tensor
-
-
-def _alpha(reader: TensorReader, key: str) -> float:
-    alpha = reader.read(key)
-    if alpha.numel() != 1:
-        raise CheckpointError(f"{reader.source}: {key} is no single number")
-    return float(alpha)

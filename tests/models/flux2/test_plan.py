@@ -15,12 +15,7 @@ from fluxserve.pipeline.cards import readable
 from fluxserve.pipeline.networks import Blueprint, work_of
 from fluxserve.placement.plan import GIB, make_plan
 from fluxserve.weights.checkpoint import Checkpoint
-from tests.weights.stored_files import ListedReader
-
-
-class HalfReader(ListedReader):
-    def dtype(self, key: str) -> torch.dtype:
-        return torch.bfloat16
+from tests.weights.stored_files import HalfReader
 
 
 def blueprint(sizes: Flux2Sizes) -> Blueprint:

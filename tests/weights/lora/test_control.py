@@ -48,7 +48,7 @@ def control_lora(columns: int = 128) -> dict[str, Tensor]:
         tensors[f"{linear}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) / inputs**0.5
         tensors[f"{linear}.lora_B.weight"] = 0.2 * torch.randn(rows, rank, generator=generator)
         tensors[f"{linear}.lora_B.bias"] = 0.1 * torch.randn(rows, generator=generator)
-    for norm, _ in norm_parts(DEPTH, SINGLE_DEPTH):
+    for norm in norm_parts(DEPTH, SINGLE_DEPTH):
         scale = shapes[f"{norm}.scale"]
         tensors[f"{norm}.scale"] = 1 + 0.3 * torch.randn(scale, generator=generator)
     return tensors
@@ -150,9 +150,7 @@ def test_published_names_are_all_taken(dev_in_float32: Path, lora_file: Path, tm
     assert expected["img_in.weight"].shape == (HIDDEN, 128)
     for key, tensor in other.networks.model.denoiser.state_dict().items():
         assert torch.allclose(tensor, expected[key], atol=1e-6), key
-    assert len(linear_parts(DEPTH, SINGLE_DEPTH)) * 3 + len(list(norm_parts(DEPTH, SINGLE_DEPTH))) == len(
-        control_lora()
-    )
+    assert len(linear_parts(DEPTH, SINGLE_DEPTH)) * 3 + len(norm_parts(DEPTH, SINGLE_DEPTH)) == len(control_lora())
 
 
 def test_the_original_input_is_unchanged_at_no_strength(tiny_checkpoint: MakeCheckpoint, lora_file: Path) -> None:
