@@ -90,8 +90,7 @@ def test_an_edit_is_drawn_from_its_picture(tool: tuple[str, Server]) -> None:
     picture = drawn(client_of(server).images.edit(**fields(name)))
     assert picture.shape == (HEIGHT, WIDTH, 3)
     other = fields(name) | {"image": png(Image.new("RGB", (WIDTH, HEIGHT), "navy"))}
-    least = 2 if name == "redux" else 10  # its 16 tokens are few beside the text's 512
-    assert np.abs(picture - drawn(client_of(server).images.edit(**other)))[MASKED].max() > least
+    assert np.abs(picture - drawn(client_of(server).images.edit(**other)))[MASKED].max() > 2
 
 
 @pytest.mark.behaviour(171)
@@ -132,7 +131,7 @@ def test_a_map_is_made_of_a_photo(tool: tuple[str, Server]) -> None:
         made = drawn(client_of(server).images.edit(**fields(name, control="canny")))
         given = drawn(client_of(server).images.edit(**fields(name) | {"image": png(Image.fromarray(edges))}))
         assert np.array_equal(made, given)
-        assert np.abs(made - drawn(client_of(server).images.edit(**fields(name)))).max() > 10
+        assert np.abs(made - drawn(client_of(server).images.edit(**fields(name)))).max() > 2
     else:
         with pytest.raises(BadRequestError) as refused:
             client_of(server).images.edit(**fields(name, control="canny"))
@@ -205,7 +204,7 @@ def test_a_lora_of_the_blocks_acts(tool: tuple[str, Server]) -> None:
     name, server = tool
     plain = drawn(client_of(server).images.edit(**fields(name)))
     styled = drawn(client_of(server).images.edit(**fields(name, loras=["style"])))
-    assert np.abs(plain - styled)[MASKED].max() > 10
+    assert np.abs(plain - styled)[MASKED].max() > 2
 
 
 @pytest.mark.behaviour(177)
