@@ -81,6 +81,14 @@ class PipelineConfig:
             "model",
         ),
     ] = None
+    redux: Annotated[
+        str | None,
+        Option(
+            "A folder or Hub id with FLUX.1 Redux (image_encoder and image_embedder), by which dev and schnell vary "
+            "pictures.",
+            "model",
+        ),
+    ] = None
     loras: Annotated[
         Sequence[str],
         Option("A LoRA that changes the model from the start, as PATH or PATH:SCALE.", "model", name="lora"),

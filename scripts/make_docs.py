@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from fluxserve.cli.options import Setting, settings_of  # noqa: E402
 from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig  # noqa: E402
+from scripts.models_page import models_page  # noqa: E402
 from scripts.reliability_page import reliability_page  # noqa: E402
 from tests.behaviours import BEHAVIOURS  # noqa: E402
 from tests.interop_files import BESIDES, COMFYUI_SOURCE, LORA_FILES  # noqa: E402
@@ -127,6 +128,7 @@ PAGES = {
     "conformance.md": conformance,
     "reliability.md": reliability,
     "interop_files.md": interop_files,
+    "models.md": models_page,
 }
 
 if __name__ == "__main__":

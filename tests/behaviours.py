@@ -99,4 +99,15 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         111: "Where no true_cfg_scale is sent, the model's own counts; the models list tells it.",
         112: "Shards of which a model reads no tensor are not fetched.",
     },
+    "Models that draw from pictures": {
+        170: "Fill, Canny, Depth and Redux serve edits by the openai client: another picture, another result.",
+        171: "Fill changes no pixel outside the mask, at any step count and strength.",
+        172: "A larger canvas with transparent borders is filled, and what was there stays.",
+        173: "control canny makes the map of a photo; models that draw from no such map refuse it.",
+        174: "What a model does not serve is refused by name; the models list tells what it serves.",
+        175: "Their previews show what is being drawn, what a mask keeps in its place.",
+        176: "LoRAs by name act beside them.",
+        177: "A job whose client leaves is stopped, and the next is served.",
+        178: "With --redux, variations show the picture to the image encoder, and edits weigh several.",
+    },
 }

@@ -317,4 +317,7 @@ FAULTS: dict[int, Fault] = {
         "the end within 2 s of --drain-timeout, and no process is left",
         exit_codes=(0,),
     ),
+    150: Fault(
+        "the worker dies in the middle of an edit of a model that draws from pictures", "the same picture", (OK,)
+    ),
 }

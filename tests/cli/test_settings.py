@@ -196,6 +196,7 @@ def test_what_is_told_to_another_command_is_what_was_read() -> None:
         lora_dir="loras",
         max_input_images=2,
         variant="kontext",
+        redux="redux",
         verify="off",
         device="cpu",
         dtype="float32",

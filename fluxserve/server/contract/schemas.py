@@ -13,7 +13,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from fluxserve.completion import LONGEST_PROMPT, clean_text
-from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, MaskMode, OutputFormat, Range, Solver
+from fluxserve.request import (
+    LORA_SCALE,
+    MAX_LORAS,
+    RANGES,
+    REDUX_WEIGHT,
+    Control,
+    MaskMode,
+    OutputFormat,
+    Range,
+    Solver,
+)
+from fluxserve.sizes import MAX_INPUT_IMAGES
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 EchoedQuality = Literal["low", "medium", "high", "xhigh", "max"]
@@ -49,6 +60,14 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 _NO_EFFECT: Any = Field(None, description="Accepted without effect.")
 _ECHOED: Any = Field(None, description="Without effect; comes back as safety_identifier, which goes before user.")
 _IGNORED: Any = Field(None, description="Accepted and ignored, with a warning.")
+
+
+ReduxWeights = Annotated[
+    list[Annotated[float, Field(**_within(REDUX_WEIGHT))]],
+    BeforeValidator(lambda given: given if isinstance(given, list) else [given]),
+    Field(max_length=MAX_INPUT_IMAGES),
+]
+"""One for each image, or the one of the only image."""
 
 
 class Lora(BaseModel):
@@ -136,6 +155,13 @@ class EditParameters(ImageParameters):
     )
     mask_mode: MaskMode = Field(
         "alpha", description="What of the mask is redrawn: what is transparent, or with white what is white."
+    )
+    redux: ReduxWeights | None = Field(
+        None, description="How strongly each image acts beside the prompt, for models with an image encoder (0 to 4)."
+    )
+    control: Control | None = Field(
+        None,
+        description="The map to make of the image, for models that draw from one; without it the image is the map.",
     )
 
 

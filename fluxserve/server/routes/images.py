@@ -13,7 +13,7 @@ from fluxserve.request import MaskMode
 from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
-from fluxserve.server.contract.resolve import resolve_request
+from fluxserve.server.contract.resolve import redux_of, resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
 from fluxserve.server.contract.uploads import read_pictures, upload_box
 from fluxserve.server.http.context import context_of
@@ -64,13 +64,21 @@ async def _read_edit(
     content_type = request.headers["content-type"]
     async with services.uploads.turn(context_of(request.scope).client, body.size) as decoder:
         sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), body.size)
-        box = upload_box(sent.parameters.size, services.serving_limits)
+        redux = services.card.redux is not None and _weighs(sent.parameters)
+        box = upload_box(sent.parameters.size, services.serving_limits, redux)
         mode: MaskMode = sent.parameters.mask_mode if isinstance(sent.parameters, EditParameters) else "alpha"
         check_mask_mode(mode, sent.pictures.mask is not None)
-        check_count(len(sent.pictures.images), services.card.max_input_images if schema is EditParameters else 1)
+        check_count(
+            len(sent.pictures.images), box.references.most if box.references and schema is EditParameters else 1
+        )
         inputs = await read_pictures(decoder, sent.pictures, box, mode)
     # A variation's own transparency keeps nothing.
     return sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest
+
+
+def _weighs(parameters: ImageParameters) -> bool:
+    """Whether an image encoder, where there is one, reads the pictures."""
+    return isinstance(parameters, VariationParameters) or redux_of(parameters) is not None
 
 
 async def _serve(

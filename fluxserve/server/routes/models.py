@@ -16,8 +16,6 @@ from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(prefix=MODELS, tags=["models"])
 
-_CAPABILITIES = ["generations", "edits", "variations", "stream"]
-
 
 @router.get("", responses=errors(503))
 async def list_models(services: ServicesOf) -> ModelList:
@@ -61,7 +59,7 @@ def _describe(services: Services, name: str) -> ModelBody:
             response_format=config.default_response_format,
         ),
         loras=list(card.loras),
-        capabilities=_CAPABILITIES,
+        capabilities=[*card.capabilities, "stream"],
         licence=card.licence,
         description=card.description,
         notice=card.notice,
