@@ -19,8 +19,8 @@ from fluxserve.server.contract.pictures import role_of
 from fluxserve.sizes import MAX_INPUT_IMAGES
 
 MOST_FIELDS, LARGEST_FIELD = 64, 256 * 2**10
-MOST_FILES = MAX_INPUT_IMAGES + 2
-"""A mask, and one too many, to be refused as such."""
+MOST_FILES = MAX_INPUT_IMAGES + 1
+"""Pictures and a mask."""
 _CHARSETS = ("ascii", "utf-8", "utf-16", "iso8859", "cp125", "gb", "big5", "shift_jis", "euc", "koi8")
 """How the names of the codecs begin that text may be in."""
 
@@ -108,9 +108,16 @@ class _Collector:
         if b"name" not in self._disposition:
             raise _malformed("a part has no name")
         if len(self.form.files) >= MOST_FILES and self._is_file:
-            raise _too_large(f"at most {MOST_FILES} files")
+            raise self._too_many_files()
         if len(self.form.texts) >= MOST_FIELDS and not self._is_file:
             raise _too_large(f"at most {MOST_FIELDS} fields")
+
+    def _too_many_files(self) -> InvalidRequest:
+        """One picture too many is called that."""
+        names = [*(name for name, _ in self.form.files), _text(self._disposition[b"name"])]
+        if sum(role_of(name) == "image" for name in names) > MAX_INPUT_IMAGES:
+            return InvalidRequest(f"send at most {MAX_INPUT_IMAGES} images", param="image", code="too_many_images")
+        return _too_large(f"at most {MOST_FILES} files")
 
     def _extend(self, data: bytes, start: int, end: int) -> None:
         if not self._is_file and self._data.tell() + end - start > LARGEST_FIELD:

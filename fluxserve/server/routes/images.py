@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fluxserve.completion import check_count
-from fluxserve.input_images import EditInputs
+from fluxserve.input_images import EditInputs, check_mask_mode
+from fluxserve.request import MaskMode
 from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
@@ -64,8 +65,10 @@ async def _read_edit(
     async with services.uploads.turn(context_of(request.scope).client, body.size) as decoder:
         sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), body.size)
         box = upload_box(sent.parameters.size, services.serving_limits)
+        mode: MaskMode = sent.parameters.mask_mode if isinstance(sent.parameters, EditParameters) else "alpha"
+        check_mask_mode(mode, sent.pictures.mask is not None)
         check_count(len(sent.pictures.images), services.card.max_input_images if schema is EditParameters else 1)
-        inputs = await read_pictures(decoder, sent.pictures, box)
+        inputs = await read_pictures(decoder, sent.pictures, box, mode)
     # A variation's own transparency keeps nothing.
     return sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest
 
