@@ -190,6 +190,17 @@ class Placement:
     autoencoder: str
     step_s: float
 
+    @property
+    def summary(self) -> str:
+        """In one line, for the log."""
+        return (
+            f"{self.peak_bytes:,} of {self.budget_bytes:,} bytes at most, "
+            f"{self.resident_blocks} of {self.resident_blocks + self.streamed_blocks} blocks resident, "
+            f"{self.streamed_bytes:,} bytes streamed a step, "
+            f"text encoder {self.text_encoder}, autoencoder {self.autoencoder}, "
+            f"{self.step_s:.2f} s a step expected"
+        )
+
 
 @dataclass(frozen=True)
 class ModelCard:

@@ -257,4 +257,13 @@ FAULTS: dict[int, Fault] = {
         (OK, FULL),
     ),
     85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
+    140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
+    141: Fault(
+        "one model of several whose load fails", "the others are served; a later load is tried", (OK, UNAVAILABLE)
+    ),
+    142: Fault("one model of several whose configuration is refused", "told before anything loads", exit_codes=(78,)),
+    143: Fault("SIGKILL of a worker that loads for a request that waits", "loaded again", (OK,)),
+    144: Fault("loading or unloading without an admin key", "nothing is loaded", (Answer(403, "admin_key_required"),)),
+    145: Fault("more work for two models than fits, without end", "each has its turns; none starves", (OK,)),
+    146: Fault("a model is unloaded while it draws", "the job is finished first", (OK,)),
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from fluxserve.engine import Engine
+from fluxserve.errors import DeadlineExceeded
 from fluxserve.input_images import EditInputs
 from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
@@ -14,6 +17,7 @@ from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.resolve import resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
 from fluxserve.server.contract.uploads import upload_box
+from fluxserve.server.http.client_timeout import read_client_timeout
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import IMAGE_REQUESTS
@@ -29,7 +33,8 @@ async def create_images(request: Request, services: ServicesOf) -> Response:
     body = await services.bodies.json(request)
     fields = await services.parser.run(lambda: parse_json_body(body), len(body))
     parameters = parse_parameters(fields, GenerationParameters)
-    return await _serve(request, services, parameters, None, hashlib.sha256(body).hexdigest())
+    model = await _model(request, services, parameters)
+    return await _serve(request, services, model, parameters, None, hashlib.sha256(body).hexdigest())
 
 
 @router.post("/edits", responses=IMAGE_ANSWERS)
@@ -48,30 +53,44 @@ async def _serve_edit(
     request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
 ) -> Response:
     """What was uploaded is let go of before the job begins."""
-    parameters, inputs, digest = await _read_edit(request, services, schema)
-    return await _serve(request, services, parameters, inputs, digest)
+    model, parameters, inputs, digest = await _read_edit(request, services, schema)
+    return await _serve(request, services, model, parameters, inputs, digest)
 
 
 async def _read_edit(
     request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
-) -> tuple[ImageParameters, EditInputs, str]:
-    """(parameters, small pictures, the digest of all)."""
+) -> tuple[Engine, ImageParameters, EditInputs, str]:
+    """(model, parameters, small pictures, the digest of all)."""
     body = await services.bodies.form(request)
     content_type = request.headers["content-type"]
     sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), len(body))
-    pictures, box = sent.pictures, upload_box(sent.parameters.size, services.serving_limits)
+    model = await _model(request, services, sent.parameters)
+    pictures, box = sent.pictures, upload_box(sent.parameters.size, services.serving_limits(model))
     reading = services.uploads.read(pictures.image, pictures.mask, box, context_of(request.scope).client)
     inputs = await while_connected(request.receive, reading)
     # A variation's own transparency keeps nothing.
-    return sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest
+    return model, sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest
+
+
+async def _model(request: Request, services: Services, parameters: ImageParameters) -> Engine:
+    """The model that is asked for, once it is known: one that never was loaded may have to be, first."""
+    model, limit_s = services.model(parameters.model), read_client_timeout(request.headers).limit_s
+    if model.card is None:
+        try:
+            async with asyncio.timeout(limit_s):
+                await while_connected(request.receive, model.wait_card())
+        except TimeoutError:
+            raise DeadlineExceeded(f"the model was not loaded within {limit_s:g} s") from None
+    return model
 
 
 async def _serve(
     request: Request,
     services: Services,
+    model: Engine,
     parameters: ImageParameters,
     inputs: EditInputs | None,
     digest: str,
 ) -> Response:
-    resolved = resolve_request(parameters, inputs, request.headers.get("accept", ""), services.serving_limits)
-    return await serve_images(ImageCall(services, request, resolved, digest))
+    resolved = resolve_request(parameters, inputs, request.headers.get("accept", ""), services.serving_limits(model))
+    return await serve_images(ImageCall(services, request, model, resolved, digest))
