@@ -257,6 +257,11 @@ FAULTS: dict[int, Fault] = {
         (OK, FULL),
     ),
     85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
+    108: Fault(
+        "8-bit arithmetic that the device does not have, or against --storage",
+        "says what the device has; nothing is computed otherwise than asked",
+        exit_codes=(78,),
+    ),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(
         "one model of several whose load fails", "the others are served; a later load is tried", (OK, UNAVAILABLE)
