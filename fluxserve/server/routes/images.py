@@ -8,6 +8,7 @@ import hashlib
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from fluxserve.completion import check_count
 from fluxserve.engine import Engine
 from fluxserve.errors import DeadlineExceeded
 from fluxserve.input_images import EditInputs
@@ -65,8 +66,14 @@ async def _read_edit(
     content_type = request.headers["content-type"]
     sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), len(body))
     model = await _model(request, services, sent.parameters)
-    pictures, box = sent.pictures, upload_box(sent.parameters.size, services.serving_limits(model))
-    reading = services.uploads.read(pictures.image, pictures.mask, box, context_of(request.scope).client)
+    limits = services.serving_limits(model)
+    pictures, box = sent.pictures, upload_box(sent.parameters.size, limits)
+    check_count(len(pictures.images), limits.card.max_input_images if schema is EditParameters else 1)
+    client, uploads = context_of(request.scope).client, services.uploads
+    if box.references is None:
+        reading = uploads.read(pictures.images[0], pictures.mask, box, client)
+    else:
+        reading = uploads.read_references(pictures.images, pictures.mask, box, client)
     inputs = await while_connected(request.receive, reading)
     # A variation's own transparency keeps nothing.
     return model, sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest
