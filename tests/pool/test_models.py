@@ -198,6 +198,7 @@ def test_waits_count_the_load_across_restarts(start_server: StartServer, tmp_pat
     assert first.stop() == 0
     server = start_server(*flags, variables=SLOW_LOAD)
     assert server.get("/v1/models/b").json()["load_s"] == measured
+    until(lambda: server.get("/v1/models/b").json()["native_area"] is not None)
     refused = server.generate(model="b", headers={"x-request-timeout": "1"})
     assert_error(refused, 429, "wait_exceeds_timeout")
     assert not read_log(server.folder)
