@@ -175,15 +175,21 @@ def _stood_up(image: Image.Image) -> Image.Image:
 
 def scaled(picture: Image.Image, frame: Frame) -> Image.Image:
     """In RGB, in this frame, without the file's metadata; what is transparent shows white."""
+    flat = _flat(picture) if picture.mode != "RGB" or picture.has_transparency_data else picture
+    drawn = flat.resize(frame.scaled, Image.Resampling.LANCZOS).crop(frame.edges)
+    drawn.info = {}  # profiles and the like, which a PNG would carry on
+    return drawn
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    """In RGB, on white."""
     flat = Image.new("RGB", picture.size)
     for top, band in _bands(picture):
         if band.has_transparency_data:
             clear = band.convert("RGBA")
             band = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
         flat.paste(band.convert("RGB"), (0, top))
-    drawn = flat.resize(frame.scaled, Image.Resampling.LANCZOS).crop(frame.edges)
-    drawn.info = {}  # profiles and the like, which a PNG would carry on
-    return drawn
+    return flat
 
 
 def opacity(picture: Image.Image, frame: Frame) -> Image.Image:

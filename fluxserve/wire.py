@@ -79,11 +79,21 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Decode:
-    """Decode this file; `param` names it. Answered by Began, then Decoded or Failed."""
+    """Decode this file; `param` names it. Answered by Began, Large if it is, then Decoded or Failed."""
 
     data: bytes
     param: str
     box: Box
+
+
+@dataclass(frozen=True)
+class Large:
+    """The file to decode holds a large picture: it waits for GoOn."""
+
+
+@dataclass(frozen=True)
+class GoOn:
+    """No other large picture is being decoded."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +219,7 @@ class Failed:
     param: str | None
 
 
-ToWorker = Load | Describe | Submit | Cancel | Decode
+ToWorker = Load | Describe | Submit | Cancel | Decode | GoOn
 ToFront = (
     Loading
     | Ready
@@ -224,6 +234,7 @@ ToFront = (
     | Finished
     | Done
     | Failed
+    | Large
     | Decoded
 )
 Message = ToWorker | ToFront

@@ -92,6 +92,11 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         73: "Pictures come as data: URLs too, in JSON and in forms; no other URL is taken, and none is fetched.",
         74: "LoRAs are read in every spelling of forms and JSON.",
     },
+    "Models": {
+        110: "Z-Image is served whole: every script, negative prompts of any length, previews, edits, its licence.",
+        111: "Where no true_cfg_scale is sent, the model's own counts; the models list tells it.",
+        112: "Shards of which a model reads no tensor are not fetched.",
+    },
     "Several models, several workers": {
         160: "model chooses among several; the first is the default, and what OpenAI's names mean.",
         161: "The models list tells of each model and name whether it is loaded, and loads none.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
 from fluxserve.config import EngineConfig
@@ -15,6 +15,8 @@ from fluxserve.scheduling import CostModel, rank
 
 CLIENT_SHARE = 0.75
 """One client may fill this part of the queue while others wait too."""
+CROWDED = 2
+"""So many times the queue, at most, wait where clients with less than an equal share of it come to one that is full."""
 
 HORIZON_S = 60.0
 """No place in the queue is promised further ahead: who ignores his promise would push everybody's out of sight."""
@@ -32,6 +34,13 @@ class Admission:
     def rank_of(self, part: Part) -> float:
         """Smallest is served next. In a worker it is served, as far as is known here, since it began."""
         return rank(self.left_s(part), part.job.clock.waited_s, self._limits.ageing)
+
+    def cost_of(self, part: Part) -> float:
+        """Seconds of the worker and of the thread that writes pictures, previews among them."""
+        request, pixels, count = part.job.request, part.job.progress.pixels, len(part.places)
+        shown = count * request.partial_images
+        encoded = (count + shown) * self._costs.seconds("encode", request.width * request.height)
+        return self.left_s(part) + encoded + shown * self._costs.seconds("preview", pixels)
 
     def waiting(self, queue: JobQueue) -> set[Job]:
         """Accepted jobs that wait for their start. A worker that has jobs is at one of them."""
@@ -62,7 +71,7 @@ class Admission:
             WaitExceedsTimeout: it would not start within start_timeout_s.
         """
         waiting = len(self.waiting(queue))
-        if waiting >= self._limits.max_queue:
+        if waiting >= self._limits.max_queue and not self._has_a_place(part.job, queue, waiting):
             raise QueueFull(
                 f"{waiting} requests are waiting, which is the most this server accepts; try again later",
                 retry_after_s=self._promise_s(queue, until_ready_s),
@@ -83,6 +92,13 @@ class Admission:
 
     def _in_workers(self) -> Iterator[Part]:
         return (part for worker in self._workers for part in worker.has)
+
+    def _has_a_place(self, job: Job, queue: JobQueue, waiting: int) -> bool:
+        """In a full queue: nobody is refused because others fill it, while he has less than an equal share of it."""
+        open_jobs = {job, *(part.job for part in (*self._in_workers(), *queue))}
+        jobs = Counter(other.client for other in open_jobs)
+        share = max(1, self._limits.max_queue // len(jobs))
+        return len(jobs) > 1 and jobs[job.client] <= share and waiting < CROWDED * self._limits.max_queue
 
     def _promise_s(self, queue: JobQueue, until_ready_s: float) -> float:
         """Until a place in the queue is free that no client refused before was told to come back for."""

@@ -57,7 +57,7 @@ class Dispatcher:
         self._changes = changes
         self._workers: list[Worker] = []
         self._admission = Admission(limits, costs, self._workers)
-        self._queue = JobQueue(self._admission.rank_of)
+        self._queue = JobQueue(self._admission.rank_of, self._admission.cost_of)
         self._quarantine = Quarantine()
         self._ids = itertools.count(1)
 

@@ -1,6 +1,6 @@
 """The parts of jobs that wait for a worker, and which is next.
 
-Clients share by work handed over (start-time fair queuing: whoever has had least goes next); within one client the
+Clients share by what was handed over (start-time fair queuing: whoever has cost least goes next); within one client the
 smallest `rank` goes first. What comes back from a lost worker goes before all, in its old order.
 """
 
@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from fluxserve.engine.job import Job, Part
 
 RankOf = Callable[[Part], float]
+CostOf = Callable[[Part], float]
 
 
 class JobQueue:
-    """rank_of: the smaller, the sooner; ties by arrival."""
+    """rank_of: the smaller, the sooner; ties by arrival. cost_of: what a job counts against its client."""
 
-    def __init__(self, rank_of: RankOf) -> None:
+    def __init__(self, rank_of: RankOf, cost_of: CostOf) -> None:
         self.returned: deque[Part] = deque()
         self._rank_of = rank_of
+        self._cost_of = cost_of
         self._waiting: dict[str, list[Part]] = {}
         self._served: dict[str, float] = {}
 
@@ -77,7 +79,7 @@ class JobQueue:
         self._served = level | ahead if len(self._waiting) > 1 else level
 
     def _hand_out(self, part: Part) -> Part:
-        self._served[part.client] += part.work
+        self._served[part.client] += self._cost_of(part)
         self._remove(part)
         return part
 

@@ -16,6 +16,7 @@ from fluxserve.server.http.errors import error_response
 from fluxserve.server.http.instrumentation import CLIENT_GONE, Instrumentation
 from fluxserve.server.http.pacing import Pacing
 from fluxserve.server.http.paths import IMAGE_REQUESTS, MODELS
+from fluxserve.server.http.sending import Sending
 from fluxserve.server.http.target import Target
 from fluxserve.server.routes import docs, files, health, images, metrics, models
 from fluxserve.server.services import Services
@@ -45,7 +46,7 @@ def create_app(services: Services) -> ASGIApp:
     app.add_exception_handler(Exception, _on_bug)
     guarded: ASGIApp = AccessControl(app, services.config, services.models.check_serving)
     guarded = Cors(guarded, services.config.cors_origins)
-    return Instrumentation(Target(Pacing(guarded)), services.models.metrics, services.config.keep_alive_s)
+    return Instrumentation(Sending(Target(Pacing(guarded))), services.models.metrics, services.config.keep_alive_s)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

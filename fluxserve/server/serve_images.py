@@ -95,7 +95,8 @@ async def _check(call: ImageCall) -> None:
     if services.content_filter is not None:
         read = tuple(reference.data for reference in request.references) or (request.image,)
         for image in read:
-            await while_connected(call.http.receive, services.content_filter.check(request.prompt, image))
+            checking = services.content_filter.check(call.context.client, request.prompt, image)
+            await while_connected(call.http.receive, checking)
     if call.resolved.delivery == "url" and not await services.store.probe():
         raise StorageFull(CANNOT_STORE)
 
@@ -154,7 +155,7 @@ async def _serve_keyed(call: ImageCall, timeout: ClientTimeout, key: str) -> Res
             return answer
         store.forget(entry)
     job = _submit(call, timeout)
-    entry = store.open(key, call.fingerprint, _finish(call, job))
+    entry = store.open(call.context.client, key, call.fingerprint, _finish(call, job))
     assert entry.work is not None
     if call.resolved.stream:
         job.join()
@@ -173,7 +174,7 @@ async def _replay(call: ImageCall, entry: Entry) -> Response | None:
         return None
     call.context.headers["idempotent-replayed"] = "true"
     if call.resolved.stream:
-        return EventStream(SseWriter(call.resolved).replayed(partial(_result, work)), on_close=lambda: None)
+        return _replayed_stream(call, work)
     outcome = await while_connected(call.http.receive, _result(work))
     if not await call.services.store.has(outcome.names):
         del call.context.headers["idempotent-replayed"]
@@ -210,7 +211,16 @@ async def _respond(call: ImageCall, outcome: Outcome) -> Response:
 
 def _stream(call: ImageCall, job: Job) -> Response:
     events = SseWriter(call.resolved).live(job, call.model)
-    return EventStream(events, on_close=job.leave)
+    return EventStream(events, on_close=job.leave, held=lambda: [image.data for image in job.progress.images])
+
+
+def _replayed_stream(call: ImageCall, work: asyncio.Future[Outcome]) -> Response:
+    def held() -> list[bytes]:
+        known = work.done() and not work.cancelled() and work.exception() is None
+        return [image.data for image in work.result().result.images] if known else []
+
+    events = SseWriter(call.resolved).replayed(partial(_result, work))
+    return EventStream(events, on_close=lambda: None, held=held)
 
 
 def _idempotency_key(http: Request) -> str | None:

@@ -84,7 +84,9 @@ class ImageParameters(BaseModel):
         "guidance_scale", None, "Embedded guidance, for models that take it. Alias: guidance."
     )
     negative_prompt: Text = Field("", description="What to avoid; acts if true_cfg_scale is above 1.")
-    true_cfg_scale: float = _number("true_cfg_scale", 1.0, "Classifier-free guidance; above 1 doubles the work.")
+    true_cfg_scale: float | None = _number(
+        "true_cfg_scale", None, "Classifier-free guidance; above 1 doubles the work. The model's own if left out."
+    )
     seed: int | None = _number("seed", None, "Of the first image; drawn below 2**32 when not given, or -1.")
     max_sequence_length: int | None = Field(None, ge=1, description="Prompt tokens used; at most the model's limit.")
     loras: list[LoraChoice] = Field(
@@ -226,6 +228,7 @@ class ModelDefaults(BaseModel):
     size: str
     steps: dict[str, int]
     guidance_scale: float | None
+    true_cfg_scale: float
     response_format: str
 
 

@@ -19,7 +19,8 @@ class StoredLoadTimes:
         self._name = folder.name("load-times", ".json")
         self._seconds: dict[str, float] = {}
         with suppress(OSError, ValueError, AttributeError):
-            found = json.loads(folder.read(self._name, LONGEST_BYTES))
+            with folder.open(self._name) as file:
+                found = json.loads(file.read(LONGEST_BYTES))
             self._seconds = {key: float(value) for key, value in found.items() if 0 < float(value) < 1e6}
 
     def get(self, key: str) -> float | None:

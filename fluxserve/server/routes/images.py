@@ -17,11 +17,12 @@ from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.resolve import resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
-from fluxserve.server.contract.uploads import upload_box
+from fluxserve.server.contract.uploads import read_pictures, upload_box
 from fluxserve.server.http.client_timeout import read_client_timeout
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import IMAGE_REQUESTS
+from fluxserve.server.http.spool import Spool
 from fluxserve.server.serve_images import ImageCall, serve_images
 from fluxserve.server.services import Services, ServicesOf
 
@@ -34,7 +35,9 @@ async def create_images(request: Request, services: ServicesOf) -> Response:
     body = await services.bodies.json(request)
     fields = await services.parser.run(lambda: parse_json_body(body), len(body))
     parameters = parse_parameters(fields, GenerationParameters)
-    model = await _model(request, services, parameters)
+    model = services.model(parameters.model)
+    if model.card is None:
+        await while_connected(request.receive, _load(request, model))
     return await _serve(request, services, model, parameters, None, hashlib.sha256(body).hexdigest())
 
 
@@ -54,41 +57,40 @@ async def _serve_edit(
     request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
 ) -> Response:
     """What was uploaded is let go of before the job begins."""
-    model, parameters, inputs, digest = await _read_edit(request, services, schema)
+    async with services.bodies.form(request) as body:
+        reading = _read_edit(request, services, schema, body)
+        model, parameters, inputs, digest = await while_connected(request.receive, reading)
     return await _serve(request, services, model, parameters, inputs, digest)
 
 
 async def _read_edit(
-    request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
+    request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters], body: Spool
 ) -> tuple[Engine, ImageParameters, EditInputs, str]:
-    """(model, parameters, small pictures, the digest of all)."""
-    body = await services.bodies.form(request)
+    """(model, parameters, small pictures, the digest of all). Only uploads whose turn it is are in memory."""
     content_type = request.headers["content-type"]
-    sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), len(body))
-    model = await _model(request, services, sent.parameters)
-    limits = services.serving_limits(model)
-    pictures, box = sent.pictures, upload_box(sent.parameters.size, limits)
-    check_count(len(pictures.images), limits.card.max_input_images if schema is EditParameters else 1)
-    client, uploads = context_of(request.scope).client, services.uploads
-    if box.references is None:
-        reading = uploads.read(pictures.images[0], pictures.mask, box, client)
-    else:
-        reading = uploads.read_references(pictures.images, pictures.mask, box, client)
-    inputs = await while_connected(request.receive, reading)
-    # A variation's own transparency keeps nothing.
-    return model, sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest
+    async with services.uploads.turn(context_of(request.scope).client, body.size) as decoder:
+        sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), body.size)
+        model = services.model(sent.parameters.model)
+        if model.card is not None:
+            limits = services.serving_limits(model)
+            box = upload_box(sent.parameters.size, limits)
+            check_count(len(sent.pictures.images), limits.card.max_input_images if schema is EditParameters else 1)
+            inputs = await read_pictures(decoder, sent.pictures, box)
+            # A variation's own transparency keeps nothing.
+            kept = inputs if schema is EditParameters else EditInputs(inputs.image)
+            return model, sent.parameters, kept, sent.digest
+    await _load(request, model)
+    return await _read_edit(request, services, schema, body)
 
 
-async def _model(request: Request, services: Services, parameters: ImageParameters) -> Engine:
-    """The model that is asked for, once it is known: one that never was loaded may have to be, first."""
-    model, limit_s = services.model(parameters.model), read_client_timeout(request.headers).limit_s
-    if model.card is None:
-        try:
-            async with asyncio.timeout(limit_s):
-                await while_connected(request.receive, model.wait_card())
-        except TimeoutError:
-            raise DeadlineExceeded(f"the model was not loaded within {limit_s:g} s") from None
-    return model
+async def _load(request: Request, model: Engine) -> None:
+    """Waits for the card of a model that never was loaded: its limits are not known before."""
+    limit_s = read_client_timeout(request.headers).limit_s
+    try:
+        async with asyncio.timeout(limit_s):
+            await model.wait_card()
+    except TimeoutError:
+        raise DeadlineExceeded(f"the model was not loaded within {limit_s:g} s") from None
 
 
 async def _serve(

@@ -110,6 +110,7 @@ def _details(services: Services, card: ModelCard) -> dict[str, Any]:
             size=size,
             steps=card.steps,
             guidance_scale=card.guidance_scale,
+            true_cfg_scale=card.true_cfg_scale,
             response_format=config.default_response_format,
         ),
         "loras": list(card.loras),

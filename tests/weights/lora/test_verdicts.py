@@ -93,7 +93,7 @@ def test_what_is_taken_is_called_a_lora(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.safetensors"
     save_file(TAKEN[name], path)
     assert read_lora(path, TARGETS).all_branches
-    with pytest.raises(CheckpointError, match=r"is a LoRA with .*FLUX\.1's names, .*; give it with --lora"):
+    with pytest.raises(CheckpointError, match=r"is a LoRA with .*FLUX\.1's .*names, .*; give it with --lora"):
         describe(path)
 
 
