@@ -61,7 +61,7 @@ def test_shares_are_counted_in_work_not_in_jobs() -> None:
 @pytest.mark.fault(110)
 def test_pictures_that_are_written_and_shown_count_as_work() -> None:
     costs, plain, shown = CostModel(), make(1), make(2)
-    shown.request = replace(shown.request, partial_images=3)
+    shown.job.request = replace(shown.job.request, partial_images=3)
     for stage in STAGES:
         costs.observe(stage, AREA, 1.0)
     gate = admission(costs)
@@ -69,9 +69,9 @@ def test_pictures_that_are_written_and_shown_count_as_work() -> None:
     assert gate.cost_of(shown) == pytest.approx(gate.cost_of(plain) + 3 * (1 + 1), rel=0.01)
     queue = JobQueue(gate.rank_of, gate.cost_of)
     for id in range(1, 9):
-        job = make(id, "shows" if id <= 4 else "draws")
-        job.request = replace(job.request, partial_images=3 if id <= 4 else 0)
-        queue.add(job)
+        part = make(id, "shows" if id <= 4 else "draws")
+        part.job.request = replace(part.job.request, partial_images=3 if id <= 4 else 0)
+        queue.add(part)
     assert drain(queue)[:4] == [1, 5, 6, 2]
 
 
