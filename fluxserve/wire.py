@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
 
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import FluxserveError
-from fluxserve.request import GeneratedImage, GenerationRequest, InputImage, ModelCard, Timings
+from fluxserve.request import GeneratedImage, GenerationRequest, InputImage, MaskMode, ModelCard, Timings
 from fluxserve.scheduling import Stage
 from fluxserve.sizes import Box
 
@@ -84,6 +84,7 @@ class Decode:
     data: bytes
     param: str
     box: Box
+    mask_mode: MaskMode = "alpha"
 
 
 @dataclass(frozen=True)

@@ -49,13 +49,15 @@ class FusedNames:
     swapped: str | None = None
 
     def targets(self) -> Iterator[tuple[str, LoraTarget]]:
-        """Every spelling: bare, prefixed, and with underscores as kohya's and OneTrainer's files have it."""
+        """Every spelling: bare, prefixed, and with underscores as kohya's, OneTrainer's and lycoris' files have it."""
         for linear, (rows, columns) in self.shapes.items():
             target = LoraTarget(self.network, linear, 0, rows, columns)
             yield f"lora_unet_{underscored(linear)}", target
+            yield f"lycoris_{underscored(linear)}", target
             yield from prefixed(linear, target)
         for part, target in self._parts():
             yield f"lora_transformer_{underscored(part)}", target
+            yield f"lycoris_{underscored(part)}", target
             yield from prefixed(part, target)
 
     def _parts(self) -> Iterator[tuple[str, LoraTarget]]:

@@ -34,7 +34,7 @@ from fluxserve.pipeline.pictures import Pictures
 from fluxserve.pipeline.samples import EncodedReferences, Inpaint, Sample, latent_weights
 from fluxserve.placement.device import available_bytes, largest_batch
 from fluxserve.placement.plan import Plan
-from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Progress
+from fluxserve.request import GeneratedImage, GenerationRequest, MaskMode, ModelCard, Progress
 from fluxserve.weights.hub.fetch import ByteProgress as ProgressCallback
 from fluxserve.weights.verify import check_files
 
@@ -228,6 +228,7 @@ class FluxPipeline:
         image: ImageSource | None = None,
         images: Sequence[ImageSource] | None = None,
         mask: ImageSource | None = None,
+        mask_mode: MaskMode = "alpha",
         callback: Callable[[Progress], None] | None = None,
         **options: Unpack[RequestOptions],
     ) -> Generation:
@@ -235,15 +236,16 @@ class FluxPipeline:
 
         image: what to start from: an encoded PNG, JPEG or WebP file, its path, or a Pillow picture; without a prompt
         the result is a variation of it. images: instead, several in order, for models that draw by them. mask: of the
-        first image's size; its transparent pixels are redrawn. By default that is what is transparent in an image that
-        comes alone. callback: called after every step. options: see `RequestOptions`.
+        first image's size; its transparent pixels are redrawn, or with the mask_mode white those that are white. By
+        default that is what is transparent in an image that comes alone. callback: called after every step. options:
+        see `RequestOptions`.
 
         Raises:
             InvalidRequest: a value is out of range, a picture cannot be read, or a LoRA is not there; names it.
         """
         if image is not None and images is not None:
             raise InvalidRequest("give image or images", param="images", code="conflicting_parameters")
-        inputs = read_inputs(image if images is None else images, mask)
+        inputs = read_inputs(image if images is None else images, mask, mask_mode)
         request = complete_request(self.card, prompt, inputs=inputs, **options)
         return self.run(request, callback)
 

@@ -98,6 +98,8 @@ def test_generate_draws_by_several_pictures(tiny_checkpoint: MakeCheckpoint, tmp
         (["a cat", "--image", "no-such.png"], 2, "image cannot be read from 'no-such.png'"),
         (["a cat", "--image", __file__], 2, "image must be a complete PNG, JPEG or WebP file"),
         (["a cat", "--mask", __file__], 2, "mask needs an image"),
+        (["a cat", "--mask-mode", "white"], 2, "mask_mode white needs a mask"),
+        (["a cat", "--mask-mode", "red"], 2, "'red' is not one of 'alpha', 'white'"),
         (["a cat", "--format", "gif", "-o", "-"], 2, "format must be png, jpeg or webp"),
         (["a cat", "--format", "webp", "-o", "cat.png"], 2, "disagree"),
         ([""], 2, "prompt must not be blank"),

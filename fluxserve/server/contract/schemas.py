@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from fluxserve.completion import LONGEST_PROMPT, clean_text
-from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, OutputFormat, Range
+from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, MaskMode, OutputFormat, Range
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 EchoedQuality = Literal["low", "medium", "high", "xhigh", "max"]
@@ -133,6 +133,9 @@ class EditParameters(ImageParameters):
     prompt: Prompt = Field(description="What to draw.")
     input_fidelity: Literal["low", "high"] | None = Field(
         None, description="high without strength and mask means strength 0.5."
+    )
+    mask_mode: MaskMode = Field(
+        "alpha", description="What of the mask is redrawn: what is transparent, or with white what is white."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ from fluxserve import wire
 from fluxserve.completion import edit_area
 from fluxserve.decoding.decoder import DECODE_S, Decoder
 from fluxserve.input_images import EditInputs, pair_inputs
+from fluxserve.request import MaskMode
 from fluxserve.server.contract.pictures import Pictures
 from fluxserve.server.contract.resolve import ServingLimits
 from fluxserve.server.limits.turns import Room, Turns
@@ -35,7 +36,7 @@ def upload_box(size: str, limits: ServingLimits) -> Box:
     return Box(asked, edit_area(limits.card), most, config.max_input_pixels, limits.card.references)
 
 
-async def read_pictures(decoder: Decoder, pictures: Pictures, box: Box) -> EditInputs:
+async def read_pictures(decoder: Decoder, pictures: Pictures, box: Box, mask_mode: MaskMode = "alpha") -> EditInputs:
     """Uploads and the mask of the first, as small pictures.
 
     Raises:
@@ -43,21 +44,23 @@ async def read_pictures(decoder: Decoder, pictures: Pictures, box: Box) -> EditI
             decode, or the mask does not fit.
     """
     if box.references is not None:
-        return await _read_references(decoder, pictures.images, pictures.mask, box)
+        return await _read_references(decoder, pictures, box, mask_mode)
     decoded = await decoder.decode(wire.Decode(pictures.images[0], "image", box))
     if pictures.mask is None:
         return EditInputs(decoded.picture, decoded.opacity if decoded.picture.transparent else None)
-    return pair_inputs(decoded.picture, (await decoder.decode(wire.Decode(pictures.mask, "mask", box))).opacity)
+    kept = await decoder.decode(wire.Decode(pictures.mask, "mask", box, mask_mode))
+    return pair_inputs(decoded.picture, kept.opacity)
 
 
-async def _read_references(decoder: Decoder, images: Sequence[bytes], mask: bytes | None, box: Box) -> EditInputs:
+async def _read_references(decoder: Decoder, pictures: Pictures, box: Box, mask_mode: MaskMode) -> EditInputs:
     """As a model with references reads them."""
+    images, mask = pictures.images, pictures.mask
     decoded = [await decoder.decode(wire.Decode(image, "image", box.of_references)) for image in images]
     first, *others = (each.picture for each in decoded)
     if mask is None and (others or not first.transparent):
         return EditInputs(first, None, tuple(others))
     kept = await decoder.decode(wire.Decode(images[0], "image", box))  # the size drawn may be another
-    masked = kept if mask is None else await decoder.decode(wire.Decode(mask, "mask", box))
+    masked = kept if mask is None else await decoder.decode(wire.Decode(mask, "mask", box, mask_mode))
     return replace(pair_inputs(first, masked.opacity, tuple(others)), kept=kept.picture)
 
 

@@ -14,7 +14,7 @@ from fluxserve.server.http.spool import Spool
 from fluxserve.server.limits.rate_limit import RateLimiter
 from fluxserve.server.limits.upload_budget import UploadBudget
 
-JSON_CAP, JSON_PICTURES_CAP, FORM_CAP = 2**20, 32 * 2**20, 64 * 2**20
+JSON_CAP, JSON_PICTURES_CAP, FORM_CAP = 2**20, 64 * 2**20, 64 * 2**20
 """Bytes; JSON with pictures takes several times its size while it is parsed."""
 
 

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from fluxserve.completion import check_count
 from fluxserve.engine import Engine
 from fluxserve.errors import DeadlineExceeded
-from fluxserve.input_images import EditInputs
+from fluxserve.input_images import EditInputs, check_mask_mode
+from fluxserve.request import MaskMode
 from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
@@ -74,8 +75,10 @@ async def _read_edit(
         if model.card is not None:
             limits = services.serving_limits(model)
             box = upload_box(sent.parameters.size, limits)
+            mode: MaskMode = sent.parameters.mask_mode if isinstance(sent.parameters, EditParameters) else "alpha"
+            check_mask_mode(mode, sent.pictures.mask is not None)
             check_count(len(sent.pictures.images), limits.card.max_input_images if schema is EditParameters else 1)
-            inputs = await read_pictures(decoder, sent.pictures, box)
+            inputs = await read_pictures(decoder, sent.pictures, box, mode)
             # A variation's own transparency keeps nothing.
             kept = inputs if schema is EditParameters else EditInputs(inputs.image)
             return model, sent.parameters, kept, sent.digest
