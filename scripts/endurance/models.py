@@ -30,7 +30,7 @@ TABLE = '[[models]]\nmodel = "{}"\nworkers = 2\nmemory-budget = {}\nidle-timeout
 
 @dataclass
 class Flood:
-    """What callers share. wrong: what was found; longest_s: of one answer."""
+    """What callers share. wrong: what was found; longest_s: of one answer. kills: of workers."""
 
     server: Server
     rng: random.Random = field(default_factory=lambda: random.Random(23))
@@ -38,6 +38,7 @@ class Flood:
     sent: int = 0
     wrong: list[str] = field(default_factory=list)
     longest_s: float = 0.0
+    kills: int = 0
 
 
 async def models(scale: Scale) -> list[Goal]:
@@ -61,7 +62,7 @@ def _goals(flood: Flood, scale: Scale) -> list[Goal]:
     counted = 'fluxserve_model_unloads_total{{reason="{}"}}'
     unloads = {reason: now.get(counted.format(reason), 0.0) for reason in ("room", "idle")}
     what = (
-        f"{flood.sent:,} requests over three models with room for two, two workers each, {scale.of(KILLS)} SIGKILLs, "
+        f"{flood.sent:,} requests over three models with room for two, two workers each, {flood.kills} SIGKILLs, "
         f"{unloads['room']:.0f} evictions, {unloads['idle']:.0f} idle unloads: without their one right answer"
     )
     if unloads["room"] < scale.of(EVICTIONS) or unloads["idle"] < ROUNDS:
@@ -82,6 +83,7 @@ async def _round(flood: Flood, scale: Scale) -> None:
         if living := _workers(flood.server):
             with suppress(ProcessLookupError):
                 os.kill(flood.rng.choice(living), signal.SIGKILL)
+                flood.kills += 1
     await asyncio.gather(*callers)
 
 
