@@ -233,6 +233,18 @@ class Placement:
     step_s: float
     compute: str = "exact"
 
+    @property
+    def summary(self) -> str:
+        """In one line, for the log."""
+        return (
+            f"{self.peak_bytes:,} of {self.budget_bytes:,} bytes at most, "
+            f"{self.resident_blocks} of {self.resident_blocks + self.streamed_blocks} blocks resident, "
+            f"{self.streamed_bytes:,} bytes streamed a step, "
+            f"text encoder {self.text_encoder}, autoencoder {self.autoencoder}, "
+            f"products {self.compute}, "
+            f"{self.step_s:.2f} s a step expected"
+        )
+
 
 @dataclass(frozen=True)
 class ModelCard:

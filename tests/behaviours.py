@@ -110,4 +110,15 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         177: "A job whose client leaves is stopped, and the next is served.",
         178: "With --redux, variations show the picture to the image encoder, and edits weigh several.",
     },
+    "Several models, several workers": {
+        160: "model chooses among several; the first is the default, and what OpenAI's names mean.",
+        161: "The models list tells of each model and name whether it is loaded, and loads none.",
+        162: "A request for an unloaded model is answered; a stream tells its place and the seconds to come.",
+        163: "What does not fit makes the least recently used idle model give way; of two in use each has its turns.",
+        164: "An idle model is unloaded after its time; asking for health or lists is no use of it.",
+        165: "Models are loaded and unloaded when that is asked, and with keys by an admin key alone.",
+        166: "How long a load takes is counted in predicted waits and deadlines, across restarts too.",
+        167: "Workers share one queue: whoever is free takes the next, and short jobs pass long ones.",
+        168: "The pictures of one request are spread over idle workers, and are those of one worker.",
+    },
 }

@@ -33,9 +33,9 @@ from fluxserve.pipeline.metadata import about
 from fluxserve.pipeline.networks import Blueprint, Networks, draw_blueprint
 from fluxserve.pipeline.pictures import Pictures
 from fluxserve.pipeline.samples import EncodedReferences, Inpaint, Sample, StepMemory, latent_weights
-from fluxserve.placement.device import largest_batch
+from fluxserve.placement.device import available_bytes, largest_batch
 from fluxserve.placement.plan import Plan
-from fluxserve.request import GeneratedImage, GenerationRequest, MaskMode, Progress
+from fluxserve.request import GeneratedImage, GenerationRequest, MaskMode, ModelCard, Progress
 from fluxserve.weights.hub.fetch import ByteProgress as ProgressCallback
 from fluxserve.weights.verify import check_files
 
@@ -51,20 +51,18 @@ def log_progress(stage: str, done: int, total: int) -> None:
         log.info("%s: %d bytes", stage, total)
 
 
+def _card(blueprint: Blueprint, plan: Plan) -> ModelCard:
+    loras = blueprint.adapters.by_name
+    return model_card(blueprint.checkpoint, plan, blueprint.device, blueprint.block_format, loras, blueprint.solver)
+
+
 class FluxPipeline:
     """A loaded model. One thread at a time; `encode` alone may run beside the others."""
 
     def __init__(self, blueprint: Blueprint, networks: Networks) -> None:
         self.blueprint = blueprint
         self.variant = blueprint.checkpoint.variant
-        self.card = model_card(
-            blueprint.checkpoint,
-            networks.plan,
-            blueprint.device,
-            blueprint.block_format,
-            blueprint.adapters.by_name,
-            blueprint.solver,
-        )
+        self.card = _card(blueprint, networks.plan)
         self.max_batch = largest_batch(blueprint.device)
         self._positions = ByteBoundedCache[Tensor](POSITION_CACHE_BYTES, lambda positions: positions.nbytes)
         self._take(networks)
@@ -102,6 +100,13 @@ class FluxPipeline:
         networks = blueprint.build(plan, progress)
         log.info("%s loaded: %s", checkpoint.id, checkpoint.variant.licence)
         return cls(blueprint, networks)
+
+    @staticmethod
+    def describe(config: PipelineConfig) -> tuple[ModelCard, int]:
+        """The card that the model would have, and what its device has free, in bytes. Raises: as `load`."""
+        blueprint = draw_blueprint(config, log_progress)
+        plan = blueprint.plan(config.offload, config.memory_budget)
+        return _card(blueprint, plan), available_bytes(blueprint.device)
 
     @classmethod
     @takes_fields_of(PipelineConfig)

@@ -16,6 +16,7 @@ from functools import partial
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from fluxserve.engine import Engine
 from fluxserve.engine.job import Job
 from fluxserve.errors import InvalidRequest, StorageFull
 from fluxserve.request import GeneratedImage, ModelCard
@@ -41,6 +42,7 @@ class ImageCall:
 
     services: Services
     http: Request
+    model: Engine
     resolved: ResolvedRequest
     digest: str
 
@@ -80,7 +82,7 @@ async def serve_images(call: ImageCall) -> Response:
 
 def _describe(call: ImageCall) -> None:
     """Tells the request's context what the headers, the metrics and the log say of it."""
-    card, context = call.services.card, call.context
+    card, context = call.model.known_card(), call.context
     context.operation, context.model = call.resolved.operation, card.id
     context.warnings.extend([*call.resolved.warnings, *_notice(card)])
     if call.services.config.log_prompts:
@@ -110,7 +112,7 @@ def _reattach(call: ImageCall, timeout: ClientTimeout) -> Job | None:
 
 
 def _submit(call: ImageCall, timeout: ClientTimeout) -> Job:
-    job = call.services.engine.submit(
+    job = call.model.submit(
         call.resolved.request,
         client=call.context.client,
         start_timeout_s=timeout.start_timeout_s(call.resolved.stream),
@@ -122,7 +124,7 @@ def _submit(call: ImageCall, timeout: ClientTimeout) -> Job:
 
 
 def _accept(call: ImageCall, job: Job | None, *, joined: bool) -> None:
-    metrics = call.services.engine.metrics
+    metrics = call.services.models.metrics
     metrics.request_accepted()
     call.context.accepted, call.context.job = True, job
     if joined:
@@ -189,14 +191,14 @@ async def _finish(call: ImageCall, job: Job) -> Outcome:
     """The finished job's outcome, its pictures stored where the answer is to hold URLs."""
     result = await job.result()
     names = await _store(call.services, result.images) if call.resolved.delivery == "url" else ()
-    return outcome_of(result, call.services.card.id, names)
+    return outcome_of(result, call.model.known_card().id, names)
 
 
 async def _store(services: Services, images: Sequence[GeneratedImage]) -> Sequence[str]:
     """Puts pictures behind URLs; how long that takes is measured, as the worker's stages are."""
     began = time.monotonic()
     names = await services.store.put(images)
-    services.engine.metrics.stage.labels("store").observe(time.monotonic() - began)
+    services.models.metrics.stage.labels("store").observe(time.monotonic() - began)
     return names
 
 
@@ -208,7 +210,7 @@ async def _respond(call: ImageCall, outcome: Outcome) -> Response:
 
 
 def _stream(call: ImageCall, job: Job) -> Response:
-    events = SseWriter(call.resolved).live(job, call.services.engine.eta_s)
+    events = SseWriter(call.resolved).live(job, call.model)
     return EventStream(events, on_close=job.leave, held=lambda: [image.data for image in job.progress.images])
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from fluxserve.engine.events import CompletedImage, PartialImage
+from fluxserve.engine import Engine
+from fluxserve.engine.events import CompletedImage, JobEvent, PartialImage
 from fluxserve.engine.job import Job
 from fluxserve.errors import FluxserveError
 from fluxserve.request import GeneratedImage, Progress, Timings
@@ -30,6 +31,7 @@ from fluxserve.server.jobs.outcome import Outcome
 
 PING_AFTER_S = 15.0
 _PROGRESS_EVERY_S = 0.25
+_TELL_WAITING_AFTER_S, _TELL_WAITING_EVERY_S = 0.2, 2.0
 Event = Sequence[Part]
 
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -41,15 +43,17 @@ class SseWriter:
 
     resolved: ResolvedRequest
 
-    async def live(self, job: Job, eta_s: Callable[[Job], float | None]) -> AsyncIterator[Event]:
-        """The events of a job that runs, as they happen."""
+    async def live(self, job: Job, model: Engine) -> AsyncIterator[Event]:
+        """The events of a job, as they happen; its place and the seconds to come while it waits."""
         sent_at = 0.0
         try:
-            async for event in job.events():
+            async for event in _with_pauses(job):
                 match event:
+                    case None:
+                        yield _waiting(model, job)
                     case Progress() if time.monotonic() - sent_at >= _PROGRESS_EVERY_S:
                         sent_at = time.monotonic()
-                        yield _progress(event, eta_s(job))
+                        yield _progress(event, model.eta_s(job))
                     case PartialImage():
                         yield self._partial(event)
                     case CompletedImage():
@@ -146,6 +150,40 @@ def _failure(error: FluxserveError) -> Event:
     return (b"event: error\ndata: %s\n\n" % json.dumps({"type": "error", **error_body(error)}).encode(),)
 
 
+async def _with_pauses(job: Job) -> AsyncIterator[JobEvent | None]:
+    """The job's events, and None now and then while it waits for its start."""
+    events, pause_s = job.events(), _TELL_WAITING_AFTER_S
+    coming = asyncio.ensure_future(anext(events, _END))
+    try:
+        while True:
+            await asyncio.wait([coming], timeout=pause_s if job.queued else None)
+            if not coming.done():
+                pause_s = _TELL_WAITING_EVERY_S
+                if job.queued:
+                    yield None
+            elif isinstance(event := coming.result(), _End):
+                return
+            else:
+                coming = asyncio.ensure_future(anext(events, _END))
+                yield event
+    finally:
+        coming.cancel()
+
+
+class _End:
+    """After the last event."""
+
+
+_END = _End()
+
+
+def _waiting(model: Engine, job: Job) -> Event:
+    return (f": waiting place={model.place(job)} model={model.state}{_eta(model.eta_s(job))}\n\n".encode(),)
+
+
 def _progress(progress: Progress, eta_s: float | None) -> Event:
-    eta = "" if eta_s is None else f" eta_ms={round(eta_s * 1000)}"
-    return (f": progress image={progress.index} step={progress.step}/{progress.steps}{eta}\n\n".encode(),)
+    return (f": progress image={progress.index} step={progress.step}/{progress.steps}{_eta(eta_s)}\n\n".encode(),)
+
+
+def _eta(eta_s: float | None) -> str:
+    return "" if eta_s is None else f" eta_ms={round(eta_s * 1000)}"

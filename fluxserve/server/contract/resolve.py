@@ -15,7 +15,6 @@ from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import EditInputs
 from fluxserve.request import GenerationRequest, LoraChoice, ModelCard, OutputFormat
 from fluxserve.server.contract.delivery import Delivery, choose_delivery
-from fluxserve.server.contract.model_names import check_model_name
 from fluxserve.server.contract.schemas import (
     IGNORED,
     EchoedQuality,
@@ -85,7 +84,6 @@ def resolve_request(
     card, config = limits.card, limits.config
     if config.strict:
         _refuse_unknown(parameters)
-    check_model_name(parameters.model, card, config)
     delivery, output_format = choose_delivery(parameters, accept, config)
     quality = _QUALITY[parameters.quality]
     request = _to_request(parameters, inputs, output_format, quality, limits)

@@ -28,6 +28,7 @@ from fluxserve.sizes import MAX_INPUT_IMAGES
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 EchoedQuality = Literal["low", "medium", "high", "xhigh", "max"]
+ModelState = Literal["unloaded", "loading", "loaded", "failed"]
 Operation = Literal["image_generation", "image_edit", "image_variation"]
 """What a route does, as the metrics call it."""
 ALIASES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
@@ -283,23 +284,31 @@ class ModelPlacement(BaseModel):
 
 
 class ModelBody(BaseModel):
-    """The served model, as OpenAI lists it, and what a client may ask of it."""
+    """A served model, as OpenAI lists it, whether it is loaded, and what a client may ask of it.
+
+    load_s: how long a load takes, measured; null: not known yet. idle_timeout_s: null: it is never unloaded by itself.
+    The details, null here, are known once the model's files are here or it was loaded.
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
     aliases: list[str]
-    native_area: int
-    default_size: str
-    limits: ModelLimits
-    defaults: ModelDefaults
-    loras: list[str]
     capabilities: list[str]
-    licence: str
-    description: str
-    notice: str | None
-    placement: ModelPlacement | None
+    state: ModelState
+    workers: int
+    load_s: float | None
+    idle_timeout_s: float | None
+    native_area: int | None = None
+    default_size: str | None = None
+    limits: ModelLimits | None = None
+    defaults: ModelDefaults | None = None
+    loras: list[str] | None = None
+    licence: str | None = None
+    description: str | None = None
+    notice: str | None = None
+    placement: ModelPlacement | None = None
 
 
 class ModelList(BaseModel):

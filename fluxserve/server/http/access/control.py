@@ -21,7 +21,7 @@ from fluxserve.server.http.access.origins import ANY, Origins, authority, origin
 from fluxserve.server.http.client_address import client_address
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.errors import error_response
-from fluxserve.server.http.paths import HEALTH_PATHS, IMAGE_REQUESTS, PICTURES
+from fluxserve.server.http.paths import HEALTH_PATHS, IMAGE_REQUESTS, MODELS, PICTURES
 from fluxserve.server.http.protocol import OVER_CAPACITY
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -56,7 +56,8 @@ class AccessControl:
 
     def __init__(self, app: ASGIApp, config: ServerConfig, check_serving: Callable[[], object]) -> None:
         self._app = app
-        self._keys = ApiKeys(config.api_keys)
+        self._keys = ApiKeys([*config.api_keys, *config.admin_keys] if config.api_keys else [])
+        self._admins = ApiKeys(config.admin_keys)
         self._config = config
         named = bool(config.allowed_hosts or config.public_url)
         self._hosts = _allowed_hosts(config) if named or is_loopback(config.host) else [ANY]
@@ -85,9 +86,23 @@ class AccessControl:
             self._check_origin(scope, headers)
         address = client_address(scope, self._proxies)
         is_open = path in HEALTH_PATHS or path.startswith(f"{PICTURES}/")
+        authorization = headers.getlist("authorization")
         context_of(scope).client = (
-            address if is_open and method in _READING else self._keys.client(headers.getlist("authorization"), address)
+            address if is_open and method in _READING else self._keys.client(authorization, address)
         )
+        if method == "POST" and path.startswith(f"{MODELS}/"):
+            self._check_admin(authorization, address)
+
+    def _check_admin(self, authorization: list[str], address: str) -> None:
+        """Who has a key for pictures may not take a model away from the others."""
+        if self._config.api_keys and not self._config.admin_keys:
+            raise InvalidRequest("no key may load or unload models here (--admin-key)", code="admin_key_required")
+        try:
+            self._admins.client(authorization, address)
+        except InvalidRequest:
+            raise InvalidRequest(
+                "loading and unloading models takes an admin key (--admin-key)", code="admin_key_required"
+            ) from None
 
     def _check_host(self, scope: Scope, host: str | None) -> None:
         """A page could otherwise reach this machine by a name of its own. Without any (HTTP/1.0), it is no browser."""
