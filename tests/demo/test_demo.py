@@ -20,7 +20,7 @@ import fluxserve
 from fluxserve import FluxPipeline
 from fluxserve.config import Dtype
 from fluxserve.models.companions import flux1_autoencoder as autoencoder
-from fluxserve.models.flux1 import blocks
+from fluxserve.models.parts import streams
 from tests.demo.references import PROMPTS, named
 from tests.server import running
 from tests.server.running import Server
@@ -77,8 +77,8 @@ def test_all_twelve_are_right(pipeline: FluxPipeline) -> None:
 
 
 def swap_q_and_k(monkeypatch: pytest.MonkeyPatch, _: FluxPipeline) -> None:
-    attention = blocks.attention
-    monkeypatch.setattr(blocks, "attention", lambda q, k, v, rope: attention(k, q, v, rope))
+    attention = streams.attention
+    monkeypatch.setattr(streams, "attention", lambda q, k, v, rope: attention(k, q, v, rope))
 
 
 def drop_the_latent_scale(monkeypatch: pytest.MonkeyPatch, _: FluxPipeline) -> None:

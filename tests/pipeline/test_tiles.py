@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fluxserve.completion import complete_request
+from fluxserve.pipeline.images import to_tensor
 from fluxserve.pipeline.pipeline import FluxPipeline
 from fluxserve.pipeline.tiles import decode_tiled, encode_tiled
 from tests.conftest import MakeCheckpoint
@@ -51,12 +52,12 @@ def test_tiles_of_a_local_encoder_make_the_whole_map(height: int, width: int, sc
 def test_a_plan_without_room_encodes_in_tiles(tiny_checkpoint: MakeCheckpoint) -> None:
     """Of random weights, with wild statistics: the middle of a tile is alike, no more."""
     pipeline = FluxPipeline.from_pretrained(str(tiny_checkpoint()), device="cpu", dtype="float32")
-    pictures, pixels = pipeline.pictures, np.asarray(sketch(576, 64))
-    whole = pictures.encode(pixels, 576, 64, lambda: None)
+    pictures, pixels = pipeline.pictures, to_tensor(np.asarray(sketch(576, 64)))
+    whole = pictures.encode(pixels, lambda: None)
     small = replace(pipeline.plan.work, width=64, height=64)
     pictures.plan = replace(pipeline.plan, work=small, budget_bytes=0, tiled=True)
     assert not pictures.plan.encodes_whole(576, 64)
-    tiled = pictures.encode(pixels, 576, 64, lambda: None)
+    tiled = pictures.encode(pixels, lambda: None)
     assert tiled.shape == whole.shape
     assert 0 < (tiled - whole).abs().mean() < 0.5 * whole.std()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from openai import OpenAI
 from PIL import Image
 
@@ -66,8 +67,10 @@ def test_previews_are_real_predictions(server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The default model."""
-    server = running.start([], tmp_path_factory.mktemp("demo"), running.REAL_WORKER).wait_ready()
+    """The default model, with as many threads as this process has: sums of other parts are rounded otherwise."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        server = running.start([], tmp_path_factory.mktemp("demo"), running.REAL_WORKER).wait_ready()
     yield server
     assert server.stop() == 0, server.log.read_text()
 

@@ -160,8 +160,8 @@ def test_edits_by_strength(plain: FluxPipeline) -> None:
         options = {"strength": strength, "num_inference_steps": 8, "seed": 3, "width": 96, "height": 64}
         (sample,) = plain.begin(complete_request(plain.card, "a cat", inputs=inputs, **options))
         assert sample.steps == 8 * strength
-        assert sample.picture is not None
-        clean = plain.pictures.encode(sample.picture.pixels, 96, 64, lambda: None)
+        clean = sample.given.clean
+        assert clean is not None
         while not sample.done:
             plain.step([sample])
         distances.append(float((sample.latents - clean).square().mean()))

@@ -170,7 +170,7 @@ def test_pictures_are_peft_s_at_load_and_per_request(
     before = velocity(plain)
     with side_branches(plain, weighted):
         beside = velocity(plain)
-    merged = velocity(built(checkpoint, MergedReader(_InFloat32(checkpoint.readers["transformer"]), weighted)))
+    merged = velocity(built(checkpoint, MergedReader(_InFloat32(checkpoint.readers["transformer"]), weighted, {})))
     assert (expected - before).abs().max() > 0.1
     assert (beside - expected).abs().max() <= 1e-4
     assert (merged - expected).abs().max() <= 1e-4
