@@ -53,7 +53,12 @@ async def read(reader: UploadReader, image: bytes, mask: bytes | None, client: s
 
 
 def children() -> set[int]:
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    """This process's child processes; a thread that ends while it is asked has none."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found.update(int(pid) for pid in (task / "children").read_text().split())
+    return found
 
 
 async def outcome(reading: Awaitable[EditInputs]) -> EditInputs | InvalidRequest | QueueFull:
