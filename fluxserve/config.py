@@ -296,6 +296,7 @@ class ServerConfig:
         str | None,
         Option("module:function, asked with (prompt, image) before each generation.", "answers", sensitive=True),
     ] = None
+    studio: Annotated[bool, Option("Serve no page to draw in.", "answers")] = True
     log_prompts: Annotated[bool, Option("Write each request's prompt into the log.", "answers")] = False
 
 

@@ -87,4 +87,17 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         73: "Pictures come as data: URLs too, in JSON and in forms; no other URL is taken, and none is fetched.",
         74: "LoRAs are read in every spelling of forms and JSON.",
     },
+    "The studio": {
+        140: "It draws as the API does: previews before the end, and the seed afterwards.",
+        141: "Stopping frees the worker within a step.",
+        142: "Who waits is told the place in the queue and the expected time.",
+        143: "A painted mask is what is redrawn; the rest of the picture stays.",
+        144: "A refusal stands beside the field it names, in the server's words.",
+        145: "The page opens without a key; what it asks for needs one, which lives as long as the tab's session.",
+        146: "The gallery outlives a reload, until it is forgotten.",
+        147: "A PNG that was drawn here brings its settings back.",
+        148: "A picture's request is copied as curl, Python and JavaScript, each of which draws it again.",
+        149: "axe finds no serious violation; the keyboard is enough; 360 pixels are enough.",
+        150: "The first paint is at most 60 KB over the wire, all from this server, and nothing moves while it draws.",
+    },
 }

@@ -126,6 +126,8 @@ async def _run(
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         log.info("fluxserve %s on %s/v1, loading %s", __version__, address, pipeline.model)
+        if config.studio:
+            log.info("draw at %s/", address)
         code = await Front(engine, _Server(options), limits.drain_timeout_s).run(listener)
     finally:
         services.close()

@@ -40,6 +40,13 @@ class Admission:
         others = (other for other in (*self._inflight, *queue) if other is not job)
         return sum(self._left_s(other) for other in others if self.rank_of(other) <= own)
 
+    def place(self, job: Job, queue: JobQueue) -> int:
+        """How many of those that wait will be begun before `job`."""
+        own = self.rank_of(job)
+        return sum(
+            other.queued and self.rank_of(other) <= own for other in (*self._inflight, *queue) if other is not job
+        )
+
     def check(self, job: Job, queue: JobQueue, start_timeout_s: float | None, until_ready_s: float) -> None:
         """until_ready_s: until a worker takes jobs.
 

@@ -72,6 +72,10 @@ class Dispatcher:
         left_s = self._costs.remaining_s(job.progress.remaining_work())
         return self._supervisor.until_ready_s + ahead_s + left_s
 
+    def place(self, job: Job) -> int | None:
+        """How many waiting jobs go before this one; None once it has begun."""
+        return self._admission.place(job, self._queue) if job.queued else None
+
     def fail_all(self, error: errors.FluxserveError) -> None:
         for job in [*self._queue, *self._inflight]:
             job.fail(error)

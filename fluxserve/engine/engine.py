@@ -152,6 +152,10 @@ class Engine:
         """Predicted seconds until `job` is finished; None before anything has been measured."""
         return self._dispatcher.eta_s(job)
 
+    def place(self, job: Job) -> int | None:
+        """How many waiting jobs go before this one; None once it has begun."""
+        return self._dispatcher.place(job)
+
     async def drain(self, timeout_s: float) -> None:
         """Refuses new requests from now on and returns when no job is open.
 

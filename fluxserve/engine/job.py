@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 from fluxserve.engine.events import CompletedImage, EventLog, JobEvent, JobResult, PartialImage
 from fluxserve.engine.progress import JobClock, JobProgress
@@ -63,6 +64,12 @@ class Job:
     def queued(self) -> bool:
         """The worker has not begun it yet."""
         return self.clock.began_at is None and not self.done
+
+    async def waits(self, seconds: float) -> bool:
+        """Whether it is still queued after so many seconds; returns earlier once it is not."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.clock.started.wait(), seconds)
+        return self.queued
 
     async def result(self) -> JobResult:
         """Waits for the end.
@@ -153,4 +160,5 @@ class Job:
         for timer in self._timers:
             timer.cancel()
         self._events.close()
+        self.clock.started.set()
         self._on_end(self)

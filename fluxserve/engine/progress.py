@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field, replace
 
@@ -12,10 +13,14 @@ from fluxserve.scheduling import RemainingWork
 
 @dataclass
 class JobClock:
-    """submitted_at, began_at: monotonic seconds; began_at is None until the worker takes the job up."""
+    """submitted_at, began_at: monotonic seconds; began_at is None until the worker takes the job up.
+
+    started: set once it has begun, or never will.
+    """
 
     submitted_at: float = field(default_factory=time.monotonic)
     began_at: float | None = None
+    started: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def age_s(self) -> float:
@@ -31,6 +36,7 @@ class JobClock:
         """Only the first start ends the wait."""
         if self.began_at is None:
             self.began_at = time.monotonic()
+            self.started.set()
 
     def stamp(self, timings: Timings) -> Timings:
         """The worker's timings with those that only the front knows."""

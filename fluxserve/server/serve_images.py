@@ -206,7 +206,7 @@ async def _respond(call: ImageCall, outcome: Outcome) -> Response:
 
 
 def _stream(call: ImageCall, job: Job) -> Response:
-    events = SseWriter(call.resolved).live(job, call.services.engine.eta_s)
+    events = SseWriter(call.resolved).live(job, call.services.engine)
     return EventStream(events, on_close=job.leave)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from fluxserve.engine import Engine
 from fluxserve.engine.events import CompletedImage, PartialImage
 from fluxserve.engine.job import Job
 from fluxserve.errors import FluxserveError
@@ -28,6 +29,7 @@ from fluxserve.server.jobs.outcome import Outcome
 
 PING_AFTER_S = 15.0
 _PROGRESS_EVERY_S = 0.25
+_PLACE_EVERY_S = 1.0
 _WRITE_DEADLINE_S = 60.0
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -38,15 +40,17 @@ class SseWriter:
 
     resolved: ResolvedRequest
 
-    async def live(self, job: Job, eta_s: Callable[[Job], float | None]) -> AsyncIterator[bytes]:
-        """The events of a job that runs, as they happen."""
+    async def live(self, job: Job, engine: Engine) -> AsyncIterator[bytes]:
+        """The events of a job that waits or runs, as they happen."""
         sent_at = 0.0
+        async for comment in _places(job, engine):
+            yield comment
         try:
             async for event in job.events():
                 match event:
                     case Progress() if time.monotonic() - sent_at >= _PROGRESS_EVERY_S:
                         sent_at = time.monotonic()
-                        yield _progress(event, eta_s(job))
+                        yield _progress(event, engine.eta_s(job))
                     case PartialImage():
                         yield self._partial(event)
                     case CompletedImage():
@@ -147,5 +151,14 @@ def _failure(error: FluxserveError) -> bytes:
 
 
 def _progress(progress: Progress, eta_s: float | None) -> bytes:
-    eta = "" if eta_s is None else f" eta_ms={round(eta_s * 1000)}"
-    return f": progress image={progress.index} step={progress.step}/{progress.steps}{eta}\n\n".encode()
+    return f": progress image={progress.index} step={progress.step}/{progress.steps}{_eta(eta_s)}\n\n".encode()
+
+
+async def _places(job: Job, engine: Engine) -> AsyncIterator[bytes]:
+    """Comments with the job's place in the queue, from 0, until it has begun; none where that is soon."""
+    while await job.waits(_PLACE_EVERY_S):
+        yield f": queued place={engine.place(job)}{_eta(engine.eta_s(job))}\n\n".encode()
+
+
+def _eta(eta_s: float | None) -> str:
+    return "" if eta_s is None else f" eta_ms={round(eta_s * 1000)}"

@@ -21,7 +21,7 @@ from fluxserve.server.http.access.origins import ANY, Origins, authority, origin
 from fluxserve.server.http.client_address import client_address
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.errors import error_response
-from fluxserve.server.http.paths import HEALTH_PATHS, IMAGE_REQUESTS, PICTURES
+from fluxserve.server.http.paths import HEALTH_PATHS, IMAGE_REQUESTS, PICTURES, is_page
 from fluxserve.server.http.protocol import OVER_CAPACITY
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -84,10 +84,11 @@ class AccessControl:
         if method not in _READING:
             self._check_origin(scope, headers)
         address = client_address(scope, self._proxies)
-        is_open = path in HEALTH_PATHS or path.startswith(f"{PICTURES}/")
-        context_of(scope).client = (
-            address if is_open and method in _READING else self._keys.client(headers.getlist("authorization"), address)
-        )
+        is_open = method in _READING and self._is_open(path)
+        context_of(scope).client = address if is_open else self._keys.client(headers.getlist("authorization"), address)
+
+    def _is_open(self, path: str) -> bool:
+        return path in HEALTH_PATHS or path.startswith(f"{PICTURES}/") or (self._config.studio and is_page(path))
 
     def _check_host(self, scope: Scope, host: str | None) -> None:
         """A page could otherwise reach this machine by a name of its own. Without any (HTTP/1.0), it is no browser."""
