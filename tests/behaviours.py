@@ -87,6 +87,10 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         73: "Pictures come as data: URLs too, in JSON and in forms; no other URL is taken, and none is fetched.",
         74: "LoRAs are read in every spelling of forms and JSON.",
     },
+    "Jobs": {
+        151: "With Prefer: respond-async the answer comes at an address of its own, as it would have come at once.",
+        152: "A job is seen by its own key alone, lives as long as its URLs, and survives the front.",
+    },
     "The studio": {
         140: "It draws as the API does: previews before the end, and the seed afterwards.",
         141: "Stopping frees the worker within a step.",

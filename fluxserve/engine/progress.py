@@ -64,6 +64,11 @@ class JobProgress:
     def remaining_work(self) -> RemainingWork:
         return RemainingWork(self.pixels, self._prepared, tuple(self._steps_left.values()))
 
+    def steps_done(self) -> tuple[int, int]:
+        """(steps that were done, steps in all) of all its images."""
+        steps = (len(self._images) + len(self._steps_left)) * self._steps
+        return steps - sum(self._steps_left.values()), steps
+
     def missing(self) -> tuple[int, ...]:
         """The places in the request whose images have not arrived."""
         return tuple(self._steps_left)

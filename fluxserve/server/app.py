@@ -17,7 +17,7 @@ from fluxserve.server.http.instrumentation import CLIENT_GONE, Instrumentation
 from fluxserve.server.http.pacing import Pacing
 from fluxserve.server.http.paths import IMAGE_REQUESTS, MODELS
 from fluxserve.server.http.target import Target
-from fluxserve.server.routes import docs, files, health, images, metrics, models, studio
+from fluxserve.server.routes import docs, files, health, images, jobs, metrics, models, studio
 from fluxserve.server.services import Services
 
 _NO_ROUTE = (
@@ -38,7 +38,7 @@ def create_app(services: Services) -> ASGIApp:
     )
     app.state.services = services
     pages = (studio, docs) if services.config.studio else (docs,)
-    for resource in (images, files, models, health, metrics, *pages):
+    for resource in (images, jobs, files, models, health, metrics, *pages):
         app.include_router(resource.router)
     app.add_exception_handler(FluxserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

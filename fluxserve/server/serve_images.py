@@ -66,13 +66,12 @@ async def serve_images(call: ImageCall) -> Response:
         InvalidRequest, Refused, GenerationFailed, StorageFull, ContentFilterFailed.
         ClientDisconnect: nobody is left to answer.
     """
-    _describe(call)
     timeout = read_client_timeout(call.http.headers)
-    key = _idempotency_key(call.http)
-    await _check(call)
+    key = idempotency_key(call.http)
+    await check(call)
     if key is not None:
         return await _serve_keyed(call, timeout, f"{call.scope} {key}")
-    job = _reattach(call, timeout) or _submit(call, timeout)
+    job = _reattach(call, timeout) or submit(call, timeout, patient=call.resolved.stream)
     if call.resolved.stream:
         return _stream(call, job)
     return await _serve_once(call, job, timeout)
@@ -87,8 +86,13 @@ def _describe(call: ImageCall) -> None:
         context.prompt = loggable(call.resolved.request.prompt)
 
 
-async def _check(call: ImageCall) -> None:
-    """Asks the operator's filter, and whether pictures can be stored if they have to be."""
+async def check(call: ImageCall) -> None:
+    """Asks the operator's filter, and whether pictures can be stored if they have to be.
+
+    Raises:
+        InvalidRequest, ContentFilterFailed, StorageFull: they cannot.
+    """
+    _describe(call)
     request, services = call.resolved.request, call.services
     if services.content_filter is not None:
         checking = services.content_filter.check(request.prompt, request.image)
@@ -103,23 +107,29 @@ def _reattach(call: ImageCall, timeout: ClientTimeout) -> Job | None:
         return None
     job = call.services.detached.reattach(call.fingerprint)
     if job is not None:
-        _accept(call, job, joined=True)
+        accept(call, job, joined=True)
     return job
 
 
-def _submit(call: ImageCall, timeout: ClientTimeout) -> Job:
+def submit(call: ImageCall, timeout: ClientTimeout, *, patient: bool) -> Job:
+    """The request's job, accepted. patient: its client waits for its start however long that takes.
+
+    Raises:
+        Refused, WorkerCrashed: as `Engine.submit` does.
+    """
     job = call.services.engine.submit(
         call.resolved.request,
         client=call.context.client,
-        start_timeout_s=timeout.start_timeout_s(call.resolved.stream),
+        start_timeout_s=timeout.start_timeout_s(patient),
         deadline_s=timeout.limit_s,
         digest=call.digest,
     )
-    _accept(call, job, joined=False)
+    accept(call, job, joined=False)
     return job
 
 
-def _accept(call: ImageCall, job: Job | None, *, joined: bool) -> None:
+def accept(call: ImageCall, job: Job | None, *, joined: bool) -> None:
+    """Notes that the request is past admission. joined: it has no job of its own."""
     metrics = call.services.engine.metrics
     metrics.request_accepted()
     call.context.accepted, call.context.job = True, job
@@ -131,7 +141,7 @@ async def _serve_once(call: ImageCall, job: Job, timeout: ClientTimeout) -> Resp
     """Waits for a job of the client's own; keeps it for the retry of a client that timed out."""
     kept = False
     try:
-        outcome = await while_connected(call.http.receive, _finish(call, job))
+        outcome = await while_connected(call.http.receive, finish(call, job))
     except ClientDisconnect:
         kept = timeout.has_expired(call.context.elapsed_ms / 1000)
         if kept:
@@ -150,8 +160,8 @@ async def _serve_keyed(call: ImageCall, timeout: ClientTimeout, key: str) -> Res
         if (answer := await _replay(call, entry)) is not None:
             return answer
         store.forget(entry)
-    job = _submit(call, timeout)
-    entry = store.open(key, call.fingerprint, _finish(call, job))
+    job = submit(call, timeout, patient=call.resolved.stream)
+    entry = store.open(key, call.fingerprint, finish(call, job))
     assert entry.work is not None
     if call.resolved.stream:
         job.join()
@@ -163,7 +173,7 @@ async def _replay(call: ImageCall, entry: Entry) -> Response | None:
     """The answer to a request that came before; None if it is lost, or its pictures are."""
     work: asyncio.Future[Outcome] | None = entry.work
     if work is not None:
-        _accept(call, None, joined=True)
+        accept(call, None, joined=True)
     else:
         work = await call.services.idempotency.recall(entry)
     if work is None:
@@ -183,7 +193,7 @@ async def _result(work: asyncio.Future[Outcome]) -> Outcome:
     return await asyncio.shield(work)
 
 
-async def _finish(call: ImageCall, job: Job) -> Outcome:
+async def finish(call: ImageCall, job: Job) -> Outcome:
     """The finished job's outcome, its pictures stored where the answer is to hold URLs."""
     result = await job.result()
     names = await _store(call.services, result.images) if call.resolved.delivery == "url" else ()
@@ -210,7 +220,8 @@ def _stream(call: ImageCall, job: Job) -> Response:
     return EventStream(events, on_close=job.leave)
 
 
-def _idempotency_key(http: Request) -> str | None:
+def idempotency_key(http: Request) -> str | None:
+    """Raises InvalidRequest: the header is no key."""
     key = http.headers.get("idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters")

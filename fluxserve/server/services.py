@@ -16,6 +16,7 @@ from fluxserve.server.contract.content_filter import ContentGate, load_content_f
 from fluxserve.server.contract.resolve import ServingLimits
 from fluxserve.server.contract.uploads import UploadReader
 from fluxserve.server.http.body import BodyReader
+from fluxserve.server.jobs.async_jobs import AsyncJobs
 from fluxserve.server.jobs.detached import DetachedJobs
 from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.image_store import ImageStore
@@ -32,6 +33,7 @@ class Services:
     limits: EngineConfig
     store: ImageStore
     idempotency: IdempotencyStore
+    jobs: AsyncJobs
     detached: DetachedJobs
     bodies: BodyReader
     parser: BodyParser
@@ -62,12 +64,14 @@ def open_services(engine: Engine, config: ServerConfig, limits: EngineConfig, fo
     Raises:
         ConfigError: the content filter cannot be used.
     """
+    answers = IdempotencyStore(folder, config.url_ttl_s)
     return Services(
         engine=engine,
         config=config,
         limits=limits,
         store=ImageStore(folder, config.url_ttl_s, config.store_quota_bytes),
-        idempotency=IdempotencyStore(folder, config.url_ttl_s),
+        idempotency=answers,
+        jobs=AsyncJobs(folder, answers, config.url_ttl_s),
         detached=DetachedJobs(),
         bodies=BodyReader(RateLimiter(config.rate_limit) if config.rate_limit else None),
         parser=BodyParser(),

@@ -14,6 +14,7 @@ from fluxserve.server.contract.schemas import (
     GenerationParameters,
     ImageParameters,
     ImagesBody,
+    JobBody,
     VariationParameters,
 )
 from fluxserve.server.http.instrumentation import WARNING_HEADER
@@ -45,6 +46,10 @@ def errors(*statuses: int) -> Responses:
     return {status: {"model": ErrorBody} for status in sorted({401, 403, *statuses})}
 
 
+EVENTS: dict[str, Any] = {
+    "description": "Server-sent events.",
+    "content": {"text/event-stream": {"schema": {"type": "string", "description": _EVENTS}}},
+}
 IMAGE_ANSWERS: Responses = {
     200: {
         "description": "The images, in the form that was asked for.",
@@ -56,6 +61,7 @@ IMAGE_ANSWERS: Responses = {
             "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}},
         },
     },
+    202: {"description": "With `Prefer: respond-async`: the job, whose address is in Location.", "model": JobBody},
     **errors(400, 404, 413, 415, 422, 429, 500, 503, 504),
 }
 FILE_ANSWERS: Responses = {

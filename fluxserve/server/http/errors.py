@@ -63,6 +63,7 @@ ERROR_RULES: Mapping[str, ErrorRule] = {
     "not_found": _NOT_FOUND,
     "model_not_found": _NOT_FOUND,
     "image_not_found": _NOT_FOUND,
+    "job_not_found": _NOT_FOUND,
     "method_not_allowed": ErrorRule(405, "invalid_request_error"),
     "image_expired": ErrorRule(410, "invalid_request_error"),
     "request_too_large": ErrorRule(413, "invalid_request_error"),

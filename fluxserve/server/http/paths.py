@@ -11,6 +11,8 @@ PICTURES = "/images"
 IMAGE_REQUESTS = "/v1/images"
 """Where pictures are asked for."""
 MODELS = "/v1/models"
+JOBS = "/v1/jobs"
+"""Requests that are answered later."""
 STUDIO = "/studio"
 """Where the page to draw in and its files lie; it is at / too."""
 

@@ -17,7 +17,8 @@ from fluxserve.server.contract.uploads import upload_box
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import IMAGE_REQUESTS
-from fluxserve.server.serve_images import ImageCall, serve_images
+from fluxserve.server.serve_images import ImageCall
+from fluxserve.server.serve_jobs import serve_now_or_later
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(prefix=IMAGE_REQUESTS, tags=["images"])
@@ -74,4 +75,4 @@ async def _serve(
     digest: str,
 ) -> Response:
     resolved = resolve_request(parameters, inputs, request.headers.get("accept", ""), services.serving_limits)
-    return await serve_images(ImageCall(services, request, resolved, digest))
+    return await serve_now_or_later(ImageCall(services, request, resolved, digest))

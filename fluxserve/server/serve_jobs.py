@@ -1,0 +1,140 @@
+"""Serves images now or later: who prefers it is promised the answer, as a job of its own address."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import secrets
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from fluxserve.errors import Cancelled, FluxserveError, InvalidRequest
+from fluxserve.server.answers.images import image_answer
+from fluxserve.server.answers.sse import EventStream, SseWriter
+from fluxserve.server.http.access.forwarded import base_url
+from fluxserve.server.http.client_timeout import read_client_timeout
+from fluxserve.server.http.disconnect import while_connected
+from fluxserve.server.http.errors import LONGEST_RETRY_AFTER_S, error_body
+from fluxserve.server.http.paths import JOBS
+from fluxserve.server.http.preferences import wait_before_202_s
+from fluxserve.server.jobs.async_jobs import AsyncJob
+from fluxserve.server.serve_images import ImageCall, accept, check, finish, idempotency_key, serve_images, submit
+from fluxserve.server.services import Services
+
+_ID_BYTES = 16
+
+
+async def serve_now_or_later(call: ImageCall) -> Response:
+    """The answer, or 202 and where it will be. Raises as `serve_images` does."""
+    wait_s = wait_before_202_s(call.http.headers)
+    if wait_s is None:
+        return await serve_images(call)
+    if call.resolved.delivery == "file":
+        raise InvalidRequest(
+            "a job's answer is JSON: ask for url or b64_json, or send no Prefer: respond-async",
+            param="response_format",
+            code="conflicting_parameters",
+        )
+    opened = await _open(call)
+    if wait_s:
+        await while_connected(call.http.receive, _settle(opened, wait_s))
+    return await promise(opened, call.http, call.services)
+
+
+async def _open(call: ImageCall) -> AsyncJob:
+    """A new job, or the one that came first under the request's Idempotency-Key."""
+    jobs, key = call.services.jobs, idempotency_key(call.http)
+    await check(call)
+    id = _id_of(call, key) if key else secrets.token_urlsafe(_ID_BYTES)
+    if (found := jobs.repeated(id, call.fingerprint)) is not None:
+        accept(call, None, joined=True)
+        return found
+    job = submit(call, read_client_timeout(call.http.headers), patient=True)
+    opened = AsyncJob(id, call.context.client, call.fingerprint, call.resolved, time.time(), 0.0, job)
+    jobs.open(opened, finish(call, job))
+    return opened
+
+
+def _id_of(call: ImageCall, key: str) -> str:
+    return hashlib.sha256(f"{call.scope} {key}".encode()).hexdigest()[: 2 * _ID_BYTES]
+
+
+async def _settle(opened: AsyncJob, wait_s: float) -> None:
+    """Returns once the job has ended, or the time is up."""
+    if opened.work is not None:
+        await asyncio.wait([opened.work], timeout=wait_s)
+
+
+async def promise(opened: AsyncJob, http: Request, services: Services) -> Response:
+    """202: what is known of the job, and its address."""
+    state = job_state(opened, services)
+    eta_s = state.get("eta_ms", 1000) / 1000
+    headers = {
+        "location": f"{base_url(http.scope, services.config)}{JOBS}/{opened.id}",
+        "preference-applied": "respond-async",
+        "retry-after": str(min(max(1, math.ceil(eta_s)), LONGEST_RETRY_AFTER_S)),
+    }
+    return JSONResponse(state, 202, headers=headers)
+
+
+async def answer_job(asked: AsyncJob, http: Request, services: Services) -> Response:
+    """How far it is; once it has ended, with its answer as `result`, or its `error`."""
+    state = job_state(asked, services)
+    if state["status"] != "completed":
+        return JSONResponse(state)
+    try:
+        outcome = await services.jobs.outcome(asked)
+    except FluxserveError as error:
+        if error.code == "job_not_found":
+            raise
+        return JSONResponse({**state, **_failed(error)})
+    base = base_url(http.scope, services.config)
+    answer = await asyncio.to_thread(image_answer, outcome, asked.resolved, base)
+    head = JSONResponse(state).body
+    return Response(bytes(head)[:-1] + b',"result":' + bytes(answer.body) + b"}", media_type="application/json")
+
+
+def job_state(asked: AsyncJob, services: Services) -> dict[str, Any]:
+    """The job without its answer. place: how many go before it. eta_ms: until it is finished, if that is known."""
+    state: dict[str, Any] = {
+        "id": asked.id,
+        "object": "image.job",
+        "status": "completed",
+        "created_at": int(asked.created),
+    }
+    if asked.error is not None:
+        return {**state, **_failed(asked.error)}
+    job = asked.job
+    if job is None:
+        return {**state, "expires_at": int(asked.expires_at)}
+    eta_s, place = services.engine.eta_s(job), services.engine.place(job)
+    state |= {} if eta_s is None else {"eta_ms": round(eta_s * 1000)}
+    if place is not None:
+        return {**state, "status": "queued", "place": place}
+    done, steps = job.progress.steps_done()
+    return {**state, "status": "in_progress", "steps_done": done, "steps": steps}
+
+
+def _failed(error: FluxserveError) -> dict[str, Any]:
+    return {"status": "cancelled" if isinstance(error, Cancelled) else "failed", **error_body(error)}
+
+
+async def stream_job(asked: AsyncJob, services: Services) -> Response:
+    """Its events from the start, as a stream has them; of one that has ended, the pictures."""
+    writer, job = SseWriter(asked.resolved), asked.job
+    if job is None:
+        return EventStream(writer.replayed(lambda: services.jobs.outcome(asked)), on_close=lambda: None)
+    job.join()
+    return EventStream(writer.live(job, services.engine), on_close=job.leave)
+
+
+async def cancel_job(asked: AsyncJob, services: Services) -> Response:
+    """Ends it, if it has not ended; the worker drops it at its next boundary."""
+    if asked.job is not None:
+        asked.job.cancel()
+        await _settle(asked, 1.0)
+    return JSONResponse(job_state(asked, services))
