@@ -91,6 +91,13 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         151: "With Prefer: respond-async the answer comes at an address of its own, as it would have come at once.",
         152: "A job is seen by its own key alone, lives as long as its URLs, and survives the front.",
     },
+    "Other doors": {
+        153: "Agents draw, edit and list models by MCP, over stdio and streamable HTTP: progress, cancelling, links.",
+        154: "Hugging Face's client draws, edits and varies at /hf.",
+        155: "Clients of Stable Diffusion WebUI draw, edit, and read samplers, models, options and progress.",
+        156: "No door passes by keys, rates, the queue's bound or the content filter; each refuses in its own shape.",
+        157: "What a door's program sends and this server lacks is warned of, or refused by name.",
+    },
     "The studio": {
         140: "It draws as the API does: previews before the end, and the seed afterwards.",
         141: "Stopping frees the worker within a step.",

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fluxserve.errors import FluxserveError, InvalidRequest
+from fluxserve.server.doors.mcp import McpDoor
 from fluxserve.server.http.access.control import AccessControl
 from fluxserve.server.http.access.origins import Cors
 from fluxserve.server.http.context import context_of
@@ -40,13 +41,17 @@ def create_app(services: Services) -> ASGIApp:
     pages = (studio, docs) if services.config.studio else (docs,)
     for resource in (images, jobs, files, models, health, metrics, *pages):
         app.include_router(resource.router)
+    door = McpDoor(services)
+    if services.config.mcp:
+        app.router.routes.append(door.route)
     app.add_exception_handler(FluxserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_client_gone)
     app.add_exception_handler(Exception, _on_bug)
     guarded: ASGIApp = AccessControl(app, services.config, services.engine.serving_card)
     guarded = Cors(guarded, services.config.cors_origins)
-    return Instrumentation(Target(Pacing(guarded)), services.engine.metrics, services.config.keep_alive_s)
+    door.app = Instrumentation(Target(Pacing(guarded)), services.engine.metrics, services.config.keep_alive_s)
+    return door.app
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -79,9 +79,9 @@ def build_schema(app: FastAPI) -> dict[str, Any]:
             for operation in operations.values():
                 _drop_framework_error(operation)
         for path, (parameters, files) in _BODIES.items():
-            content = {"application/json": {"schema": _body_schema(parameters, dict.fromkeys(files, _DATA_URL))}}
+            content = {"application/json": {"schema": body_schema(parameters, dict.fromkeys(files, _DATA_URL))}}
             if files:
-                form = _body_schema(parameters, dict.fromkeys(files, _FILE))
+                form = body_schema(parameters, dict.fromkeys(files, _FILE))
                 content = {"multipart/form-data": {"schema": form}, **content}
             schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
         for name in ("HTTPValidationError", "ValidationError"):
@@ -97,7 +97,7 @@ def _drop_framework_error(operation: dict[str, Any]) -> None:
         del operation["responses"]["422"]
 
 
-def _body_schema(parameters: type[ImageParameters], files: dict[str, dict[str, str]]) -> dict[str, Any]:
+def body_schema(parameters: type[ImageParameters], files: dict[str, dict[str, str]]) -> dict[str, Any]:
     """The parameters' schema with the aliases and files, self-contained, each optional field nullable."""
     body = parameters.model_json_schema()
     properties: dict[str, Any] = body["properties"]

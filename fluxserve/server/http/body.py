@@ -27,7 +27,11 @@ class BodyReader:
         """The body of a route that takes pictures, in a form or JSON. Raises as `_read` does."""
         return await self._read(request, ("multipart/form-data", "application/json"), FORM_CAP)
 
-    async def _read(self, request: Request, media_types: tuple[str, ...], cap: int) -> bytes:
+    async def message(self, request: Request) -> bytes:
+        """The body of a message that holds requests: those are counted, it is not. Raises as `_read` does."""
+        return await self._read(request, ("application/json",), FORM_CAP, counted=False)
+
+    async def _read(self, request: Request, media_types: tuple[str, ...], cap: int, *, counted: bool = True) -> bytes:
         """The whole body.
 
         Raises:
@@ -37,7 +41,8 @@ class BodyReader:
         """
         _check_type(request, media_types)
         _check_length(request, cap)
-        self._check_rate(request)
+        if counted:
+            self._check_rate(request)
         body = bytearray()
         async with self._budget.receiving(context_of(request.scope).client) as upload:
             async for chunk in request.stream():

@@ -13,6 +13,8 @@ IMAGE_REQUESTS = "/v1/images"
 MODELS = "/v1/models"
 JOBS = "/v1/jobs"
 """Requests that are answered later."""
+MCP, HF, WEBUI = "/mcp", "/hf", "/sdapi/v1"
+"""Doors for agents, Hugging Face's client and Stable Diffusion WebUI's."""
 STUDIO = "/studio"
 """Where the page to draw in and its files lie; it is at / too."""
 
