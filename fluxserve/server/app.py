@@ -9,7 +9,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fluxserve.errors import FluxserveError, InvalidRequest
+from fluxserve.server.doors import huggingface, webui
 from fluxserve.server.doors.mcp import McpDoor
+from fluxserve.server.doors.webui_progress import Underway
 from fluxserve.server.http.access.control import AccessControl
 from fluxserve.server.http.access.origins import Cors
 from fluxserve.server.http.context import context_of
@@ -41,6 +43,10 @@ def create_app(services: Services) -> ASGIApp:
     pages = (studio, docs) if services.config.studio else (docs,)
     for resource in (images, jobs, files, models, health, metrics, *pages):
         app.include_router(resource.router)
+    app.state.underway = Underway()
+    for is_open, other in ((services.config.hf, huggingface), (services.config.sdapi, webui)):
+        if is_open:
+            app.include_router(other.router)
     door = McpDoor(services)
     if services.config.mcp:
         app.router.routes.append(door.route)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,6 +35,10 @@ from fluxserve.server.services import Services
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
+Render = Callable[[Outcome, ResolvedRequest, str], Response]
+"""Writes an answer in the form of one door: outcome, request, what URLs begin with."""
+
+
 @dataclass(frozen=True)
 class ImageCall:
     """One HTTP request for images. digest: of the body's content."""
@@ -43,6 +47,7 @@ class ImageCall:
     http: Request
     resolved: ResolvedRequest
     digest: str
+    render: Render = image_answer
 
     @property
     def context(self) -> RequestContext:
@@ -212,7 +217,7 @@ async def _respond(call: ImageCall, outcome: Outcome) -> Response:
     """Built in a thread: ten large pictures take a tenth of a second."""
     call.context.warnings.extend(truncation_warning(call.resolved.request, outcome.result.truncated_from))
     base = base_url(call.http.scope, call.services.config)
-    return await asyncio.to_thread(image_answer, outcome, call.resolved, base)
+    return await asyncio.to_thread(call.render, outcome, call.resolved, base)
 
 
 def _stream(call: ImageCall, job: Job) -> Response:

@@ -9,6 +9,7 @@ from fluxserve.server.http.context import context_of
 from fluxserve.server.limits.rate_limit import RateLimiter
 from fluxserve.server.limits.upload_budget import UploadBudget
 
+_PICTURES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream", "")
 JSON_CAP, FORM_CAP = 2**20, 64 * 2**20
 
 
@@ -26,6 +27,14 @@ class BodyReader:
     async def form(self, request: Request) -> bytes:
         """The body of a route that takes pictures, in a form or JSON. Raises as `_read` does."""
         return await self._read(request, ("multipart/form-data", "application/json"), FORM_CAP)
+
+    async def document(self, request: Request) -> bytes:
+        """The body of a route that takes pictures in JSON. Raises as `_read` does."""
+        return await self._read(request, ("application/json",), FORM_CAP)
+
+    async def inference(self, request: Request) -> bytes:
+        """The body of a route that takes JSON or a picture's bytes, declared or not. Raises as `_read` does."""
+        return await self._read(request, ("application/json", *_PICTURES), FORM_CAP)
 
     async def message(self, request: Request) -> bytes:
         """The body of a message that holds requests: those are counted, it is not. Raises as `_read` does."""

@@ -37,6 +37,11 @@ def canonical_path(path: str) -> str:
     return path if path.startswith(f"{PICTURES}/") or path == f"{STUDIO}/" else tidy
 
 
+def draws(path: str) -> bool:
+    """Whether a POST there asks for pictures."""
+    return path.startswith(f"{IMAGE_REQUESTS}/") or path in (HF, f"{WEBUI}/txt2img", f"{WEBUI}/img2img")
+
+
 def is_page(path: str) -> bool:
     """Whether it is the page to draw in, or a file of it."""
     return path in ("/", STUDIO) or path.startswith(f"{STUDIO}/")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fluxserve.input_images import EditInputs
+from fluxserve.server.answers.images import image_answer
 from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
@@ -17,11 +19,21 @@ from fluxserve.server.contract.uploads import upload_box
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import IMAGE_REQUESTS
-from fluxserve.server.serve_images import ImageCall
+from fluxserve.server.serve_images import ImageCall, Render
 from fluxserve.server.serve_jobs import serve_now_or_later
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(prefix=IMAGE_REQUESTS, tags=["images"])
+
+EditSchema = type[EditParameters] | type[VariationParameters]
+
+
+class Asked(NamedTuple):
+    """What a request asks for, by whatever door: checked parameters, small pictures, the digest of all that came."""
+
+    parameters: ImageParameters
+    inputs: EditInputs | None
+    digest: str
 
 
 @router.post("/generations", responses=IMAGE_ANSWERS)
@@ -30,49 +42,40 @@ async def create_images(request: Request, services: ServicesOf) -> Response:
     body = await services.bodies.json(request)
     fields = await services.parser.run(lambda: parse_json_body(body), len(body))
     parameters = parse_parameters(fields, GenerationParameters)
-    return await _serve(request, services, parameters, None, hashlib.sha256(body).hexdigest())
+    return await serve(request, services, Asked(parameters, None, hashlib.sha256(body).hexdigest()))
 
 
 @router.post("/edits", responses=IMAGE_ANSWERS)
 async def edit_image(request: Request, services: ServicesOf) -> Response:
     """Redraws a picture, or the transparent part of its mask."""
-    return await _serve_edit(request, services, EditParameters)
+    return await serve(request, services, await _read_edit(request, services, EditParameters))
 
 
 @router.post("/variations", responses=IMAGE_ANSWERS)
 async def vary_image(request: Request, services: ServicesOf) -> Response:
     """Draws other pictures like the one sent."""
-    return await _serve_edit(request, services, VariationParameters)
+    return await serve(request, services, await _read_edit(request, services, VariationParameters))
 
 
-async def _serve_edit(
-    request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
-) -> Response:
+async def _read_edit(request: Request, services: Services, schema: EditSchema) -> Asked:
     """What was uploaded is let go of before the job begins."""
-    parameters, inputs, digest = await _read_edit(request, services, schema)
-    return await _serve(request, services, parameters, inputs, digest)
-
-
-async def _read_edit(
-    request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
-) -> tuple[ImageParameters, EditInputs, str]:
-    """(parameters, small pictures, the digest of all)."""
     body = await services.bodies.form(request)
     content_type = request.headers["content-type"]
-    sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), len(body))
+    sent = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), len(body))
+    return await shrink(request, services, sent, schema)
+
+
+async def shrink(request: Request, services: Services, sent: EditBody, schema: EditSchema) -> Asked:
+    """An edit or a variation with its pictures made small. Raises as `UploadReader.read` does."""
     pictures, box = sent.pictures, upload_box(sent.parameters.size, services.serving_limits)
     reading = services.uploads.read(pictures.image, pictures.mask, box, context_of(request.scope).client)
     inputs = await while_connected(request.receive, reading)
     # A variation's own transparency keeps nothing.
-    return sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest
+    return Asked(sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest)
 
 
-async def _serve(
-    request: Request,
-    services: Services,
-    parameters: ImageParameters,
-    inputs: EditInputs | None,
-    digest: str,
-) -> Response:
-    resolved = resolve_request(parameters, inputs, request.headers.get("accept", ""), services.serving_limits)
-    return await serve_now_or_later(ImageCall(services, request, resolved, digest))
+async def serve(request: Request, services: Services, asked: Asked, render: Render = image_answer) -> Response:
+    """The answer, as its door writes it. Raises as `serve_images` does."""
+    accept, limits = request.headers.get("accept", ""), services.serving_limits
+    resolved = resolve_request(asked.parameters, asked.inputs, accept, limits)
+    return await serve_now_or_later(ImageCall(services, request, resolved, asked.digest, render))

@@ -1,0 +1,131 @@
+"""POST /sdapi/v1/txt2img, img2img, png-info, interrupt, options; GET progress, options and lists: WebUI's contract.
+
+Follows AUTOMATIC1111/stable-diffusion-webui `modules/api/api.py`, as its clients use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from fluxserve.errors import InvalidRequest
+from fluxserve.server.contract.edit_body import EditBody, parse_json_body
+from fluxserve.server.contract.model_names import check_model_name
+from fluxserve.server.contract.parameters import parse_parameters
+from fluxserve.server.contract.pictures import choose_pictures
+from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, VariationParameters
+from fluxserve.server.doors import webui_lists
+from fluxserve.server.doors.webui_answer import answer, repeated
+from fluxserve.server.doors.webui_fields import picture_of, translate
+from fluxserve.server.doors.webui_progress import Underway, state_of
+from fluxserve.server.doors.webui_texts import infotext_of
+from fluxserve.server.http.context import context_of
+from fluxserve.server.http.paths import WEBUI
+from fluxserve.server.routes.images import Asked, serve, shrink
+from fluxserve.server.services import Services, ServicesOf
+
+router = APIRouter(prefix=WEBUI, include_in_schema=False)
+
+
+@router.post("/txt2img")
+async def txt2img(request: Request, services: ServicesOf) -> Response:
+    document, digest = await _document(request, services)
+    fields = _fields(document, request, services, edits=False)
+    asked = Asked(parse_parameters(fields, GenerationParameters), None, digest)
+    return await _serve(request, services, asked, repeated(document))
+
+
+@router.post("/img2img")
+async def img2img(request: Request, services: ServicesOf) -> Response:
+    return await _serve(request, services, *await _edit(request, services))
+
+
+async def _edit(request: Request, services: Services) -> tuple[Asked, dict[str, Any]]:
+    """(what is asked, what the answer repeats): the pictures sent are let go of before the job begins."""
+    document, digest = await _document(request, services)
+    fields = _fields(document, request, services, edits=True)
+    files = [("image", picture_of(image, "init_images")) for image in document.get("init_images") or () if image]
+    schema = EditParameters if str(fields.get("prompt") or "").strip() else VariationParameters
+    if schema is VariationParameters:
+        fields.pop("prompt", None)
+    sent = EditBody(parse_parameters(fields, schema), choose_pictures(files, with_mask=True), digest)
+    return await shrink(request, services, sent, schema), repeated(document)
+
+
+def _fields(document: dict[str, Any], request: Request, services: Services, *, edits: bool) -> dict[str, Any]:
+    fields, warnings = translate(document, services.config.max_pixels, edits=edits)
+    context_of(request.scope).warnings.extend(warnings)
+    return fields
+
+
+async def _serve(request: Request, services: Services, asked: Asked, parameters: dict[str, Any]) -> Response:
+    with _underway(request).noted(context_of(request.scope)):
+        return await serve(request, services, asked, partial(answer, parameters))
+
+
+@router.get("/progress")
+async def progress(request: Request, services: ServicesOf) -> JSONResponse:
+    """Of the client's own pictures alone."""
+    return JSONResponse(state_of(_underway(request).jobs(context_of(request.scope).client), services.engine.eta_s))
+
+
+@router.post("/interrupt")
+@router.post("/skip")
+async def interrupt(request: Request) -> JSONResponse:
+    """Cancels the client's own pictures."""
+    for job in _underway(request).jobs(context_of(request.scope).client):
+        job.cancel()
+    return JSONResponse({})
+
+
+@router.post("/png-info")
+async def png_info(request: Request, services: ServicesOf) -> JSONResponse:
+    """What a PNG tells of how it was made."""
+    document, _ = await _document(request, services)
+    sent = choose_pictures([("image", picture_of(document.get("image"), "image"))], with_mask=False)
+    items = webui_lists.texts_in(sent.image)
+    return JSONResponse({"info": infotext_of(items), "items": items, "parameters": items})
+
+
+@router.get("/options")
+async def options(services: ServicesOf) -> JSONResponse:
+    return JSONResponse({"sd_model_checkpoint": services.card.id, "samples_format": "png", "sd_vae": "Automatic"})
+
+
+@router.post("/options")
+async def set_options(request: Request, services: ServicesOf) -> JSONResponse:
+    """The model that is served may be chosen; nothing else can be set."""
+    document, _ = await _document(request, services)
+    wanted = document.pop("sd_model_checkpoint", None)
+    if wanted is not None and not isinstance(wanted, str):
+        raise InvalidRequest("sd_model_checkpoint must be text", param="sd_model_checkpoint", code="invalid_type")
+    check_model_name(wanted, services.card, services.config)
+    context_of(request.scope).warnings.extend(f"ignored:{name[:64]}" for name in list(document)[:16])
+    return JSONResponse(None)
+
+
+@router.get("/{name}")
+async def listed(name: str, services: ServicesOf) -> JSONResponse:
+    """sd-models, samplers, schedulers, sd-vae, upscalers, loras and the lists that are empty here."""
+    lists = webui_lists.lists(services.card)
+    if name not in lists:
+        raise InvalidRequest(f"{WEBUI} has {', '.join(lists)}, but no {name[:64]!r}", code="not_found")
+    return JSONResponse(lists[name])
+
+
+async def _document(request: Request, services: Services) -> tuple[dict[str, Any], str]:
+    """(the body's object, the digest of the body)."""
+    body = await services.bodies.document(request)
+    document = await services.parser.run(lambda: parse_json_body(body), len(body))
+    return document, hashlib.sha256(body).hexdigest()
+
+
+def _underway(request: Request) -> Underway:
+    """Of the whole application."""
+    underway = request.app.state.underway
+    assert isinstance(underway, Underway)
+    return underway
