@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from fluxserve.errors import FluxserveError, InvalidRequest
 from fluxserve.request import InputImage
@@ -19,6 +20,9 @@ from fluxserve.sizes import Box
 
 ImageSource = bytes | str | Path | Image.Image
 """A PNG, JPEG or WebP file's content, its path, or a picture that Pillow holds."""
+
+Redrawn = Literal["transparent", "white", "black"]
+"""What of a mask is redrawn."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
@@ -123,7 +127,7 @@ def inspect_image(data: bytes, param: str, max_pixels: int | None = None) -> Inp
         return InputImage(data, *picture.size, has_alpha, transparent)
 
 
-def shrink_image(data: bytes, param: str, box: Box) -> tuple[InputImage, InputImage]:
+def shrink_image(data: bytes, param: str, box: Box, redrawn: Redrawn = "transparent") -> tuple[InputImage, InputImage]:
     """(the picture as the model will read it, what of it is transparent), each as a small PNG at the size of `box`.
 
     Both give the width, the height and the transparency of the file, which is decoded once.
@@ -134,6 +138,8 @@ def shrink_image(data: bytes, param: str, box: Box) -> tuple[InputImage, InputIm
     with open_image(data, param) as image:
         _check_pixels(image, param, box.max_input_pixels)
         picture = upright(image)
+        if redrawn != "transparent":
+            picture = _cut_out(picture, redrawn)
         has_alpha, transparent = _transparency(picture)
         size = box.size_of(*picture.size)
         alpha = opacity(picture, *size) if transparent else Image.new("L", size, 255)
@@ -142,6 +148,12 @@ def shrink_image(data: bytes, param: str, box: Box) -> tuple[InputImage, InputIm
             InputImage(drawn, *picture.size, has_alpha, transparent),
             InputImage(kept, *picture.size, has_alpha, transparent),
         )
+
+
+def _cut_out(picture: Image.Image, redrawn: Redrawn) -> Image.Image:
+    """A mask in levels of gray as one in levels of transparency."""
+    gray = picture.convert("L")
+    return Image.merge("LA", (gray, gray if redrawn == "black" else ImageOps.invert(gray)))
 
 
 def upright(image: Image.Image) -> Image.Image:

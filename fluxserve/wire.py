@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
 
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import FluxserveError
+from fluxserve.input_images import Redrawn
 from fluxserve.request import GeneratedImage, GenerationRequest, InputImage, ModelCard, Timings
 from fluxserve.scheduling import Stage
 from fluxserve.sizes import Box
@@ -68,11 +69,12 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Decode:
-    """Decode this file; `param` names it. Answered by Began, then Decoded or Failed."""
+    """Decode this file; `param` names it. redrawn: what of a mask is. Answered by Began, then Decoded or Failed."""
 
     data: bytes
     param: str
     box: Box
+    redrawn: Redrawn = "transparent"
 
 
 @dataclass(frozen=True)

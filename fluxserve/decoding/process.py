@@ -21,7 +21,7 @@ Shrink = Callable[[wire.Decode], tuple[InputImage, InputImage]]
 
 def shrink(message: wire.Decode) -> tuple[InputImage, InputImage]:
     """See `input_images.shrink_image`."""
-    return shrink_image(message.data, message.param, message.box)
+    return shrink_image(message.data, message.param, message.box, message.redrawn)
 
 
 def serve(shrink: Shrink = shrink) -> NoReturn:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
 from fluxserve.errors import InvalidRequest
+from fluxserve.input_images import Redrawn
 
 Role = Literal["image", "mask", "markup"]
 
@@ -36,6 +37,7 @@ class Pictures:
 
     image: bytes
     mask: bytes | None
+    redrawn: Redrawn = "transparent"
 
 
 def role_of(name: str) -> Role | None:

@@ -13,7 +13,7 @@ from fluxserve import wire
 from fluxserve.completion import edit_area
 from fluxserve.decoding.decoder import DECODE_S, Decoder
 from fluxserve.errors import QueueFull
-from fluxserve.input_images import EditInputs, pair_inputs
+from fluxserve.input_images import EditInputs, Redrawn, pair_inputs
 from fluxserve.server.contract.resolve import ServingLimits
 from fluxserve.sizes import Box, check_size, parse_size
 
@@ -59,8 +59,10 @@ class UploadReader:
         self._served_at: OrderedDict[str, float] = OrderedDict()
         self._mean_s = 0.5
 
-    async def read(self, image: bytes, mask: bytes | None, box: Box, client: str) -> EditInputs:
-        """An upload and its mask, as small pictures.
+    async def read(
+        self, image: bytes, mask: bytes | None, box: Box, client: str, redrawn: Redrawn = "transparent"
+    ) -> EditInputs:
+        """An upload and its mask, as small pictures. redrawn: what of the mask is.
 
         Raises:
             InvalidRequest: `invalid_image` or `invalid_mask`: no PNG, JPEG or WebP, damaged, too large, too slow to
@@ -71,7 +73,7 @@ class UploadReader:
             decoded = await decoder.decode(wire.Decode(image, "image", box))
             if mask is None:
                 return EditInputs(decoded.picture, decoded.opacity if decoded.picture.transparent else None)
-            return pair_inputs(decoded.picture, (await decoder.decode(wire.Decode(mask, "mask", box))).opacity)
+            return pair_inputs(decoded.picture, (await decoder.decode(wire.Decode(mask, "mask", box, redrawn))).opacity)
 
     def close(self) -> None:
         """Kills the processes."""

@@ -20,7 +20,7 @@ from fluxserve.server.contract.pictures import choose_pictures
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, VariationParameters
 from fluxserve.server.doors import webui_lists
 from fluxserve.server.doors.webui_answer import answer, repeated
-from fluxserve.server.doors.webui_fields import picture_of, translate
+from fluxserve.server.doors.webui_fields import picture_of, pictures_of, translate
 from fluxserve.server.doors.webui_progress import Underway, state_of
 from fluxserve.server.doors.webui_texts import infotext_of
 from fluxserve.server.http.context import context_of
@@ -48,11 +48,10 @@ async def _edit(request: Request, services: Services) -> tuple[Asked, dict[str, 
     """(what is asked, what the answer repeats): the pictures sent are let go of before the job begins."""
     document, digest = await _document(request, services)
     fields = _fields(document, request, services, edits=True)
-    files = [("image", picture_of(image, "init_images")) for image in document.get("init_images") or () if image]
     schema = EditParameters if str(fields.get("prompt") or "").strip() else VariationParameters
     if schema is VariationParameters:
         fields.pop("prompt", None)
-    sent = EditBody(parse_parameters(fields, schema), choose_pictures(files, with_mask=True), digest)
+    sent = EditBody(parse_parameters(fields, schema), pictures_of(document), digest)
     return await shrink(request, services, sent, schema), repeated(document)
 
 

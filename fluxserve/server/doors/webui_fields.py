@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fluxserve.errors import InvalidRequest
+from fluxserve.input_images import Redrawn
+from fluxserve.server.contract.pictures import Pictures, choose_pictures
 from fluxserve.server.doors.fields import ignored, rounded_size
 
 SAMPLER, SCHEDULER = "Euler", "Simple"
@@ -20,6 +23,7 @@ _HANDLED = frozenset(
         *("n_iter", "batch_size", "width", "height", "cfg_scale", "distilled_cfg_scale", "denoising_strength"),
         *("sampler_name", "sampler_index", "scheduler", "override_settings"),
         "init_images",
+        *("mask", "mask_blur_x", "mask_blur_y", "inpainting_mask_invert", "inpainting_fill"),
         *("send_images", "save_images", "do_not_save_samples", "do_not_save_grid", "force_task_id"),
         *("override_settings_restore_afterwards", "include_init_images", "resize_mode", "image_cfg_scale"),
     )
@@ -31,29 +35,20 @@ _QUIET = {
     "hr_scale": 2,
     "hr_upscaler": "Latent",
     "mask_blur": 4,
-    "mask_blur_x": 4,
-    "mask_blur_y": 4,
     "inpaint_full_res": True,
     "initial_noise_multiplier": 1,
     "s_noise": 1,
 }
 """Values that ask for nothing, as clients send them unasked."""
-_OF_HIRES = ("hr_", "firstphase_")
-_OF_MASKS = ("mask_", "inpaint")
+_OF_HIRES, _OF_MASKS = ("hr_", "firstphase_"), ("mask_", "inpaint")
 
 
 def translate(document: Mapping[str, Any], max_pixels: int, *, edits: bool) -> tuple[dict[str, Any], list[str]]:
     """(our fields, warnings).
 
     Raises:
-        InvalidRequest: a mask, or a field of another type than can be mapped.
+        InvalidRequest: a field of another type than can be mapped.
     """
-    if document.get("mask"):
-        raise InvalidRequest(
-            "masks are not taken here; /v1/images/edits takes one, whose transparent pixels are redrawn",
-            param="mask",
-            code="unsupported_value",
-        )
     fields: dict[str, Any] = {name: document[name] for name in _SAME if document.get(name) is not None}
     size, warnings = rounded_size(document.get("width"), document.get("height"), max_pixels)
     fields |= size | _guidance(document) | _loras(fields)
@@ -63,6 +58,19 @@ def translate(document: Mapping[str, Any], max_pixels: int, *, edits: bool) -> t
     fields |= _overridden(document, warnings)
     fields |= {"response_format": "b64_json"}
     return fields, [*warnings, *ignored(_meaningless(document))]
+
+
+def pictures_of(document: Mapping[str, Any]) -> Pictures:
+    """init_images and the mask, whose white is redrawn, or its black with inpainting_mask_invert.
+
+    Raises:
+        InvalidRequest: as `choose_pictures` does.
+    """
+    images, mask = document.get("init_images"), document.get("mask")
+    files = [("image", picture_of(image, "init_images")) for image in (images if isinstance(images, list) else ())]
+    files += [("mask", picture_of(mask, "mask"))] if mask else []
+    redrawn: Redrawn = "black" if document.get("inpainting_mask_invert") else "white"
+    return replace(choose_pictures(files, with_mask=True), redrawn=redrawn)
 
 
 def picture_of(value: Any, param: str) -> bytes:
@@ -128,5 +136,5 @@ def _meaningless(document: Mapping[str, Any]) -> list[str]:
         and value not in (None, False, "", 0, [], {})
         and _QUIET.get(name) != value
         and not (name.startswith(_OF_HIRES) and not hires)
-        and not name.startswith(_OF_MASKS)
+        and not (name.startswith(_OF_MASKS) and not document.get("mask"))
     ]

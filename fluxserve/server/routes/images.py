@@ -68,7 +68,8 @@ async def _read_edit(request: Request, services: Services, schema: EditSchema) -
 async def shrink(request: Request, services: Services, sent: EditBody, schema: EditSchema) -> Asked:
     """An edit or a variation with its pictures made small. Raises as `UploadReader.read` does."""
     pictures, box = sent.pictures, upload_box(sent.parameters.size, services.serving_limits)
-    reading = services.uploads.read(pictures.image, pictures.mask, box, context_of(request.scope).client)
+    client = context_of(request.scope).client
+    reading = services.uploads.read(pictures.image, pictures.mask, box, client, pictures.redrawn)
     inputs = await while_connected(request.receive, reading)
     # A variation's own transparency keeps nothing.
     return Asked(sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.fake_pipeline import expected_pixels
 from tests.server.conftest import StartServer
-from tests.server.running import Server, picture, png, until
+from tests.server.running import REAL_WORKER, Server, picture, png, until
 
 T2I, I2I = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
 
@@ -55,6 +55,30 @@ def test_webuiapi_edits(server: Server) -> None:
     assert result.info["denoising_strength"] == 0.75
     varied = post(server, I2I, init_images=["data:image/png;base64," + bare(png())], seed=7)
     assert picture(varied.json()["images"][0]).shape == (64, 64, 3)
+
+
+@pytest.mark.behaviour(155)
+@pytest.mark.parametrize("inverted", [False, True])
+def test_the_white_of_a_mask_is_redrawn(start_server: StartServer, inverted: bool) -> None:
+    """Or its black; the rest of the picture stays as it was. The demo model draws."""
+    server = start_server(worker=REAL_WORKER)
+    picture_sent = Image.open(io.BytesIO(png(256, 256, (30, 90, 200))))
+    mask = Image.new("L", (256, 256), 0)
+    mask.paste(255, (0, 0, 128, 256))
+    result = api_of(server).img2img(
+        images=[picture_sent],
+        mask_image=mask,
+        inpainting_mask_invert=int(inverted),
+        prompt="a red apple",
+        denoising_strength=1.0,
+        width=256,
+        height=256,
+        seed=7,
+    )
+    changed = (np.asarray(result.image.convert("RGB")) != (30, 90, 200)).any(axis=2)
+    redrawn, kept = (changed[:, 144:], changed[:, :112]) if inverted else (changed[:, :112], changed[:, 144:])
+    assert redrawn.mean() > 0.5
+    assert not kept.any()
 
 
 @pytest.mark.behaviour(155)
@@ -166,7 +190,8 @@ def test_guidance_as_in_forge(echo_server: Server) -> None:
         (I2I, {"prompt": "a cat", "init_images": ["http://evil.example/a.png"]}, "base64 or a data: URL"),
         (I2I, {"prompt": "a cat", "init_images": [7]}, "base64 or a data: URL"),
         (I2I, {"prompt": "a cat", "init_images": ["AAAA"]}, "PNG, JPEG or WebP"),
-        (I2I, {"prompt": "a cat", "init_images": ["AAAA"], "mask": "AAAA"}, "masks are not taken here"),
+        (I2I, {"prompt": "a cat", "init_images": [bare(png())], "mask": bare(png(64, 64, (0, 0, 0)))}, "would change"),
+        (I2I, {"prompt": "a cat", "init_images": [bare(png())], "mask": bare(png(32, 32))}, "the image's size 64x64"),
     ],
 )
 def test_refusals_have_its_shape_and_our_words(server: Server, path: str, fields: dict[str, Any], words: str) -> None:
