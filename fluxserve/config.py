@@ -19,6 +19,7 @@ from fluxserve.sizes import MIN_PIXELS
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["auto", "none", "stream"]
 Storage = Literal["native", "fp8", "int8"]
+Compute = Literal["exact", "int8", "fp8"]
 Verify = Literal["auto", "always", "off"]
 ResponseFormat = Literal["url", "b64_json"]
 
@@ -99,6 +100,14 @@ class PipelineConfig:
     storage: Annotated[Storage, Option("fp8 or int8: half the memory for the blocks, a small error.", "device")] = (
         "native"
     )
+    compute: Annotated[
+        Compute,
+        Option(
+            "exact, or the blocks' products in 8 bits, faster with a small error: int8 on CPUs with VNNI or AMX and "
+            "GPUs from Ampere on, fp8 on GPUs from Ada on.",
+            "device",
+        ),
+    ] = "exact"
     compile: Annotated[
         bool,
         Option("Compile the transformer's blocks: slower to the first picture of each size, then faster.", "device"),

@@ -179,6 +179,7 @@ class Placement:
     """Where the worker has put the model, in bytes of the device's memory, and what it expects of a step.
 
     streamed_bytes: weights copied to the device at every step. step_s: of one image of the model's own size.
+    compute: of the blocks' products, exact or in 8 bits.
     """
 
     budget_bytes: int
@@ -189,6 +190,7 @@ class Placement:
     text_encoder: str
     autoencoder: str
     step_s: float
+    compute: str = "exact"
 
 
 @dataclass(frozen=True)

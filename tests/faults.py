@@ -257,4 +257,9 @@ FAULTS: dict[int, Fault] = {
         (OK, FULL),
     ),
     85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
+    108: Fault(
+        "8-bit arithmetic that the device does not have, or against --storage",
+        "says what the device has; nothing is computed otherwise than asked",
+        exit_codes=(78,),
+    ),
 }

@@ -101,6 +101,7 @@ def _choice(config: PipelineConfig) -> list[tuple[str, str]]:
     plan = blueprint.plan(config.offload, config.memory_budget)
     return [
         ("device", f"{device}, {_gib(available_bytes(device))} available"),
+        ("compute", blueprint.product or "exact"),
         ("dtype", f"{str(dtype).removeprefix('torch.')}: {blueprint.reason}"),
         ("model", f"{checkpoint.id} ({checkpoint.variant.name}): {checkpoint.variant.description}"),
         ("licence", checkpoint.variant.licence),

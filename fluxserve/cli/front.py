@@ -232,6 +232,7 @@ def placement_line(placement: Placement) -> str:
         f"{placement.resident_blocks} of {blocks} blocks resident, "
         f"{placement.streamed_bytes:,} bytes streamed a step, "
         f"text encoder {placement.text_encoder}, autoencoder {placement.autoencoder}, "
+        f"products {placement.compute}, "
         f"{placement.step_s:.2f} s a step expected"
     )
 

@@ -8,7 +8,7 @@ import torch
 
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
-from fluxserve.placement.rates import measure_rates, packed_sample, step_seconds
+from fluxserve.placement.rates import measure_rates, packed_anew, packed_sample, step_seconds
 from fluxserve.placement.weight_format import WeightFormat
 from fluxserve.request import ModelCard, Placement
 from fluxserve.weights.checkpoint import Checkpoint
@@ -48,7 +48,8 @@ def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: 
     """The plan in the words of both processes, with the step time expected on this machine."""
     costs, denoiser = checkpoint.architecture.arithmetic, checkpoint.denoiser
     assert denoiser.layout is not None
-    sample = packed_sample(checkpoint.readers[denoiser.name], denoiser.layout, plan, fmt, device)
+    blocks = (checkpoint.readers[denoiser.name], denoiser.layout, plan, fmt, device)
+    rates = measure_rates(costs, device, fmt.dtype, packed_sample(*blocks), packed_anew(*blocks))
     return Placement(
         budget_bytes=plan.budget_bytes,
         peak_bytes=plan.peak_bytes,
@@ -57,7 +58,8 @@ def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: 
         streamed_bytes=plan.streamed_bytes,
         text_encoder=plan.text_encoder,
         autoencoder="tiled" if plan.tiled else "whole",
-        step_s=step_seconds(costs, plan, measure_rates(costs, device, fmt.dtype, sample)),
+        step_s=step_seconds(costs, plan, rates),
+        compute=fmt.product or "exact",
     )
 
 

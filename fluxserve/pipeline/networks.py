@@ -14,11 +14,12 @@ from fluxserve.config import Offload, PipelineConfig
 from fluxserve.errors import ConfigError
 from fluxserve.models.family import LatentSpace, Model, Part
 from fluxserve.pipeline.loras import LoraRegistry
-from fluxserve.placement.device import available_bytes, choose_device, choose_dtype
+from fluxserve.placement.device import available_bytes, check_compute, choose_device, choose_dtype
 from fluxserve.placement.flat import FlatLayout
 from fluxserve.placement.place import Placer, block_keys, blocks_of, keys_by_place
 from fluxserve.placement.plan import ModelBytes, Plan, Work, make_plan, resident_plan, streaming_plan
 from fluxserve.placement.weight_format import WeightFormat
+from fluxserve.tensors.eight_bit import product_bytes
 from fluxserve.tensors.quantize import QuantMode
 from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.checkpoint import Checkpoint, open_checkpoint
@@ -43,7 +44,7 @@ class Blueprint:
     """All that is decided before any weight is read.
 
     reason: for the dtype. quant: how blocks are packed at load. compile: the denoiser's blocks. adapters: LoRAs that
-    the checkpoint's weights do not hold.
+    the checkpoint's weights do not hold. product: the 8-bit arithmetic of blocks; None: exact.
     """
 
     checkpoint: Checkpoint
@@ -53,11 +54,13 @@ class Blueprint:
     quant: QuantMode | None
     compile: bool
     adapters: Adapters = NO_ADAPTERS
+    product: QuantMode | None = None
 
     def format_of(self, part: Part) -> WeightFormat:
         """Of the part's blocks, or of all of it where it has none."""
         dtype = torch.float32 if self.dtype == torch.float16 and not part.float16 else self.dtype
-        return WeightFormat(dtype, self.quant if part.layout else None, part.tables)
+        plain = WeightFormat(dtype, tables=part.tables)
+        return replace(plain, quant=self.quant, product=self.product) if part.layout else plain
 
     @property
     def block_format(self) -> WeightFormat:
@@ -73,7 +76,7 @@ class Blueprint:
         make = {"auto": make_plan, "none": resident_plan, "stream": streaming_plan}[offload]
         sizes = self.sizes()
         budget = budget_bytes or self._free_bytes()
-        plan = make(sizes, work_of(self.checkpoint, self.dtype), budget, self.device.type)
+        plan = make(sizes, self._work(), budget, self.device.type)
         if plan.slot_bytes and self.device.type == "cpu" and self.quant is not None:
             # What a CPU streams is not packed (`streamed_format`): its slots are as large as without `quant`.
             return replace(self, quant=None).plan(offload, budget)
@@ -90,6 +93,13 @@ class Blueprint:
             whole=sum(other.device for other in others),
             host=denoiser.host + sum(other.host for other in others),
         )
+
+    def _work(self) -> Work:
+        """One image at the model's own size."""
+        work, costs = work_of(self.checkpoint, self.dtype), self.checkpoint.architecture.arithmetic
+        if self.product is None:
+            return work
+        return replace(work, product_bytes=product_bytes(self.product, costs.hidden + costs.mlp_hidden))
 
     def _part_bytes(self, part: Part) -> _PartBytes:
         reader, fmt = self.checkpoint.readers[part.name], self.format_of(part)
@@ -184,16 +194,23 @@ def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Bluepr
 
     Raises:
         SourceError, CheckpointError, ConfigError: see `open_checkpoint`.
-        DeviceError: the device is not there.
+        DeviceError: the device is not there, or does not compute as asked.
     """
     device = choose_device(config.device)
     choice = choose_dtype(config.dtype, device)
     if config.compile and config.lora_dir is not None:
         raise ConfigError("--compile and --lora-dir exclude each other: compiled blocks cannot change between requests")
+    check_compute(config.compute, device)
+    if config.compute != "exact" and config.storage not in ("native", config.compute):
+        raise ConfigError(
+            f"--compute {config.compute} holds the blocks in {config.compute}: --storage must be native or "
+            f"{config.compute}, got {config.storage}"
+        )
     checkpoint = open_checkpoint(config.model, config.text_encoders, progress)
     checkpoint, adapters = adapt(checkpoint, config.loras, config.lora_dir)
     quant: QuantMode | None = None if config.storage == "native" else config.storage
-    return Blueprint(checkpoint, device, choice.dtype, choice.reason, quant, config.compile, adapters)
+    product: QuantMode | None = None if config.compute == "exact" else config.compute
+    return Blueprint(checkpoint, device, choice.dtype, choice.reason, quant, config.compile, adapters, product)
 
 
 def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxserve.placement.flat import Weight
+from fluxserve.tensors import eight_bit
 from fluxserve.tensors.packed import PackedWeight
 
 
@@ -36,6 +37,13 @@ class PackedLinear(nn.Module):
         return F.linear(x, unpack_to_scratch(self.packed, x.dtype), self.bias)
 
 
+class EightBitLinear(PackedLinear):
+    """A Linear whose matrix is multiplied with as it lies, by activations packed as they come."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return eight_bit.linear(x, self.packed, self.bias)
+
+
 class _Scratch(threading.local):
     memory = torch.empty(0, dtype=torch.uint8)
 
@@ -58,22 +66,23 @@ def unpack_to_scratch(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
 
 
 def bind(module: nn.Module, weights: Mapping[str, Weight]) -> None:
-    """Makes `weights` the parameters of their names, without a copy; a Linear becomes a PackedLinear where need be."""
+    """Makes `weights` the parameters of their names, without a copy; a Linear becomes one of a packed matrix."""
     for name, weight in weights.items():
         path, _, leaf = name.rpartition(".")
         owner = module.get_submodule(path)
         if isinstance(weight, PackedWeight):
-            _packed_linear(module, path).packed = weight
+            kind = EightBitLinear if isinstance(weight.scheme, eight_bit.EightBitRows) else PackedLinear
+            _packed_linear(module, path, kind).packed = weight
         else:
             owner.register_parameter(leaf, nn.Parameter(weight, requires_grad=False))
 
 
-def _packed_linear(module: nn.Module, path: str) -> PackedLinear:
+def _packed_linear(module: nn.Module, path: str, kind: type[PackedLinear]) -> PackedLinear:
     owner = module.get_submodule(path)
     if isinstance(owner, PackedLinear):
         return owner
     assert isinstance(owner, nn.Linear), f"{path} cannot have a packed weight"
-    packed = PackedLinear(owner.bias)
+    packed = kind(owner.bias)
     parent, _, leaf = path.rpartition(".")
     setattr(module.get_submodule(parent), leaf, packed)
     return packed

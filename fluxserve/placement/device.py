@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fluxserve.config import Dtype
+from fluxserve.config import Compute, Dtype
 from fluxserve.errors import DeviceError
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -72,6 +72,26 @@ def choose_dtype(name: Dtype, device: torch.device) -> DtypeChoice:
     if units:
         return DtypeChoice(torch.bfloat16, f"this CPU computes in bfloat16 ({units[0]})")
     return DtypeChoice(torch.float32, "this CPU has no bfloat16 unit")
+
+
+def check_compute(compute: Compute, device: torch.device) -> None:
+    """Raises: DeviceError: the device has no arithmetic of this kind, or it would not pay; names what it has."""
+    allowed = ["exact", *(["int8"] if _has_int8(device) else []), *(["fp8"] if _has_fp8(device) else [])]
+    if compute not in allowed:
+        raise DeviceError(f"compute must be {' or '.join(allowed)} on this device ({device}), got {compute!r}")
+
+
+def _has_int8(device: torch.device) -> bool:
+    """Ampere and later GPUs; on a CPU units without which products of int8 saturate, or take longer than bfloat16's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and any(capabilities.get(unit) for unit in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+def _has_fp8(device: torch.device) -> bool:
+    """Ada, Hopper and later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def available_bytes(device: torch.device) -> int:

@@ -146,8 +146,11 @@ class Placer:
 
 
 def streamed_format(fmt: WeightFormat, device: torch.device) -> WeightFormat:
-    """A GPU streams what has been packed once; a CPU reads the file anew each time, where packing would only cost."""
-    return fmt if device.type == "cuda" else fmt.plain
+    """A GPU streams what has been packed once; a CPU reads the file anew each time, where packing would only cost.
+
+    For 8-bit arithmetic a CPU packs it each time.
+    """
+    return fmt if device.type == "cuda" else fmt.unpacked
 
 
 def _release(reader: TensorReader, key: str, *_: object) -> None:

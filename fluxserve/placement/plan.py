@@ -49,7 +49,8 @@ class ModelBytes:
 class Work:
     """What a request of a certain size needs beside weights. width, height: pixels the model draws.
 
-    token_area: pixels of an image token. decoder_channels: of the autoencoder's widest full-size map.
+    token_area: pixels of an image token. decoder_channels: of the autoencoder's widest full-size map. product_bytes:
+    what 8-bit products take a token beside the activations.
     """
 
     width: int
@@ -61,6 +62,7 @@ class Work:
     token_area: int
     decoder_channels: int
     itemsize: int
+    product_bytes: int = 0
 
     @property
     def tokens(self) -> int:
@@ -69,7 +71,8 @@ class Work:
     @property
     def step_bytes(self) -> int:
         """Activations of one step: the widest moment of a block, per token."""
-        return self.batch * self.tokens * (8 * self.hidden + 5 * self.mlp_hidden) * self.itemsize
+        token = (8 * self.hidden + 5 * self.mlp_hidden) * self.itemsize + self.product_bytes
+        return self.batch * self.tokens * token
 
     def decode_bytes(self, tiled: bool) -> int:
         """Feature maps of the decoder, whole or of one tile; images are decoded one by one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class FileSource:
     def _weights(self) -> Iterator[tuple[str, Weight]]:
         """Not converted where no packing is asked for: the copy into the buffer does that."""
         for name, key in self._names.items():
-            if self._format.quant is None and self._reader.packed_meta(key) is None:
+            if not self._format.packs and self._reader.packed_meta(key) is None:
                 yield name, self._reader.read(key)
             else:
                 yield name, self._format.read(self._reader, key, torch.device("cpu"))
@@ -50,18 +51,47 @@ class PinnedSource:
 class PinnedArena:
     """One pinned mapping of exactly `nbytes`, cut into buffers: torch's own pinned memory rounds up to powers of two.
 
+    It stays as long as a buffer of it does.
+
     Raises:
         DeviceError: the system does not let so much memory be pinned.
     """
 
     def __init__(self, nbytes: int) -> None:
-        self._bytes = torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)
+        pages = _PinnedPages(-1, max(nbytes, 1))
+        self._bytes = torch.frombuffer(pages, dtype=torch.uint8)
         self._taken = 0
-        status = torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), self._bytes.nbytes, 0)
-        if status != torch.cuda.cudart().cudaError.success:
-            raise DeviceError(f"{nbytes:,} bytes of host memory could not be pinned: {status}")
+        pages.pin(self._bytes.data_ptr())
 
     def take(self, nbytes: int) -> Tensor:
         """The next (nbytes,) uint8 of it."""
         begin, self._taken = self._taken, self._taken + nbytes
         return self._bytes[begin : self._taken]
+
+
+class _PinnedPages(mmap.mmap):
+    """Pages that CUDA forgets before they are unmapped: else it takes whatever comes to lie there next for them."""
+
+    _address: int | None = None
+
+    def pin(self, address: int) -> None:
+        """Raises: as `PinnedArena`."""
+        runtime = torch.cuda.cudart()
+        status = runtime.cudaHostRegister(address, len(self), 0)
+        if status != runtime.cudaError.success:
+            _forget_last_error()
+            raise DeviceError(f"{len(self):,} bytes of host memory could not be pinned: {status}")
+        self._address = address
+
+    def __del__(self) -> None:
+        """After all copies from it have ended."""
+        if self._address is not None:
+            with suppress(RuntimeError):
+                torch.cuda.synchronize()
+            torch.cuda.cudart().cudaHostUnregister(self._address)
+
+
+def _forget_last_error() -> None:
+    """CUDA keeps an error until somebody asks for it, as the next kernel would."""
+    with suppress(RuntimeError):
+        torch.zeros(1, device="cuda")

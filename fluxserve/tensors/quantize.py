@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fluxserve.tensors.packed import PackedWeight
+from fluxserve.tensors.packed import CPU_PIECE, PackedWeight
 
 QuantMode = Literal["fp8", "int8"]
 
@@ -79,10 +80,35 @@ def pack_values(values: Tensor, scale: Tensor | None) -> PackedWeight:
 def quantize(weight: Tensor, mode: QuantMode) -> PackedWeight:
     """Packs a matrix with one scale a row. weight: (out, in), any float dtype, on any device.
 
+    The same bytes on every device: a GPU divides by a number by multiplying with its inverse, so a CPU does so too.
     Halves what bfloat16 takes. Relative error (rms, normal weights of width 3072): fp8 2.6 %, int8 0.8 %.
     """
-    dtype = QUANT_DTYPES[mode]
-    wide = weight.float()
-    scale = (wide.abs().amax(dim=1, keepdim=True) / LARGEST[dtype]).clamp_(min=torch.finfo(torch.float32).tiny)
-    wide = wide / scale
-    return pack_values((wide.round() if dtype == torch.int8 else wide).to(dtype), scale)
+    return pack_values(*quantize_rows(weight, QUANT_DTYPES[mode]))
+
+
+def quantize_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Each row as numbers of one byte, and its scale. rows: (n, width). Returns (n, width) in dtype, (n, 1) float32.
+
+    A row that is not finite gets a scale that is not. On a CPU in pieces that stay in its cache.
+    """
+    step = max(CPU_PIECE // rows.shape[1], 1)
+    if rows.device.type != "cpu" or rows.shape[0] <= step or torch.compiler.is_compiling():
+        return _quantized(rows, dtype)
+    values = torch.empty(rows.shape, dtype=dtype)
+    scale = torch.empty(rows.shape[0], 1)
+    for begin in range(0, rows.shape[0], step):
+        piece = slice(begin, begin + step)
+        values[piece], scale[piece] = _quantized(rows[piece], dtype)
+    return values, scale
+
+
+def _quantized(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """On a GPU the largest values take one pass, without the rows' absolute values in between."""
+    if rows.device.type == "cuda":
+        largest = torch.linalg.vector_norm(rows, ord=math.inf, dim=1, keepdim=True, dtype=torch.float32)
+    else:
+        rows = rows.float()
+        largest = rows.abs().amax(dim=1, keepdim=True)
+    scale = (largest * (1 / LARGEST[dtype])).clamp_(min=torch.finfo(torch.float32).tiny)
+    scaled = rows * scale.reciprocal()
+    return (scaled.round_() if dtype == torch.int8 else scaled).to(dtype), scale

@@ -154,6 +154,7 @@ def test_doctor_says_what_is_here_and_what_will_be_used() -> None:
     assert result.returncode == 0
     rows = dict(line.split(None, 1) for line in result.stdout.decode().splitlines() if line[:1].strip())
     assert {"machine", "memory", "torch", "device", "dtype", "model", "weights", "budget", "resident"} <= rows.keys()
+    assert rows["compute"].strip() == "exact"
 
 
 def test_doctor_fetches_nothing() -> None:

@@ -262,7 +262,7 @@ def test_a_bad_value_is_never_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "canary" not in str(error.value)
 
 
-@pytest.mark.fault(42, 66)
+@pytest.mark.fault(42, 66, 108)
 @pytest.mark.behaviour(65)
 @pytest.mark.parametrize(
     ("content", "flags", "code"),
@@ -280,6 +280,9 @@ def test_a_bad_value_is_never_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", ["--content-filter", "nowhere:f"], 78),
         ("", ["--output-dir", "/proc/nowhere"], 78),
         ("", ["--host", "192.0.2.1", "--insecure"], 78),
+        ("", ["--compute", "int4"], 2),
+        ("", ["--compute", "fp8", "--device", "cpu"], 78),
+        ("", ["--compute", "int8", "--storage", "fp8"], 78),
     ],
 )
 def test_exit_codes(content: str, flags: list[str], code: int) -> None:

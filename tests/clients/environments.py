@@ -29,6 +29,16 @@ def python_with(*packages: str) -> Path:
     return python
 
 
+def packages_over(*packages: str) -> Path:
+    """A folder that holds these packages alone, each as NAME==VERSION, to come first among what is installed."""
+    home = HOME / f"over-{'-'.join(packages)}"
+    if not (home / "complete").exists():
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(home)]
+        subprocess.run([*install, *packages], check=True)
+        (home / "complete").touch()
+    return home
+
+
 def schemathesis() -> Path:
     """The command of that name."""
     return python_with("schemathesis==4.32.5").with_name("schemathesis")

@@ -80,12 +80,12 @@ def test_from_pretrained_takes_them_as_the_command_line_does(
     assert torch.equal(latents(pipeline), latents(load(loras=loras)))
 
 
-def test_streamed_and_packed_at_load_they_still_act(load: Load, folder: Path) -> None:
+def test_streamed_packed_at_load_or_in_8_bits_they_still_act(load: Load, folder: Path) -> None:
     files = tuple(f"{folder / name}.safetensors" for name in PREFIXES)
     chosen = [LoraChoice(name) for name in PREFIXES]
     expected = latents(load(lora_dir=str(folder)), *chosen)
     assert difference(expected, latents(load())) > 1
-    for options in ({"offload": "stream"}, {"storage": "int8"}):
+    for options in ({"offload": "stream"}, {"storage": "int8"}, {"compute": "int8"}):
         at_load, at_request = load(loras=files, **options), load(lora_dir=str(folder), **options)
         assert difference(latents(at_load), expected) < 0.1
         assert difference(latents(at_request, *chosen), expected) < 0.1

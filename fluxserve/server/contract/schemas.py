@@ -246,7 +246,7 @@ class ModelDefaults(BaseModel):
 
 
 class ModelPlacement(BaseModel):
-    """Where the model lies, in bytes of the device's memory, and the expected seconds of a step."""
+    """Where the model lies, in bytes of the device's memory, how it computes, and the expected seconds of a step."""
 
     device: str
     dtype: str
@@ -258,6 +258,7 @@ class ModelPlacement(BaseModel):
     text_encoder: str
     autoencoder: str
     step_s: float
+    compute: str
 
 
 class ModelBody(BaseModel):
