@@ -38,10 +38,18 @@ class McpDoor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if find_spec("mcp") is None:
             raise InvalidRequest(NEEDED, code="not_found")
-        request = Request(scope, receive)
-        body = await self._services.bodies.message(request) if request.method == "POST" else b""
         sessions = await self._opened()
-        await sessions.asgi_app(scope, _replayed(body, receive), send)
+        await sessions.asgi_app(scope, await self._read(Request(scope, receive)), send)
+
+    async def _read(self, request: Request) -> Receive:
+        """Gives the body, which was read within its bounds, once more; then what comes."""
+        body = await self._services.bodies.message(request) if request.method == "POST" else b""
+        pieces: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return pieces.pop() if pieces else await request.receive()
+
+        return replay
 
     async def _opened(self) -> StreamableHTTPSessionManager:
         """The sessions, which live as long as the event loop."""
@@ -61,13 +69,3 @@ class McpDoor:
             async with sessions.run():
                 started.set()
                 await asyncio.Event().wait()
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, once more; then what comes."""
-    pieces: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return pieces.pop() if pieces else await receive()
-
-    return replay

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -95,7 +95,7 @@ class AsyncJobs:
         """Runs the work to its end, whoever asks for it."""
         new.expires_at = new.created + self._ttl_s
         self._jobs[new.id] = new
-        entry = self._answers.open(new.scope, new.fingerprint, work)
+        entry = self._answers.open(new.scope, new.fingerprint, self._noted(new, work))
         assert entry.work is not None
         new.work = entry.work
         new.work.add_done_callback(lambda task: self._ended(new, task))
@@ -114,22 +114,40 @@ class AsyncJobs:
             raise not_found()
         return await asyncio.shield(answer)
 
+    async def _noted(self, new: AsyncJob, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """The work, and beside its answer what that is written out with, for the next process."""
+        try:
+            return await work
+        finally:
+            new.resolved = _resolved(_described(new)["resolved"])  # its pictures are let go of
+            new.expires_at = self._clock() + self._ttl_s
+            with suppress(OSError):
+                await asyncio.to_thread(self._write, new)
+
+    def _write(self, new: AsyncJob) -> None:
+        self._folder.write(self._name(new.id), [json.dumps(_described(new)).encode()])
+
     def _ended(self, ended: AsyncJob, task: asyncio.Task[Outcome]) -> None:
         error = None if task.cancelled() else task.exception()
         ended.job, ended.work, ended.error = None, None, error if isinstance(error, FluxserveError) else None
-        ended.expires_at = self._clock() + self._ttl_s
-        with suppress(OSError):
-            self._folder.write(self._name(ended.id), [json.dumps(_described(ended)).encode()])
 
     def _expire(self) -> None:
-        """Those that run are not old."""
+        """Those that run are not old. Beyond the bound, the client who has most loses its oldest."""
         now = self._clock()
-        ended = [each for each in self._jobs.values() if each.job is None]
-        over = len(self._jobs) - _MOST
-        for at, each in enumerate(ended):
-            if each.expires_at <= now or at < over:
-                del self._jobs[each.id]
-                self._folder.delete(self._name(each.id))
+        for each in [each for each in self._jobs.values() if each.job is None and each.expires_at <= now]:
+            self._drop(each)
+        while len(self._jobs) > _MOST:
+            (most, _), *_ = Counter(each.client for each in self._jobs.values()).most_common(1)
+            oldest = next((each for each in self._jobs.values() if each.client == most and each.job is None), None)
+            if oldest is None:
+                return
+            self._drop(oldest)
+
+    def _drop(self, old: AsyncJob) -> None:
+        del self._jobs[old.id]
+        self._folder.delete(self._name(old.id))
+        if (entry := self._answers.find(old.scope, old.fingerprint)) is not None:
+            self._answers.forget(entry)
 
     def _name(self, id: str) -> str:
         return self._folder.name(hashlib.sha256(id.encode()).hexdigest(), _SUFFIX)

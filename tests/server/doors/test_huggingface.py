@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,3 +96,12 @@ def test_keys_and_the_option(start_server: StartServer) -> None:
         client_of(server, "wrong").text_to_image("a cat")
     closed = start_server("--no-hf")
     assert closed.request("POST", "/hf", json={"inputs": "a cat"}).status_code == 404
+
+
+@pytest.mark.behaviour(154)
+def test_the_program_of_the_page_runs(server: Server, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "doors.md").read_text()
+    program = page.partition("```python\n")[2].partition("```")[0].replace("http://localhost:1234", server.url)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=60)
+    assert picture((tmp_path / "apple.png").read_bytes()).shape == (512, 512, 3)
+    assert (tmp_path / "green.png").exists()

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from fluxserve.engine.events import JobResult
+from fluxserve.errors import InvalidRequest
+from fluxserve.request import GenerationRequest, Timings
+from fluxserve.server.contract.resolve import ResolvedRequest
+from fluxserve.server.jobs import async_jobs
+from fluxserve.server.jobs.async_jobs import AsyncJob, AsyncJobs
+from fluxserve.server.jobs.idempotency import IdempotencyStore
+from fluxserve.server.jobs.outcome import Outcome
+from fluxserve.server.jobs.store_folder import StoreFolder
 from tests.fake_pipeline import expected_pixels
 from tests.server import running
 from tests.server.conftest import StartServer
@@ -207,3 +218,31 @@ def test_it_survives_the_front_and_expires_with_its_urls(tmp_path_factory: pytes
     assert_error(server.get(path), 404, "job_not_found")
     assert not list(server.store.glob("*.job"))
     server.stop(9)
+
+
+@pytest.mark.behaviour(152)
+@pytest.mark.anyio
+async def test_the_client_who_has_most_loses_its_oldest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(async_jobs, "_MOST", 4)
+    folder = StoreFolder(tmp_path / "store")
+    jobs = AsyncJobs(folder, IdempotencyStore(folder, 60.0), 60.0)
+    request = GenerationRequest("the secret", 64, 64, (1,), 1, None, 8, image=b"picture")
+    resolved = ResolvedRequest(request, "image_generation", "b64_json", False, "low", ())
+
+    async def work() -> Outcome:
+        return Outcome(1, "fake", JobResult((), Timings(), 0, None))
+
+    for id, client in [("0", "few"), *((str(number), "many") for number in range(1, 6))]:
+        jobs.open(AsyncJob(id, client, f"request {id}", resolved, time.time(), 0.0), work())
+        opened = jobs.find(id, client)
+        while opened.work is not None:
+            await asyncio.sleep(0.01)
+        assert opened.resolved.request.image is None, "nothing large is held once it has ended"
+        assert (await jobs.outcome(opened)).model == "fake"
+    assert jobs.find("0", "few").id == "0"
+    for gone in ("1", "2"):
+        with pytest.raises(InvalidRequest, match="no such job"):
+            jobs.find(gone, "many")
+    assert jobs.find("5", "many").id == "5"
+    assert len(list((tmp_path / "store").glob("*.job"))) == len(list((tmp_path / "store").glob("*.answer"))) == 4
+    folder.close()
