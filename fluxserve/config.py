@@ -309,6 +309,7 @@ class ServerConfig:
     mcp: Annotated[bool, Option("Give agents no tools at /mcp.", "answers")] = True
     hf: Annotated[bool, Option("Answer no Hugging Face clients at /hf.", "answers")] = True
     sdapi: Annotated[bool, Option("Answer no clients of Stable Diffusion WebUI at /sdapi/v1.", "answers")] = True
+    responses: Annotated[bool, Option("Answer no Responses API at /v1/responses.", "answers")] = True
     log_prompts: Annotated[bool, Option("Write each request's prompt into the log.", "answers")] = False
 
 

@@ -95,6 +95,7 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         153: "Agents draw, edit and list models by MCP, over stdio and streamable HTTP: progress, cancelling, links.",
         154: "Hugging Face's client draws, edits and varies at /hf.",
         155: "Clients of Stable Diffusion WebUI draw, edit, and read samplers, models, options and progress.",
+        158: "The Responses API's image_generation draws and edits; anything else is told what there is.",
         156: "No door passes by keys, rates, the queue's bound or the content filter; each refuses in its own shape.",
         157: "What a door's program sends and this server lacks is warned of, or refused by name.",
     },

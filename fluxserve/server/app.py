@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fluxserve.errors import FluxserveError, InvalidRequest
-from fluxserve.server.doors import huggingface, webui
+from fluxserve.server.doors import huggingface, responses, webui
 from fluxserve.server.doors.mcp import McpDoor
 from fluxserve.server.doors.webui_progress import Underway
 from fluxserve.server.http.access.control import AccessControl
@@ -44,7 +44,8 @@ def create_app(services: Services) -> ASGIApp:
     for resource in (images, jobs, files, models, health, metrics, *pages):
         app.include_router(resource.router)
     app.state.underway = Underway()
-    for is_open, other in ((services.config.hf, huggingface), (services.config.sdapi, webui)):
+    config = services.config
+    for is_open, other in ((config.responses, responses), (config.hf, huggingface), (config.sdapi, webui)):
         if is_open:
             app.include_router(other.router)
     door = McpDoor(services)

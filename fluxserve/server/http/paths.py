@@ -13,6 +13,7 @@ IMAGE_REQUESTS = "/v1/images"
 MODELS = "/v1/models"
 JOBS = "/v1/jobs"
 """Requests that are answered later."""
+RESPONSES = "/v1/responses"
 MCP, HF, WEBUI = "/mcp", "/hf", "/sdapi/v1"
 """Doors for agents, Hugging Face's client and Stable Diffusion WebUI's."""
 STUDIO = "/studio"
@@ -39,7 +40,7 @@ def canonical_path(path: str) -> str:
 
 def draws(path: str) -> bool:
     """Whether a POST there asks for pictures."""
-    return path.startswith(f"{IMAGE_REQUESTS}/") or path in (HF, f"{WEBUI}/txt2img", f"{WEBUI}/img2img")
+    return path.startswith(f"{IMAGE_REQUESTS}/") or path in (RESPONSES, HF, f"{WEBUI}/txt2img", f"{WEBUI}/img2img")
 
 
 def is_page(path: str) -> bool:

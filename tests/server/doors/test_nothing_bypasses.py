@@ -14,14 +14,14 @@ import pytest
 from starlette.routing import Route
 
 from fluxserve.server import doors, routes
-from fluxserve.server.doors import huggingface, webui
+from fluxserve.server.doors import huggingface, responses, webui
 from fluxserve.server.routes import docs, files, health, images, jobs, metrics, models, studio
 from tests.server import running
 from tests.server.doors.test_mcp import call, text_of
 from tests.server.doors.test_webui import bare
 from tests.server.running import EDITS, GENERATIONS, VARIATIONS, Server, png, until
 
-ROUTERS = (docs, files, health, images, jobs, metrics, models, studio, huggingface, webui)
+ROUTERS = (docs, files, health, images, jobs, metrics, models, studio, huggingface, responses, webui)
 ROOMS = (routes, doors)
 OPEN = {"/livez", "/readyz", "/health", "/", "/studio", "/studio/", "/studio/{name}", "/images/{name:path}"}
 """What answers without a key. All else needs one."""
@@ -55,6 +55,8 @@ def _json(path: str, body: dict[str, Any], headers: dict[str, str] | None = None
 def _filled(value: Any, prompt: str) -> Any:
     if isinstance(value, dict):
         return {name: _filled(each, prompt) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_filled(each, prompt) for each in value]
     return prompt if value == "PROMPT" else value
 
 
@@ -79,6 +81,8 @@ def _agent(way: str, tool: str, **arguments: Any) -> Way:
 
 
 PICTURE = "data:image/png;base64," + bare(png())
+TOOLS = [{"type": "image_generation"}]
+MESSAGES = [{"content": [{"type": "input_text", "text": "PROMPT"}, {"type": "input_image", "image_url": PICTURE}]}]
 WAYS: dict[str, Way] = {
     "generation": _json(GENERATIONS, {"prompt": "PROMPT"}),
     "later": _json(GENERATIONS, {"prompt": "PROMPT"}, {"prefer": "respond-async"}),
@@ -91,6 +95,8 @@ WAYS: dict[str, Way] = {
     "hf variation": _raw_picture,
     "txt2img": _json("/sdapi/v1/txt2img", {"prompt": "PROMPT"}),
     "img2img": _json("/sdapi/v1/img2img", {"prompt": "PROMPT", "init_images": [PICTURE]}),
+    "response": _json("/v1/responses", {"input": "PROMPT", "tools": TOOLS}),
+    "response edit": _json("/v1/responses", {"input": MESSAGES, "tools": TOOLS}),
     "mcp draw": _agent("auto", "draw"),
     "mcp edit": _agent("legacy", "edit", image=PICTURE),
     "stdio draw": _agent("stdio", "draw"),

@@ -76,7 +76,7 @@ def test_models_are_found(server: Server) -> None:
 @pytest.mark.behaviour(66)
 @pytest.mark.parametrize(
     "path",
-    ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/chat/completions", "/v1/images/x"],
+    ["/v1/chat/completions", "/v1/completions", "/v1/response", "/v1/embeddings", "/chat/completions", "/v1/images/x"],
 )
 def test_other_routes_say_what_there_is(server: Server, path: str) -> None:
     message = assert_error(server.request("POST", path, json={"model": "x"}), 404, "not_found")["message"]
