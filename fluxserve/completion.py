@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack, get_args
 
 from fluxserve.errors import InvalidRequest
@@ -20,9 +21,10 @@ from fluxserve.request import (
     ModelCard,
     OutputFormat,
     Range,
+    Reference,
     consecutive_seeds,
 )
-from fluxserve.sizes import MAX_PIXELS, check_size, fit_size
+from fluxserve.sizes import MAX_PIXELS, check_size, fit_size, nearest_size
 
 LONGEST_PROMPT = 32_000
 EDIT_STRENGTH, MASKED_STRENGTH, VARIATION_STRENGTH = 0.75, 1.0, 0.6
@@ -35,8 +37,8 @@ class RequestOptions(TypedDict, total=False):
     """What a caller may leave out, or give as None: see `GenerationRequest` for what each means and its default.
 
     n: images, with seeds seed, seed + 1, ...; a random seed is below 2**32. width, height: multiples of 16; by default
-    the model's own size, or the input picture's. strength: by default 0.75, 1 with a mask, 0.6 without a prompt.
-    loras: by name alone, or with their scales.
+    the model's own size, or the input picture's. strength: by default 0.75, 1 with a mask, 0.6 without a prompt;
+    nothing to a model that draws by references. loras: by name alone, or with their scales.
     """
 
     n: int | None
@@ -73,10 +75,10 @@ def complete_request(
     """
     check_options(options)
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    width, height = _size(given, card, inputs, max_pixels)
+    references = _references(inputs, card)
+    width, height = _size(given, card, inputs, references, max_pixels)
     seed = given["seed"] if "seed" in given else secrets.randbelow(2**32)
     prompt = _prompt(prompt, required=inputs is None)
-    inputs = _varied(inputs) if inputs and not prompt.strip() else inputs
     return GenerationRequest(
         prompt=prompt,
         width=width,
@@ -87,13 +89,19 @@ def complete_request(
         max_sequence_length=_at_most(card.max_sequence_length, given, "max_sequence_length"),
         true_cfg_scale=given.get("true_cfg_scale", card.true_cfg_scale),
         negative_prompt=clean_text("negative_prompt", given.get("negative_prompt", "")),
-        image=inputs.image.data if inputs else None,
-        mask=inputs.mask.data if inputs and inputs.mask else None,
-        strength=_strength(given, prompt, inputs),
+        references=references,
         output_format=_output_format(given.get("output_format", "png")),
         loras=_loras(given.get("loras", ()), card),
+        **_drawn_over(given, prompt, inputs, card),
         **{name: given[name] for name in _AS_GIVEN if name in given},
     )
+
+
+def check_count(images: int, most: int) -> None:
+    """Raises InvalidRequest (`too_many_images`) for more than `most` pictures."""
+    if images > most:
+        wanted = "exactly one image" if most == 1 else f"at most {most} images (--max-input-images)"
+        raise InvalidRequest(f"send {wanted}, got {images}", param="image", code="too_many_images")
 
 
 def edit_area(card: ModelCard) -> int:
@@ -152,16 +160,61 @@ def _prompt(prompt: str, required: bool) -> str:
 
 def default_size(card: ModelCard, inputs: EditInputs | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) where none is asked for: the model's own, or the input picture's, within both limits."""
-    own = card.default_width, card.default_height
-    area = own[0] * own[1] if inputs is None else edit_area(card)
-    return fit_size(*(inputs.size if inputs else own), area, min(max_pixels, card.max_pixels or max_pixels))
+    most = min(max_pixels, card.max_pixels or max_pixels)
+    if inputs is None:
+        own = card.default_width, card.default_height
+        return fit_size(*own, own[0] * own[1], most)
+    if card.references is not None:
+        return nearest_size(*card.references.frame(*inputs.size).size, most)
+    return fit_size(*inputs.size, edit_area(card), most)
 
 
-def _size(given: dict[str, Any], card: ModelCard, inputs: EditInputs | None, max_pixels: int) -> tuple[int, int]:
+def _size(
+    given: dict[str, Any],
+    card: ModelCard,
+    inputs: EditInputs | None,
+    references: Sequence[Reference],
+    max_pixels: int,
+) -> tuple[int, int]:
     size = default_size(card, inputs, max_pixels)
     width, height = given.get("width", size[0]), given.get("height", size[1])
     check_size(width, height, max_pixels, card.max_pixels or max_pixels)
+    _check_room(width, height, references, card)
     return width, height
+
+
+def _references(inputs: EditInputs | None, card: ModelCard) -> tuple[Reference, ...]:
+    """The pictures as the model reads them, where it does."""
+    check_count(len(inputs.images) if inputs else 0, card.max_input_images)
+    rule = card.references
+    if inputs is None or rule is None:
+        return ()
+    return tuple(Reference(image.data, *rule.frame(image.width, image.height).size) for image in inputs.images)
+
+
+def _check_room(width: int, height: int, references: Sequence[Reference], card: ModelCard) -> None:
+    pixels = width * height + sum(reference.width * reference.height for reference in references)
+    if references and pixels > (card.max_pixels or pixels):
+        raise InvalidRequest(
+            f"size and images must have at most {card.max_pixels} pixels in all within the memory budget "
+            f"(--memory-budget), got {width}x{height} and "
+            f"{', '.join(f'{each.width}x{each.height}' for each in references)}",
+            param="size",
+            code="invalid_size",
+        )
+
+
+def _drawn_over(given: dict[str, Any], prompt: str, inputs: EditInputs | None, card: ModelCard) -> dict[str, Any]:
+    """image, mask and strength: of a model that draws by references, what a mask keeps of the first."""
+    if inputs is not None and not prompt.strip():
+        inputs = _varied(inputs)
+    if inputs is None or (card.references is not None and inputs.mask is None):
+        return {}
+    return {
+        "image": (inputs.kept or inputs.image).data,
+        "mask": inputs.mask.data if inputs.mask else None,
+        "strength": _strength(given, prompt, inputs) if card.references is None else 1.0,
+    }
 
 
 def _guidance(given: dict[str, Any], card: ModelCard) -> float | None:
@@ -181,12 +234,10 @@ def _at_most(limit: Any, given: dict[str, Any], param: str) -> Any:
 
 def _varied(inputs: EditInputs) -> EditInputs:
     """What a variation starts from: a picture's own transparency keeps nothing of it."""
-    return EditInputs(inputs.image) if inputs.mask is inputs.image else inputs
+    return replace(inputs, mask=None) if inputs.mask is inputs.image else inputs
 
 
-def _strength(given: dict[str, Any], prompt: str, inputs: EditInputs | None) -> float:
-    if inputs is None:
-        return 1.0
+def _strength(given: dict[str, Any], prompt: str, inputs: EditInputs) -> float:
     if "strength" in given:
         return float(given["strength"])
     if inputs.mask is not None:

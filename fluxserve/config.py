@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from fluxserve.errors import ConfigError
-from fluxserve.sizes import MIN_PIXELS
+from fluxserve.sizes import MAX_INPUT_IMAGES, MIN_PIXELS
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["auto", "none", "stream"]
@@ -60,12 +60,18 @@ class PipelineConfig:
     model: Annotated[
         str,
         Option(
-            "demo, klein, schnell, dev, a Hub id such as black-forest-labs/FLUX.1-schnell, a folder in diffusers' "
-            "layout, or a transformer's .safetensors or .gguf file.",
+            "demo, klein, schnell, dev, krea, kontext, a Hub id such as black-forest-labs/FLUX.1-schnell, a folder in "
+            "diffusers' layout, or a transformer's .safetensors or .gguf file.",
             "model",
         ),
     ] = "demo"
     _: KW_ONLY
+    variant: Annotated[
+        str | None,
+        Option(
+            "Which model a file is, such as krea, kontext or klein-base, where neither it nor its name tells.", "model"
+        ),
+    ] = None
     text_encoders: Annotated[
         str | None,
         Option(
@@ -79,6 +85,15 @@ class PipelineConfig:
     ] = ()
     lora_dir: Annotated[
         str | None, Option("A folder of LoRAs that requests may name, by the files' stems.", "model")
+    ] = None
+    max_input_images: Annotated[
+        int | None,
+        Option(
+            "The most pictures of an edit, for models that draw by them; by default what their makers name, klein 4.",
+            "model",
+            ge=1,
+            le=MAX_INPUT_IMAGES,
+        ),
     ] = None
     verify: Annotated[
         Verify,

@@ -1,4 +1,4 @@
-"""The pictures a request starts from: read, and looked at before anything is made of them.
+"""The pictures a request starts from or draws by: read, and looked at before anything is made of them.
 
 A file is told by its bytes, never by its name or the type it was sent under.
 """
@@ -6,7 +6,7 @@ A file is told by its bytes, never by its name or the type it was sent under.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from fluxserve.errors import FluxserveError, InvalidRequest
 from fluxserve.request import InputImage
-from fluxserve.sizes import Box
+from fluxserve.sizes import Box, Frame
 
 ImageSource = bytes | str | Path | Image.Image
 """A PNG, JPEG or WebP file's content, its path, or a picture that Pillow holds."""
@@ -41,41 +41,52 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class EditInputs:
-    """The pictures of one request. mask: None where the whole picture may change."""
+    """The pictures of one request. mask: of the first; None where all of it may change. others: those after the first.
+
+    kept: the first picture again at the size drawn, where it has been shrunk to another.
+    """
 
     image: InputImage
     mask: InputImage | None = None
+    others: tuple[InputImage, ...] = ()
+    kept: InputImage | None = None
+
+    @property
+    def images(self) -> tuple[InputImage, ...]:
+        return (self.image, *self.others)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the picture."""
+        """(width, height) of the first picture."""
         return self.image.width, self.image.height
 
 
-def read_inputs(image: ImageSource | None, mask: ImageSource | None = None) -> EditInputs | None:
-    """The picture and its mask, from a caller on this machine; None without a picture.
+def read_inputs(
+    images: ImageSource | Sequence[ImageSource] | None, mask: ImageSource | None = None
+) -> EditInputs | None:
+    """The pictures, or the one, and the mask of the first, from a caller on this machine; None without a picture.
 
     Raises:
         InvalidRequest: one of them cannot be read, or the mask does not fit.
     """
-    if image is None:
+    given = (images,) if isinstance(images, bytes | str | Path | Image.Image) else images or ()
+    if not given:
         if mask is not None:
             raise InvalidRequest("mask needs an image", param="mask", code="invalid_mask")
         return None
-    pictures = [inspect_image(_content(image, "image"), "image")]
-    if mask is not None:
-        pictures.append(inspect_image(_content(mask, "mask"), "mask"))
-    return pair_inputs(*pictures)
+    first, *others = (inspect_image(_content(image, "image"), "image") for image in given)
+    read_mask = None if mask is None else inspect_image(_content(mask, "mask"), "mask")
+    return pair_inputs(first, read_mask, tuple(others))
 
 
-def pair_inputs(image: InputImage, mask: InputImage | None = None) -> EditInputs:
-    """A picture with its mask; a picture that is transparent somewhere is its own.
+def pair_inputs(image: InputImage, mask: InputImage | None = None, others: tuple[InputImage, ...] = ()) -> EditInputs:
+    """Pictures with the mask of the first; a picture that comes alone and is transparent somewhere is its own.
 
     Raises:
         InvalidRequest: `invalid_mask`: of another size, or nowhere transparent.
     """
     if mask is None:
-        return EditInputs(image, image if image.transparent else None)
+        return EditInputs(image, image if image.transparent and not others else None, others)
     if (mask.width, mask.height) != (image.width, image.height):
         raise InvalidRequest(
             f"mask must have the image's size {image.width}x{image.height}, got {mask.width}x{mask.height}",
@@ -89,7 +100,7 @@ def pair_inputs(image: InputImage, mask: InputImage | None = None) -> EditInputs
             param="mask",
             code="invalid_mask",
         )
-    return EditInputs(image, mask)
+    return EditInputs(image, mask, others)
 
 
 @contextmanager
@@ -141,9 +152,9 @@ def shrink_image(data: bytes, param: str, box: Box, redrawn: Redrawn = "transpar
         if redrawn != "transparent":
             picture = _cut_out(picture, redrawn)
         has_alpha, transparent = _transparency(picture)
-        size = box.size_of(*picture.size)
-        alpha = opacity(picture, *size) if transparent else Image.new("L", size, 255)
-        drawn, kept = _png(scaled(picture, *size)), _png(Image.merge("LA", (Image.new("L", size), alpha)))
+        frame = box.frame_of(*picture.size, param)
+        alpha = opacity(picture, frame) if transparent else Image.new("L", frame.size, 255)
+        drawn, kept = _png(scaled(picture, frame)), _png(Image.merge("LA", (Image.new("L", frame.size), alpha)))
         return (
             InputImage(drawn, *picture.size, has_alpha, transparent),
             InputImage(kept, *picture.size, has_alpha, transparent),
@@ -174,25 +185,25 @@ def _stood_up(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def scaled(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """In RGB, at this size, without the file's metadata; what is transparent shows white."""
+def scaled(picture: Image.Image, frame: Frame) -> Image.Image:
+    """In RGB, in this frame, without the file's metadata; what is transparent shows white."""
     flat = Image.new("RGB", picture.size)
     for top, band in _bands(picture):
         if band.has_transparency_data:
             clear = band.convert("RGBA")
             band = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
         flat.paste(band.convert("RGB"), (0, top))
-    drawn = flat.resize((width, height), Image.Resampling.LANCZOS)
+    drawn = flat.resize(frame.scaled, Image.Resampling.LANCZOS).crop(frame.edges)
     drawn.info = {}  # profiles and the like, which a PNG would carry on
     return drawn
 
 
-def opacity(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Its alpha channel at this size: 0..255, 0 where it is transparent."""
+def opacity(picture: Image.Image, frame: Frame) -> Image.Image:
+    """Its alpha channel in this frame: 0..255, 0 where it is transparent."""
     alpha = Image.new("L", picture.size)
     for top, band in _bands(picture):
         alpha.paste(_alpha(band), (0, top))
-    return alpha.resize((width, height), Image.Resampling.BOX)
+    return alpha.resize(frame.scaled, Image.Resampling.BOX).crop(frame.edges)
 
 
 def _alpha(picture: Image.Image) -> Image.Image:

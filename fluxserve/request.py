@@ -9,6 +9,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
+from fluxserve.sizes import References
+
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 SEED_SPACE = 2**64
@@ -76,6 +78,15 @@ class InputImage:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A picture to draw by. data: the file, at any size. width, height: those at which the model reads it."""
+
+    data: bytes = field(repr=False)
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One request, complete: every default is already filled in.
 
@@ -83,6 +94,7 @@ class GenerationRequest:
     guidance_scale: the embedded guidance of guidance-distilled models; None for models without.
     image, mask: encoded PNG, JPEG or WebP bytes of the picture to start from (None: from noise). Transparent mask
     pixels are repainted. strength: 1 ignores the picture, near 0 keeps it; means nothing without one.
+    references: what a model that reads pictures draws by, in order; `image` is then what a mask keeps of the first.
     output_compression: 0..100, the encoder's quality for jpeg and webp.
     partial_images: how many previews each image sends on its way.
     loras: what acts beside the model's weights in this request; each one of the card's.
@@ -99,6 +111,7 @@ class GenerationRequest:
     true_cfg_scale: float = 1.0
     image: bytes | None = None
     mask: bytes | None = None
+    references: tuple[Reference, ...] = ()
     strength: float = 1.0
     partial_images: int = 0
     output_format: OutputFormat = "png"
@@ -107,10 +120,16 @@ class GenerationRequest:
     loras: tuple[LoraChoice, ...] = ()
 
     @property
+    def reference_pixels(self) -> int:
+        """What every step of every image reads beside the pixels it draws."""
+        return sum(reference.width * reference.height for reference in self.references)
+
+    @property
     def work(self) -> int:
-        """Pixel-steps, the unit of admission: images x width x height x steps, doubled by true CFG."""
+        """Pixel-steps, the unit of admission: images x (width x height + references) x steps, doubled by true CFG."""
         passes = 2 if self.true_cfg_scale > 1 else 1
-        return len(self.seeds) * self.width * self.height * self.num_inference_steps * passes
+        pixels = self.width * self.height + self.reference_pixels
+        return len(self.seeds) * pixels * self.num_inference_steps * passes
 
 
 def consecutive_seeds(first: int, n: int) -> tuple[int, ...]:
@@ -202,9 +221,10 @@ class ModelCard:
     native_area: pixels; where `resamples` is true the model always draws at about this area and the picture is
     then scaled to the size asked.
     notice: said in a warning header with every answer. description: what the model knows, for people.
-    max_pixels: the largest picture that the memory budget serves; None: no bound. max_batch: how many pictures of the
-    model's own size one denoise step takes within that budget. placement: None: not planned.
-    loras: the names that requests may use. true_cfg_scale: the default; 1: no negative prompt is read.
+    max_pixels: the largest picture that the memory budget serves, together with what it is drawn by; None: no bound.
+    max_batch: how many pictures of the model's own size one denoise step takes within that budget. placement: None: not
+    planned. loras: the names that requests may use. true_cfg_scale: the default; 1: no negative prompt is read.
+    references: how it reads pictures to draw by; None: an edit starts from its one picture, by a strength.
     """
 
     id: str
@@ -228,3 +248,9 @@ class ModelCard:
     placement: Placement | None = None
     true_cfg_scale: float = 1.0
     loras: tuple[str, ...] = ()
+    references: References | None = None
+
+    @property
+    def max_input_images(self) -> int:
+        """The most pictures of one edit."""
+        return 1 if self.references is None else self.references.most

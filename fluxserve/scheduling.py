@@ -23,9 +23,13 @@ TEXT_AREA = 256 * 256
 
 
 def drawn_pixels(request: GenerationRequest, card: ModelCard) -> int:
-    """What one denoise step of one image covers: pixels of the size the model draws at, doubled by true CFG."""
+    """What one denoise step of one image covers: pixels of the size the model draws at and of those that it draws by.
+
+    Doubled by true CFG.
+    """
     passes = 2 if request.true_cfg_scale > 1 else 1
-    return passes * (card.native_area if card.resamples else request.width * request.height)
+    drawn = card.native_area if card.resamples else request.width * request.height
+    return passes * (drawn + request.reference_pixels)
 
 
 def rank(remaining_s: float, waited_s: float, ageing: float) -> float:

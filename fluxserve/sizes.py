@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 from fluxserve.errors import InvalidRequest
@@ -12,6 +12,10 @@ from fluxserve.errors import InvalidRequest
 SIZE_MULTIPLE = 16
 MIN_SIDE, MAX_SIDE = 64, 4096
 MIN_PIXELS, MAX_PIXELS = MIN_SIDE * MIN_SIDE, MAX_SIDE * MAX_SIDE
+MAX_INPUT_IMAGES = 16
+"""Pictures of one edit, of any model; the card may allow less."""
+LONGEST_REFERENCE = 8
+"""Times its width, or its height: FLUX.2's limit."""
 _SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})", re.ASCII)
 
 
@@ -66,22 +70,93 @@ def fit_size(width: int, height: int, area: int, max_pixels: int) -> tuple[int, 
 
 
 @dataclass(frozen=True)
+class Frame:
+    """How a picture is brought to a size: scaled to `scaled`, of which the middle is kept. Both (width, height)."""
+
+    scaled: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def edges(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) of the middle."""
+        left, top = ((whole - kept) // 2 for whole, kept in zip(self.scaled, self.size, strict=True))
+        return left, top, left + self.size[0], top + self.size[1]
+
+
+@dataclass(frozen=True)
+class References:
+    """How a model reads the pictures that it draws by.
+
+    most: in one request, unless the server allows more, up to `limit`. area: pixels that larger pictures are shrunk to.
+    sizes: what each picture is scaled to instead, whichever of them (width, height) is nearest in its proportions.
+    """
+
+    most: int
+    limit: int
+    area: int
+    sizes: tuple[tuple[int, int], ...] = ()
+
+    def frame(self, width: int, height: int, param: str = "image") -> Frame:
+        """What becomes of a picture of width x height. param: names it.
+
+        Raises:
+            InvalidRequest: `invalid_{param}`: smaller or longer than the model reads.
+        """
+        if self.sizes:
+            nearest = min(self.sizes, key=lambda size: (abs(width / height - size[0] / size[1]), size))
+            return Frame(nearest, nearest)
+        if min(width, height) < MIN_SIDE or max(width, height) > LONGEST_REFERENCE * min(width, height):
+            raise InvalidRequest(
+                f"{param} must have sides of at least {MIN_SIDE} pixels, the longer at most {LONGEST_REFERENCE} times "
+                f"the shorter, for this model; got {width}x{height}",
+                param=param,
+                code=f"invalid_{param}",
+            )
+        scale = min(1.0, math.sqrt(self.area / (width * height)))
+        scaled = int(width * scale), int(height * scale)
+        return Frame(scaled, (_floor(scaled[0]), _floor(scaled[1])))
+
+    def frame_of_size(self, size: tuple[int, int], width: int, height: int, param: str = "image") -> Frame:
+        """What brings a picture of width x height to the size drawn: cut as the reference is where that has this size.
+
+        What is kept of a picture then lies where the model has seen it.
+        """
+        if size == (width, height):
+            return Frame(size, size)
+        frame = self.frame(width, height, param)
+        return frame if frame.size == size else Frame(size, size)
+
+
+@dataclass(frozen=True)
 class Box:
     """The size that pictures are shrunk to: the one asked, or what `fit_size` makes of the picture's own.
 
-    max_input_pixels: the largest file that is decoded.
+    max_input_pixels: the largest file that is decoded. references: of a model that reads pictures so; their size then
+    is what the first of them has as a reference, within max_pixels.
     """
 
     asked: tuple[int, ...] | None
     area: int
     max_pixels: int
     max_input_pixels: int
+    references: References | None = None
 
-    def size_of(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) for a picture of width x height."""
-        if self.asked is None:
-            return fit_size(width, height, self.area, self.max_pixels)
-        return self.asked[0], self.asked[1]
+    def frame_of(self, width: int, height: int, param: str) -> Frame:
+        """For a picture of width x height. Raises InvalidRequest as `References.frame`."""
+        if self.asked is not None:
+            size = self.asked[0], self.asked[1]
+        elif self.references is not None:
+            size = nearest_size(*self.references.frame(width, height, param).size, self.max_pixels)
+        else:
+            size = fit_size(width, height, self.area, self.max_pixels)
+        if self.references is None:
+            return Frame(size, size)
+        return self.references.frame_of_size(size, width, height, param)
+
+    @property
+    def of_references(self) -> Box:
+        """For pictures as references, whatever size is drawn."""
+        return replace(self, asked=None, max_pixels=MAX_PIXELS)
 
 
 def image_tokens(width: int, height: int) -> int:

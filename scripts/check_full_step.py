@@ -62,7 +62,7 @@ def streamed(folder: Path, size: int) -> tuple[Inputs, Tensor, float]:
     inputs = Inputs.random(transformer.params, side, pipeline.card.max_sequence_length)
     started = time.perf_counter()
     modulation = transformer.modulation(torch.tensor([TIME]), inputs.guidance, inputs.pooled)
-    velocity = transformer(inputs.img, inputs.txt, modulation, transformer.rope(inputs.txt.shape[1], side, side))
+    velocity = transformer(inputs.img, inputs.txt, modulation, transformer.rope(inputs.txt.shape[1], [(side, side)]))
     return inputs, velocity, time.perf_counter() - started
 
 

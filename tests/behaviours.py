@@ -36,6 +36,11 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         28: "Missing and damaged uploads are refused; odd ones are converted.",
         29: "Form text is read as what it stands for; LoRAs as JSON and in both bracket orders.",
         30: "A variation needs no prompt.",
+        100: "Pictures to draw by reach the model in order, in every spelling; one too many is refused by name.",
+        101: "They are shrunk to what the model reads; auto is the first one's size.",
+        102: "A mask belongs to the first and keeps its rest; its own transparency is one where it comes alone.",
+        103: "A model that draws by pictures ignores strength, with a warning; a variation is an edit without words.",
+        104: "Pictures to draw by count in work, memory and usage.",
     },
     "Streaming": {
         31: "0 to 3 previews come in order, the picture last.",

@@ -41,11 +41,15 @@ class Drawing:
     seed: Annotated[int | None, typer.Option(help="0 .. 2^64 - 1; random if left out.")] = None
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, for models that take one.")] = None
     image: Annotated[
-        Path | None,
-        typer.Option("--image", "-i", help="A PNG, JPEG or WebP file to redraw, or to vary without a prompt."),
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            "-i",
+            help="A PNG, JPEG or WebP file to redraw, or to vary without a prompt; several for models that take them.",
+        ),
     ] = None
     mask: Annotated[
-        Path | None, typer.Option(help="A file of the image's size whose transparent pixels are redrawn.")
+        Path | None, typer.Option(help="A file of the first image's size whose transparent pixels are redrawn.")
     ] = None
     strength: Annotated[
         float | None, typer.Option(help="How much of the image is redrawn, from just above 0 to 1.")

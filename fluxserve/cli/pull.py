@@ -10,13 +10,16 @@ from rich.table import Table
 
 from fluxserve.cli.failures import failures_to_exit_codes
 from fluxserve.cli.loading import byte_bar, console
+from fluxserve.models import registry
 
 if TYPE_CHECKING:
     from fluxserve.weights.hub.pull import DownloadPlan
 
 
 def pull(
-    model: Annotated[str, typer.Argument(help="klein, schnell, dev, a Hub id, or OWNER/NAME/FILE for one file of it.")],
+    model: Annotated[
+        str, typer.Argument(help="klein, schnell, kontext, a Hub id, or OWNER/NAME/FILE for one file of it.")
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, sizes and free disk; fetch nothing.")] = False,
 ) -> None:
     """Fetch a model, check it, and leave it ready for serve. What is there already is not fetched again."""
@@ -24,6 +27,8 @@ def pull(
         from fluxserve.weights.hub.pull import download, plan_download
 
         plan = plan_download(model)
+        if licence := registry.licence_of(plan.repo_id):
+            console.print(f"{plan.repo_id}: {licence}", highlight=False, markup=False)
         if plan.composed:
             console.print(
                 f"{plan.repo_id} is gated, and no token here may read it: "

@@ -53,6 +53,11 @@ def short_names() -> dict[str, str]:
     return {name: variant.repository for name, variant in variants().items() if variant.repository}
 
 
+def licence_of(repository: str) -> str | None:
+    """That of a published variant, by its Hub id; None where it is not known here."""
+    return next((variant.licence for variant in variants().values() if variant.repository == repository), None)
+
+
 def family_of_variant(name: str) -> Family:
     """The family that has a variant of this name."""
     row = next(row for row in ROWS.values() if name in _object(row.variants))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from fluxserve.sizes import References
+
 Schedule = Callable[[int, int], tuple[float, ...]]
 """(steps, image tokens) -> the steps + 1 times from 1 (noise) to 0 (image)."""
 
@@ -29,8 +31,8 @@ class Variant:
     schedule: its denoising times. steps: default step counts by quality word. guidance_scale: the default, None where
     the model takes none. native_area: pixels the model was made for; `resamples`: it draws at that area whatever size
     is asked. true_cfg_scale: the default strength against the negative prompt; 1: none is read. repository: the Hub id
-    it is published under. ungated: copies of a gated one, the weights first.
-    notice: a warning that goes out with every answer.
+    it is published under. ungated: copies of a gated one, the weights first. notice: a warning that goes out with every
+    answer. references: how it reads pictures to draw by; None: it reads none.
     """
 
     name: str
@@ -49,3 +51,4 @@ class Variant:
     repository: str | None = None
     ungated: tuple[UngatedFile, ...] = ()
     notice: str | None = None
+    references: References | None = None

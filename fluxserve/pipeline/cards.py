@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -41,6 +42,7 @@ def model_card(
         placement=placement_of(checkpoint, plan, device, fmt),
         loras=tuple(loras),
         true_cfg_scale=variant.true_cfg_scale,
+        references=variant.references,
     )
 
 
@@ -48,6 +50,7 @@ def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: 
     """The plan in the words of both processes, with the step time expected on this machine."""
     costs, denoiser = checkpoint.architecture.arithmetic, checkpoint.denoiser
     assert denoiser.layout is not None
+    drawn_by_none = replace(plan, work=replace(plan.work, reference_tokens=0))
     blocks = (checkpoint.readers[denoiser.name], denoiser.layout, plan, fmt, device)
     rates = measure_rates(costs, device, fmt.dtype, packed_sample(*blocks), packed_anew(*blocks))
     return Placement(
@@ -58,7 +61,7 @@ def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: 
         streamed_bytes=plan.streamed_bytes,
         text_encoder=plan.text_encoder,
         autoencoder="tiled" if plan.tiled else "whole",
-        step_s=step_seconds(costs, plan, rates),
+        step_s=step_seconds(costs, drawn_by_none, rates),
         compute=fmt.product or "exact",
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fluxserve.input_images import opacity, open_image, scaled, upright
 from fluxserve.request import GeneratedImage, GenerationRequest
+from fluxserve.sizes import Frame, References
 
 Pixels = NDArray[np.uint8]
 """(height, width, 3) RGB."""
@@ -60,20 +61,30 @@ class InputPicture:
     repaint: NDArray[np.float32] | None
 
 
-def read_input(image: bytes, mask: bytes | None, width: int, height: int) -> InputPicture:
+def read_input(
+    image: bytes, mask: bytes | None, width: int, height: int, references: References | None = None
+) -> InputPicture:
     """Decodes, stands upright and scales the uploads of an edit. Transparency in the picture shows white.
 
     Transparency in the mask, which may be the picture itself, asks for repainting; without a mask all may change.
+    references: as the model reads them, if it does: what is kept is cut as they are.
 
     Raises:
         InvalidRequest: Pillow cannot read one of them.
     """
+
+    def frame_of(picture: Image.Image) -> Frame:
+        size = width, height
+        return Frame(size, size) if references is None else references.frame_of_size(size, *picture.size)
+
     with open_image(image, "image") as file:
-        pixels = np.asarray(scaled(upright(file), width, height))
+        picture = upright(file)
+        pixels = np.asarray(scaled(picture, frame_of(picture)))
     if mask is None:
         return InputPicture(pixels, None)
     with open_image(mask, "mask") as file:
-        alpha = np.asarray(opacity(upright(file), width, height), dtype=np.float32)
+        picture = upright(file)
+        alpha = np.asarray(opacity(picture, frame_of(picture)), dtype=np.float32)
     return InputPicture(pixels, 1.0 - alpha / 255.0)
 
 

@@ -12,7 +12,7 @@ def about(sample: Sample, model: str) -> dict[str, str]:
     """Keys and values in the field's words. model: its id."""
     request = sample.request
     told = {
-        "Software": AI_DISCLOSURE.format("txt2img" if request.image is None else "img2img"),
+        "Software": AI_DISCLOSURE.format("img2img" if request.image or request.references else "txt2img"),
         "model": model,
         "prompt": request.prompt,
         "seed": str(sample.seed),

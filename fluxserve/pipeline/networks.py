@@ -206,15 +206,25 @@ def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Bluepr
             f"--compute {config.compute} holds the blocks in {config.compute}: --storage must be native or "
             f"{config.compute}, got {config.storage}"
         )
-    checkpoint = open_checkpoint(config.model, config.text_encoders, progress)
-    checkpoint, adapters = adapt(checkpoint, config.loras, config.lora_dir)
+    checkpoint = open_checkpoint(config.model, config.text_encoders, progress, config.variant)
+    checkpoint, adapters = adapt(_reading(checkpoint, config.max_input_images), config.loras, config.lora_dir)
     quant: QuantMode | None = None if config.storage == "native" else config.storage
     product: QuantMode | None = None if config.compute == "exact" else config.compute
     return Blueprint(checkpoint, device, choice.dtype, choice.reason, quant, config.compile, adapters, product)
 
 
+def _reading(checkpoint: Checkpoint, most: int | None) -> Checkpoint:
+    """The checkpoint, taking so many pictures to draw by, as far as its model can."""
+    rule = checkpoint.variant.references
+    if rule is None or most is None:
+        return checkpoint
+    return replace(
+        checkpoint, variant=replace(checkpoint.variant, references=replace(rule, most=min(most, rule.limit)))
+    )
+
+
 def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:
-    """One image at the model's own size with its longest text."""
+    """One image at the model's own size with its longest text, drawn by one picture of that size if it can be."""
     variant, architecture = checkpoint.variant, checkpoint.architecture
     side = math.isqrt(variant.native_area)
     return Work(
@@ -222,6 +232,7 @@ def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:
         height=side,
         batch=1,
         text_tokens=variant.max_sequence_length,
+        reference_tokens=variant.native_area // architecture.latents.token_area if variant.references else 0,
         hidden=architecture.arithmetic.hidden,
         mlp_hidden=architecture.arithmetic.mlp_hidden,
         token_area=architecture.latents.token_area,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,12 +14,18 @@ from fluxserve.errors import NonFiniteOutput
 from fluxserve.models.cancellation import CancellationPoint
 from fluxserve.models.family import Autoencoder, CancellationCallback, LatentSpace
 from fluxserve.pipeline import images
-from fluxserve.pipeline.images import InputPicture, Pixels
-from fluxserve.pipeline.samples import Sample
-from fluxserve.pipeline.tiles import decode_tiled
+from fluxserve.pipeline.cache import ByteBoundedCache
+from fluxserve.pipeline.images import Pixels
+from fluxserve.pipeline.samples import EncodedReferences, Sample
+from fluxserve.pipeline.tiles import decode_tiled, encode_tiled
 from fluxserve.placement.plan import Plan
+from fluxserve.request import Reference
+from fluxserve.sizes import References
 
 log = logging.getLogger(__name__)
+
+REFERENCE_CACHE_BYTES = 64 * 2**20
+"""Thirty pictures of a megapixel, on the device."""
 
 
 class Pictures:
@@ -28,13 +36,40 @@ class Pictures:
         self.latents = latents
         self.plan = plan
         self._cancellation = CancellationPoint(autoencoder.stages)
+        self._references = ByteBoundedCache[Tensor](REFERENCE_CACHE_BYTES, lambda tokens: tokens.nbytes)
 
-    def encode(self, picture: InputPicture, width: int, height: int, cancellation: CancellationCallback) -> Tensor:
-        """Returns (I, F) float32 image tokens of the picture at the drawn size."""
+    def encode_references(
+        self, references: Sequence[Reference], rule: References, cancellation: CancellationCallback
+    ) -> EncodedReferences:
+        """Pictures to draw by, each encoded once as long as the cache remembers its content.
+
+        Raises:
+            InvalidRequest: Pillow cannot read one of them.
+        """
+        tokens = []
+        for reference in references:
+            width, height = reference.width, reference.height
+            key = hashlib.sha256(reference.data).digest(), width, height
+            encoded = self._references.get(key)
+            if encoded is None:
+                pixels = images.read_input(reference.data, None, width, height, rule).pixels
+                encoded = self.encode(pixels, width, height, cancellation)
+                self._references.put(key, encoded)
+            tokens.append(encoded)
+        scale = self.latents.scale
+        grids = tuple((reference.height // scale, reference.width // scale) for reference in references)
+        return EncodedReferences(torch.cat(tokens), grids)
+
+    def encode(self, pixels: Pixels, width: int, height: int, cancellation: CancellationCallback) -> Tensor:
+        """Returns (I, F) float32 image tokens of the picture at this size, encoded whole where memory allows."""
         weight = _some_weight(self.autoencoder)
-        pixels = images.to_tensor(images.resample(picture.pixels, width, height))
+        image = images.to_tensor(images.resample(pixels, width, height))
+        image = image[None].to(weight.device, weight.dtype).contiguous()
         with self._cancellation.calling(cancellation):
-            latents = self.autoencoder.encode(pixels[None].to(weight.device, weight.dtype).contiguous())
+            if self.plan.encodes_whole(width, height):
+                latents = self.autoencoder.encode(image)
+            else:
+                latents = encode_tiled(self.autoencoder.encode, image, self.latents.scale)
         return self.latents.pack(latents[0].float())
 
     @torch.inference_mode()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fluxserve.completion import RequestOptions, complete_request
 from fluxserve.config import PipelineConfig, takes_fields_of
-from fluxserve.errors import NonFiniteOutput
+from fluxserve.errors import InvalidRequest, NonFiniteOutput
 from fluxserve.input_images import ImageSource, read_inputs
 from fluxserve.models import solvers
 from fluxserve.models.cancellation import never_cancelled
@@ -31,7 +31,7 @@ from fluxserve.pipeline.loras import LoraSet
 from fluxserve.pipeline.metadata import about
 from fluxserve.pipeline.networks import Blueprint, Networks, draw_blueprint
 from fluxserve.pipeline.pictures import Pictures
-from fluxserve.pipeline.samples import Inpaint, Sample, latent_weights
+from fluxserve.pipeline.samples import EncodedReferences, Inpaint, Sample, latent_weights
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
 from fluxserve.request import GeneratedImage, GenerationRequest, Progress
@@ -117,7 +117,8 @@ class FluxPipeline:
     def most_together(self, sample: Sample) -> int:
         """How many samples like this one to step together: `max_batch`, or as many as fit beside the weights."""
         passes = 1 if sample.uncond is None else 2
-        return min(self.max_batch, max(self.plan.samples_together(*sample.native_size) // passes, 1))
+        beside = len(sample.references.tokens) if sample.references else 0
+        return min(self.max_batch, max(self.plan.samples_together(*sample.native_size, beside) // passes, 1))
 
     # The verbs
 
@@ -135,7 +136,8 @@ class FluxPipeline:
         loras = self.networks.loras.take(request.loras)
         cond, uncond = self._encode(request, times[:-1], cancellation, loras)
         picture = self._input_picture(request)
-        clean = None if picture is None else self.pictures.encode(picture, width, height, cancellation)
+        clean = None if picture is None else self.pictures.encode(picture.pixels, width, height, cancellation)
+        references = self._references(request, cancellation)
         samples = []
         for index in range(len(request.seeds)):
             start, inpaint = self._start(request, index, size, times[0], picture, clean)
@@ -152,6 +154,7 @@ class FluxPipeline:
                     picture=picture,
                     inpaint=inpaint,
                     loras=loras,
+                    references=references,
                 )
             )
         return samples
@@ -213,6 +216,7 @@ class FluxPipeline:
         prompt: str = "",
         *,
         image: ImageSource | None = None,
+        images: Sequence[ImageSource] | None = None,
         mask: ImageSource | None = None,
         callback: Callable[[Progress], None] | None = None,
         **options: Unpack[RequestOptions],
@@ -220,13 +224,17 @@ class FluxPipeline:
         """Draws pictures; what is not given is the model's default. Takes what the HTTP API takes, by the same names.
 
         image: what to start from: an encoded PNG, JPEG or WebP file, its path, or a Pillow picture; without a prompt
-        the result is a variation of it. mask: of the same size; its transparent pixels are redrawn. By default that is
-        what is transparent in the image. callback: called after every step. options: see `RequestOptions`.
+        the result is a variation of it. images: instead, several in order, for models that draw by them. mask: of the
+        first image's size; its transparent pixels are redrawn. By default that is what is transparent in an image that
+        comes alone. callback: called after every step. options: see `RequestOptions`.
 
         Raises:
             InvalidRequest: a value is out of range, a picture cannot be read, or a LoRA is not there; names it.
         """
-        request = complete_request(self.card, prompt, inputs=read_inputs(image, mask), **options)
+        if image is not None and images is not None:
+            raise InvalidRequest("give image or images", param="images", code="conflicting_parameters")
+        inputs = read_inputs(image if images is None else images, mask)
+        request = complete_request(self.card, prompt, inputs=inputs, **options)
         return self.run(request, callback)
 
     def run(self, request: GenerationRequest, callback: Callable[[Progress], None] | None = None) -> Generation:
@@ -279,7 +287,13 @@ class FluxPipeline:
     def _input_picture(self, request: GenerationRequest) -> InputPicture | None:
         if request.image is None:
             return None
-        return images.read_input(request.image, request.mask, request.width, request.height)
+        return images.read_input(request.image, request.mask, request.width, request.height, self.variant.references)
+
+    def _references(self, request: GenerationRequest, cancellation: CancellationCallback) -> EncodedReferences | None:
+        rule = self.variant.references
+        if rule is None or not request.references:
+            return None
+        return self.pictures.encode_references(request.references, rule, cancellation)
 
     def _start(
         self,
@@ -311,7 +325,8 @@ class FluxPipeline:
             latents=latents,
             text=text,
             rows=torch.stack([cond.rows[sample.step] for sample, cond in rows]).to(self.device),
-            positions=self._positions_of(text.shape[1], samples[0].latent_size),
+            positions=self._positions_of(text.shape[1], samples[0].grids),
+            references=self._beside(rows),
         )
         model = self.networks.model
         with samples[0].loras.beside(self.networks.denoiser, model.denoiser):
@@ -322,11 +337,16 @@ class FluxPipeline:
         scale = self._tensor([sample.request.true_cfg_scale for sample in samples])[:, None, None]
         return uncond + scale * (cond - uncond)
 
-    def _positions_of(self, text_tokens: int, latent_size: tuple[int, int]) -> Tensor:
-        key = (text_tokens, latent_size)
+    def _beside(self, rows: Sequence[tuple[Sample, Conditioning]]) -> Tensor | None:
+        """(B, R, F): what each row is drawn by."""
+        tokens = [sample.references.tokens for sample, _ in rows if sample.references]
+        return torch.stack(tokens).to(self.blueprint.dtype) if tokens else None
+
+    def _positions_of(self, text_tokens: int, grids: tuple[tuple[int, int], ...]) -> Tensor:
+        key = (text_tokens, grids)
         positions = self._positions.get(key)
         if positions is None:
-            positions = self.networks.model.positions(text_tokens, [latent_size])
+            positions = self.networks.model.positions(text_tokens, grids)
             self._positions.put(key, positions)
         return positions
 

@@ -29,13 +29,21 @@ class Inpaint:
         return self.repaint * latents + (1 - self.repaint) * solvers.add_noise(self.clean, self.noise, t)
 
 
+@dataclass(frozen=True)
+class EncodedReferences:
+    """Pictures that samples are drawn by, in order. tokens: (R, F) float32, on the device. grids: the latent sizes."""
+
+    tokens: Tensor
+    grids: tuple[tuple[int, int], ...]
+
+
 @dataclass
 class Sample:
     """Image `index` of a request at time times[step].
 
     native_size: (width, height) in pixels that the model draws; latent_size: (h, w). latents: (I, F) float32 tokens, on
     the device. velocity: of the last step, None before the first. uncond: of the negative prompt, with true CFG.
-    inpaint, picture: of an edit. loras: what acts beside the denoiser.
+    inpaint, picture: of an edit. loras: what acts beside the denoiser. references: None without any.
     """
 
     request: GenerationRequest
@@ -51,6 +59,7 @@ class Sample:
     step: int = 0
     velocity: Tensor | None = None
     loras: LoraSet = NO_LORAS
+    references: EncodedReferences | None = None
 
     @property
     def seed(self) -> int:
@@ -67,7 +76,12 @@ class Sample:
     @property
     def batch_key(self) -> Hashable:
         """Samples of equal keys may be stepped together."""
-        return (self.latent_size, self.cond.text.states.shape, self.uncond is None, self.loras.choices)
+        return (self.grids, self.cond.text.states.shape, self.uncond is None, self.loras.choices)
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Latent sizes: of what is drawn, then of the references."""
+        return (self.latent_size, *(self.references.grids if self.references else ()))
 
     def timings(self, spent_ms: Mapping[str, float]) -> Timings:
         """Of the whole request. spent_ms: wall time by Timings field; what is missing was not spent."""

@@ -1,4 +1,4 @@
-"""Decoding a picture in overlapping tiles, when its feature maps do not fit whole.
+"""Decoding or encoding a picture in overlapping tiles, when its feature maps do not fit whole.
 
 Each tile has its own group-norm statistics, so a tiled picture differs a little from a whole one; the overlaps are
 blended linearly to hide the seams.
@@ -6,7 +6,7 @@ blended linearly to hide the seams.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -23,16 +23,35 @@ def decode_tiled(decode: Callable[[Tensor], Tensor], latents: Tensor, scale: int
     Returns (1, 3, scale h, scale w) float32.
     """
     _, _, height, width = latents.shape
-    image = torch.zeros(1, 3, height * scale, width * scale, device=latents.device)
-    weight = torch.zeros(1, 1, height * scale, width * scale, device=latents.device)
-    for rows in _spans(height, scale):
-        for columns in _spans(width, scale):
-            tile = decode(latents[:, :, rows, columns]).float()
-            ramp = _ramp(tile.shape[2])[:, None] * _ramp(tile.shape[3])
-            place = (..., _scaled(rows, scale), _scaled(columns, scale))
-            image[place] += tile * ramp.to(tile.device)
-            weight[place] += ramp.to(tile.device)
-    return image / weight
+    tiles = (
+        (_scaled(rows, scale), _scaled(columns, scale), decode(latents[:, :, rows, columns]))
+        for rows in _spans(height, scale)
+        for columns in _spans(width, scale)
+    )
+    return _blended(tiles, (height * scale, width * scale), OVERLAP)
+
+
+def encode_tiled(encode: Callable[[Tensor], Tensor], pixels: Tensor, scale: int) -> Tensor:
+    """pixels: (1, 3, scale h, scale w). encode: the way back of `decode`. Returns (1, C, h, w) float32."""
+    height, width = (side // scale for side in pixels.shape[2:])
+    tiles = (
+        (rows, columns, encode(pixels[:, :, _scaled(rows, scale), _scaled(columns, scale)]))
+        for rows in _spans(height, scale)
+        for columns in _spans(width, scale)
+    )
+    return _blended(tiles, (height, width), OVERLAP // scale)
+
+
+def _blended(tiles: Iterable[tuple[slice, slice, Tensor]], size: tuple[int, int], overlap: int) -> Tensor:
+    """tiles: (rows, columns, values) of a map of this size (height, width)."""
+    total, weight = torch.zeros(()), torch.zeros(())
+    for rows, columns, tile in tiles:
+        if total.ndim == 0:
+            total, weight = (torch.zeros(1, channels, *size, device=tile.device) for channels in (tile.shape[1], 1))
+        ramp = (_ramp(tile.shape[2], overlap)[:, None] * _ramp(tile.shape[3], overlap)).to(tile.device)
+        total[..., rows, columns] += tile.float() * ramp
+        weight[..., rows, columns] += ramp
+    return total / weight
 
 
 def _spans(side: int, scale: int) -> list[slice]:
@@ -48,7 +67,7 @@ def _scaled(span: slice, scale: int) -> slice:
     return slice(span.start * scale, span.stop * scale)
 
 
-def _ramp(side: int) -> Tensor:
+def _ramp(side: int, overlap: int) -> Tensor:
     """(side,) weights that rise and fall over the overlap, and never reach zero."""
-    edge = (torch.arange(side) + 1) / OVERLAP
+    edge = (torch.arange(side) + 1) / overlap
     return torch.minimum(edge, edge.flip(0)).clamp(max=1.0)

@@ -49,8 +49,8 @@ class ModelBytes:
 class Work:
     """What a request of a certain size needs beside weights. width, height: pixels the model draws.
 
-    token_area: pixels of an image token. decoder_channels: of the autoencoder's widest full-size map. product_bytes:
-    what 8-bit products take a token beside the activations.
+    reference_tokens: of what it is drawn by. token_area: pixels of an image token. decoder_channels: of the
+    autoencoder's widest full-size map. product_bytes: what 8-bit products take a token beside the activations.
     """
 
     width: int
@@ -63,10 +63,11 @@ class Work:
     decoder_channels: int
     itemsize: int
     product_bytes: int = 0
+    reference_tokens: int = 0
 
     @property
     def tokens(self) -> int:
-        return self.text_tokens + self.width * self.height // self.token_area
+        return self.text_tokens + self.width * self.height // self.token_area + self.reference_tokens
 
     @property
     def step_bytes(self) -> int:
@@ -109,13 +110,18 @@ class Plan:
         """Whether the autoencoder's maps of a picture fit beside the weights; else it is decoded in tiles."""
         return replace(self.work, width=width, height=height).decode_bytes(tiled=False) <= self.room_bytes
 
-    def samples_together(self, width: int, height: int) -> int:
+    def encodes_whole(self, width: int, height: int) -> bool:
+        """The same of the encoder, whose widest maps have half the channels."""
+        return replace(self.work, width=width, height=height).decode_bytes(tiled=False) // 2 <= self.room_bytes
+
+    def samples_together(self, width: int, height: int, reference_tokens: int = 0) -> int:
         """How many samples of a size fit beside the weights in one step; 1 at least."""
-        return max(self.room_bytes // replace(self.work, width=width, height=height, batch=1).step_bytes, 1)
+        one = replace(self.work, width=width, height=height, batch=1, reference_tokens=reference_tokens)
+        return max(self.room_bytes // one.step_bytes, 1)
 
     @property
     def max_pixels(self) -> int:
-        """The largest picture, in pixels, whose steps fit beside the weights."""
+        """The largest picture, in pixels with those that it is drawn by, whose steps fit beside the weights."""
         tokens = self.room_bytes // (self.work.step_bytes // self.work.tokens) - self.work.text_tokens
         return max(tokens * self.work.token_area, self.work.width * self.work.height)
 
@@ -123,20 +129,19 @@ class Plan:
 def make_plan(model: ModelBytes, work: Work, budget_bytes: int, device: str) -> Plan:
     """The fastest placement within the budget: all resident if it fits; else the denoiser's blocks before encoders'.
 
-    The autoencoder is only tiled where its maps would take the place of blocks: those are needed every step.
+    The autoencoder is only tiled where its maps would take the place of blocks: those are needed every step. Where
+    there is no room to draw by pictures of the planned size, there may be for smaller ones.
 
     Raises:
         DeviceError: even streaming every block does not fit; names the smallest budget that would.
     """
-    plan = resident_plan(model, work, budget_bytes, device)
-    if plan.peak_bytes <= budget_bytes:
-        return plan
-    choices = [_Choice(len(model.blocks), False, False)]
+    choices = [_Choice(len(model.blocks), True, False), _Choice(len(model.blocks), False, False)]
     choices += [_Choice(count, False, True) for count in range(len(model.blocks), -1, -1)]
-    for choice in choices:
-        plan = _plan(model, work, budget_bytes, device, choice)
-        if plan.peak_bytes <= budget_bytes:
-            return plan
+    for planned in (work, replace(work, reference_tokens=0)):
+        for choice in choices:
+            plan = _plan(model, planned, budget_bytes, device, choice)
+            if plan.peak_bytes <= budget_bytes:
+                return plan
     raise DeviceError(
         f"a memory budget of {budget_bytes:,} bytes ({budget_bytes / GIB:.2f} GiB) is too small for "
         f"{work.width}x{work.height}: the smallest that can work is {plan.peak_bytes:,} bytes "

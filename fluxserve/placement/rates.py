@@ -25,7 +25,11 @@ from fluxserve.tensors.reader import TensorReader
 W = TypeVar("W", bound=Weight)
 
 REPEATS = 3
-SAMPLE_TOKENS = 512
+SAMPLE_TOKENS, GPU_SAMPLE_TOKENS = 512, 4096
+"""Rows of what is measured: a GPU is not filled by fewer."""
+ELEMENTWISE_PASSES = 50
+"""Over a token's width in a block, for norms, modulation, rotary positions, activations and copies: an H100 took 53 to
+62 for FLUX.1 and FLUX.2."""
 COPY_BYTES = 64 * 2**20
 
 
@@ -35,12 +39,13 @@ class Rates:
 
     unpack: values a second out of packed weights; infinite where none are. pack: values a second that are packed on
     their way into a slot; infinite where none are. copies_hide: behind computing, as a GPU's do; a CPU copies with the
-    cores that compute.
+    cores that compute. elementwise: values a second that are read, changed and written; infinite to leave that out.
     """
 
     linear: float
     attention: float
     copy: float
+    elementwise: float = math.inf
     unpack: float = math.inf
     pack: float = math.inf
     copies_hide: bool = True
@@ -78,12 +83,15 @@ def measure_rates(
     packed: PackedWeight | None = None,
     anew: QuantMode | None = None,
 ) -> Rates:
-    """The best of a few runs of one Linear, one attention and one copy, of the model's own shapes, and one unpacking.
+    """The best of a few runs of a Linear, an attention, a product of values and a copy, of the model's own shapes,
+    and one unpacking.
 
     packed: a sample of the blocks' matrices; None where they are not packed. anew: see `packed_anew`.
     """
+    tokens = SAMPLE_TOKENS if device.type == "cpu" else GPU_SAMPLE_TOKENS
     weight = torch.randn(costs.mlp_hidden, costs.hidden, device=device, dtype=dtype)
-    q = torch.randn(1, costs.heads, SAMPLE_TOKENS, costs.head_dim, device=device, dtype=dtype)
+    x = torch.randn(tokens, costs.hidden, device=device, dtype=dtype)
+    q = torch.randn(1, costs.heads, tokens, costs.head_dim, device=device, dtype=dtype)
     host = torch.ones(COPY_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
     slot = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
     attention_s = _seconds(lambda: F.scaled_dot_product_attention(q, q, q), device)
@@ -91,23 +99,24 @@ def measure_rates(
     unpacked = packed if packed is not None and not isinstance(packed.scheme, EightBitRows) else None
     factor = packed if unpacked is None and packed is not None else weight
     return Rates(
-        linear=_linear_rate(factor, dtype, device),
-        attention=4 * SAMPLE_TOKENS**2 * costs.hidden / attention_s,
+        linear=_linear_rate(factor, tokens, dtype, device),
+        attention=4 * tokens**2 * costs.hidden / attention_s,
         copy=COPY_BYTES / copy_s,
+        elementwise=_values_rate(x, lambda sample: sample * sample, device),
         unpack=_values_rate(unpacked, lambda sample: unpack_to_scratch(sample, dtype), device),
         pack=_values_rate(weight if anew else None, lambda sample: as_factor(sample, anew or "int8"), device),
         copies_hide=device.type != "cpu",
     )
 
 
-def _linear_rate(weight: Weight, dtype: torch.dtype, device: torch.device) -> float:
+def _linear_rate(weight: Weight, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of a product with a matrix, exact or in 8 bits."""
-    x = torch.randn(SAMPLE_TOKENS, weight.shape[1], device=device, dtype=dtype)
+    x = torch.randn(tokens, weight.shape[1], device=device, dtype=dtype)
     if isinstance(weight, PackedWeight):
         seconds = _seconds(lambda: linear(x, weight, None), device)
     else:
         seconds = _seconds(lambda: F.linear(x, weight), device)
-    return 2 * SAMPLE_TOKENS * math.prod(weight.shape) / seconds
+    return 2 * tokens * math.prod(weight.shape) / seconds
 
 
 def _values_rate(weight: W | None, action: Callable[[W], object], device: torch.device) -> float:
@@ -135,7 +144,7 @@ def _synchronise(device: torch.device) -> None:
 def step_seconds(costs: Arithmetic, plan: Plan, rates: Rates) -> float:
     """The expected time of one step of the planned work."""
     compute = linear_flops(costs, plan.work) / rates.linear + attention_flops(costs, plan.work) / rates.attention
-    compute += costs.matrix_values / rates.unpack
+    compute += costs.matrix_values / rates.unpack + elementwise_values(costs, plan.work) / rates.elementwise
     copying = plan.streamed_bytes / rates.copy + plan.streamed_bytes / rates.pack  # a packed value is a byte
     return max(compute, copying) if rates.copies_hide else compute + copying
 
@@ -148,3 +157,8 @@ def linear_flops(costs: Arithmetic, work: Work) -> float:
 def attention_flops(costs: Arithmetic, work: Work) -> float:
     """Scores and their sum over values, in all blocks."""
     return 4.0 * work.batch * work.tokens**2 * costs.hidden * costs.blocks
+
+
+def elementwise_values(costs: Arithmetic, work: Work) -> float:
+    """Read, changed and written beside the products, in all blocks."""
+    return float(ELEMENTWISE_PASSES * work.batch * work.tokens * costs.hidden * costs.blocks)

@@ -100,8 +100,9 @@ async def check(call: ImageCall) -> None:
     _describe(call)
     request, services = call.resolved.request, call.services
     if services.content_filter is not None:
-        checking = services.content_filter.check(request.prompt, request.image)
-        await while_connected(call.http.receive, checking)
+        read = tuple(reference.data for reference in request.references) or (request.image,)
+        for image in read:
+            await while_connected(call.http.receive, services.content_filter.check(request.prompt, image))
     if call.resolved.delivery == "url" and not await services.store.probe():
         raise StorageFull(CANNOT_STORE)
 

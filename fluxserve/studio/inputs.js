@@ -9,7 +9,7 @@ let most = 1;
 
 export const readInputs = () => ({ inputs: [...inputs], mask });
 
-export const readStrength = () => ($("input-settings").hidden || $("strength").value === "0" ? "" : Number($("strength").value) / 100);
+export const readStrength = () => ($("input-settings").hidden || $("strength-field").hidden || $("strength").value === "0" ? "" : Number($("strength").value) / 100);
 
 export function writeStrength(strength) {
   $("strength").value = Math.round((strength || 0) * 100);
@@ -20,6 +20,7 @@ export function writeStrength(strength) {
 export function takeAtMost(count) {
   most = count;
   $("files").multiple = count > 1;
+  $("strength-field").hidden = count > 1; // a model that draws by several pictures starts from none
   $("inputs-hint").textContent = count > 1 ? `up to ${count} pictures to draw from` : "a picture to edit or vary";
   if (inputs.length > count) setInputs(inputs.slice(0, count), mask);
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.family import Architecture, Component, Family, Part, Role
+from fluxserve.models.family import Architecture, Component, Family, Part, Role, Told
 from fluxserve.models.variant import Variant
 from fluxserve.tensors.reader import TensorReader, name_some, require_exact
 from fluxserve.weights.files.folder import FoundParts, scan
@@ -47,10 +47,12 @@ class Checkpoint:
         return tuple(sorted(path for path in weights | tokenizers if path.is_file()))
 
 
-def open_checkpoint(model: str, text_encoders: str | None, progress: ProgressCallback) -> Checkpoint:
+def open_checkpoint(
+    model: str, text_encoders: str | None, progress: ProgressCallback, variant: str | None = None
+) -> Checkpoint:
     """Finds, fetches if need be, and checks a model.
 
-    model, text_encoders: see `PipelineConfig`.
+    model, text_encoders, variant: see `PipelineConfig`.
 
     Raises:
         SourceError: the Hub repository is gated, missing or unreachable; the message is a four-line recipe.
@@ -60,7 +62,9 @@ def open_checkpoint(model: str, text_encoders: str | None, progress: ProgressCal
     """
     source = locate(model, progress)
     encoders = locate(text_encoders, progress, hub.text_folders()).path if text_encoders else None
-    checkpoint = _assemble(source.id, *_gather(source.path, encoders))
+    found, family = _gather(source.path, encoders)
+    told = replace(found.told, name=found.told.name or source.id, variant=variant or found.told.variant)
+    checkpoint = _assemble(source.id, found, family, told)
     _require_fit(checkpoint)
     return checkpoint
 
@@ -87,13 +91,13 @@ def _gather(model: Path, encoders: Path | None) -> tuple[FoundParts, Family]:
     return found, family
 
 
-def _assemble(model_id: str, found: FoundParts, family: Family) -> Checkpoint:
+def _assemble(model_id: str, found: FoundParts, family: Family, told: Told) -> Checkpoint:
     components: dict[str, Component] = {part.name: found.components[part] for part in family.parts}
     denoiser = next(found.components[part] for part in family.parts if part.role == "denoiser")
     return Checkpoint(
         id=model_id,
         family=family,
-        variant=family.variant(denoiser, replace(found.told, name=found.told.name or model_id)),
+        variant=family.variant(denoiser, told),
         architecture=family.architecture(components),
         readers={name: component.reader for name, component in components.items()},
         tokenizers={name: found.tokenizers[name] for name in family.tokenizers},

@@ -10,6 +10,8 @@ import torch
 
 from fluxserve.models.flux1.family import Flux1Architecture
 from fluxserve.models.flux1.sizes import FULL
+from fluxserve.models.flux2.family import Flux2Architecture
+from fluxserve.models.flux2.sizes import FULL as KLEIN
 from fluxserve.placement.plan import GIB, resident_plan, streaming_plan
 from fluxserve.placement.rates import (
     Rates,
@@ -45,6 +47,18 @@ def test_rates_are_those_of_a_machine() -> None:
     assert 1e9 < rates.linear < 1e16
     assert 1e8 < rates.attention < 1e16
     assert 1e8 < rates.copy < 1e13
+    assert 1e7 < rates.elementwise < 1e14
+
+
+def test_what_is_not_a_product_takes_its_time_too() -> None:
+    """With rates of an H100's order, the steps that one took (docs/gpu): [schnell] 0.165 s, [klein] 0.080 s."""
+    h100 = Rates(linear=7e14, attention=6e14, copy=55e9, elementwise=7e11)
+    klein = Flux2Architecture(KLEIN).arithmetic
+    for costs, text_tokens, measured in ((FLUX1, 256, 0.165), (klein, 512, 0.080)):
+        work = replace(WORK, width=1024, height=1024, text_tokens=text_tokens)
+        plan = replace(resident_plan(full_size(), WORK, 40 * GIB, "cuda"), work=work, streamed_bytes=0)
+        assert step_seconds(costs, plan, h100) == pytest.approx(measured, rel=0.3)
+        assert step_seconds(costs, plan, replace(h100, elementwise=math.inf)) < 0.8 * measured
 
 
 def test_a_cpu_copies_with_the_cores_that_compute_and_a_gpu_beside_them() -> None:

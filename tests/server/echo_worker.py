@@ -36,16 +36,15 @@ class EchoPipeline(FakePipeline):
         image = super().encode(pixels, sample)
         if image.output_format != "png":
             return image
-        fields = {name: _plain(value) for name, value in asdict(sample.request).items()}
         chunks = PngImagePlugin.PngInfo()
-        chunks.add_text("request", json.dumps(fields))
+        chunks.add_text("request", json.dumps(asdict(sample.request), default=_digest))
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG", pnginfo=chunks)
         return replace(image, data=buffer.getvalue())
 
 
-def _plain(value: object) -> object:
-    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else value
+def _digest(value: bytes) -> str:
+    return hashlib.sha256(value).hexdigest()
 
 
 def load_echo(config: PipelineConfig, progress: Callable[[str, int, int], None]) -> EchoPipeline:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
 
-from tests.server.running import Server, picture, png
-from tests.studio.pages import download, draw, drop, fact, pixels_of
+from tests.server.conftest import StartServer
+from tests.server.running import EDITS, Server, echo, picture, png
+from tests.studio.pages import download, draw, drop, fact, open_page, pixels_of
 
 APPLE = "a red apple on a white background"
 
@@ -80,6 +84,27 @@ def test_variations_and_edits_with_strength(demo_page: Page) -> None:
     page.locator("#strength").fill("100")
     draw(page, "a blue cup on a black background", seed="9")
     assert near < np.abs(pixels_of(page.locator(".frame img")).astype(int) - before).mean()
+
+
+@pytest.mark.behaviour(143)
+def test_several_pictures_where_the_model_takes_them(browser: Browser, start_server: StartServer) -> None:
+    """A model that draws by pictures, and writes which it was given into what it draws."""
+    server = start_server(worker="tests.server.reading_worker")
+    sent = [png(128, 128, colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
+    for page in open_page(browser, server):
+        expect(page.locator("#inputs-hint")).to_contain_text("pictures to draw from")
+        files = [{"name": f"{at}.png", "mimeType": "image/png", "buffer": data} for at, data in enumerate(sent)]
+        page.locator("#files").set_input_files(files[:2])
+        expect(page.locator("#inputs li")).to_have_count(2)
+        drop(page.locator("#drop"), sent[2])
+        expect(page.locator("#inputs li")).to_have_count(3)
+        page.get_by_role("button", name="Remove picture 2").click()
+        draw(page, "the one beside the other", seed="7")
+        assert fact(page, "Started from") == "2 pictures"
+        request = json.loads(Image.open(io.BytesIO(download(page))).info["request"])
+        alone = server.send_form(EDITS, {"prompt": "x", "seed": "7"}, [("image[]", sent[0]), ("image[]", sent[2])])
+        assert request["references"] == echo(alone.json()["data"][0])["references"]
+        expect(page.locator("#strength")).to_be_hidden()
 
 
 @pytest.mark.behaviour(144)

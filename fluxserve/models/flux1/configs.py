@@ -7,6 +7,7 @@ from typing import Any
 from fluxserve.models.companions.flux1_autoencoder import SCALE_FACTOR, SHIFT_FACTOR
 from fluxserve.models.flux1.sizes import ClipParams, FluxParams, T5Params
 from fluxserve.models.flux1.toy_tokenizers import CLIP_END_ID, CLIP_START_ID
+from fluxserve.models.flux1.variants import KONTEXT_PIPELINE, PIPELINE, VARIANTS
 from fluxserve.models.markings import VARIANT_FIELD
 from fluxserve.models.parts.autoencoder import AutoencoderParams
 
@@ -96,7 +97,7 @@ def clip(params: ClipParams) -> dict[str, Any]:
 
 
 def scheduler(variant: str) -> dict[str, Any]:
-    dev = variant == "dev"
+    dev = VARIANTS[variant].guidance_scale is not None
     return {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -111,9 +112,9 @@ def scheduler(variant: str) -> dict[str, Any]:
 
 
 def model_index(variant: str) -> dict[str, Any]:
-    """Names the variant too, where shapes cannot tell it from schnell."""
+    """Names the variant too, where neither shapes nor the class tell it."""
     index: dict[str, Any] = {
-        "_class_name": "FluxPipeline",
+        "_class_name": KONTEXT_PIPELINE if variant == "kontext" else PIPELINE,
         "_diffusers_version": DIFFUSERS_VERSION,
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -123,4 +124,4 @@ def model_index(variant: str) -> dict[str, Any]:
         "transformer": ["diffusers", "FluxTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    return index if variant in ("schnell", "dev") else index | {VARIANT_FIELD: variant}
+    return index if variant in ("schnell", "dev", "kontext") else index | {VARIANT_FIELD: variant}

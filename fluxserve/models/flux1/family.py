@@ -1,4 +1,4 @@
-"""FLUX.1 behind the seam: schnell, dev and the demo."""
+"""FLUX.1 behind the seam: schnell, dev, Krea, Kontext and the demo."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fluxserve.models.flux1.text import names as text_names
 from fluxserve.models.flux1.text.configs import clip_config, t5_config
 from fluxserve.models.flux1.text.encoders import TextEncoders, load_t5_tokenizer
 from fluxserve.models.flux1.transformer import FluxTransformer
-from fluxserve.models.flux1.variants import VARIANTS
+from fluxserve.models.flux1.variants import KONTEXT_PIPELINE, PIPELINE, VARIANTS, dev_variant
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.models.parts.latents import PackedLatents
@@ -113,11 +113,11 @@ class Flux1Model:
         return self.denoiser.modulation(times, strength, pooled.expand(len(times), -1)).cpu()
 
     def positions(self, text_tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
-        ((h, w),) = grids
-        return self.denoiser.rope(text_tokens, h // 2, w // 2)
+        return self.denoiser.rope(text_tokens, [(h // 2, w // 2) for h, w in grids])
 
     def velocity(self, inputs: StepInputs) -> Tensor:
-        return self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions)
+        predicted = self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions)
+        return predicted[:, : inputs.latents.shape[1]]
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Flux1Family:
         "tokenizer": ("tokenizer.json", "vocab.json"),
         "tokenizer_2": ("tokenizer.json", "spiece.model"),
     }
-    pipelines = ("FluxPipeline",)
+    pipelines = (PIPELINE, KONTEXT_PIPELINE)
     sizes = tuple(SIZES)
 
     def variant(self, denoiser: Component, told: Told) -> Variant:
@@ -209,9 +209,13 @@ class Flux1Family:
                 f"{source}: is {kind} with {flux.in_channels} input channels; fluxserve draws from text, "
                 f"with models whose input has {flux.out_channels}"
             )
-        name = told.variant if told.variant is not None else ("dev" if flux.guidance_embed else "schnell")
+        usual = dev_variant(told.pipeline, told.name) if flux.guidance_embed else "schnell"
+        name = usual if told.variant is None else told.variant
         if name not in VARIANTS:
             raise CheckpointError(f"{source}: is of variant {name!r}; fluxserve knows {', '.join(VARIANTS)}")
+        if flux.guidance_embed != (VARIANTS[name].guidance_scale is not None):
+            has = "guidance" if flux.guidance_embed else "no guidance"
+            raise CheckpointError(f"{source}: takes {has}, and so is not of variant {name!r}")
         return VARIANTS[name]
 
     def architecture(self, components: Mapping[str, Component]) -> Flux1Architecture:

@@ -10,6 +10,7 @@ from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
 from fluxserve.models.flux1.sizes import ModelSizes
 from fluxserve.models.flux1.text.names import clip_recipes, clip_shapes, t5_gguf_recipes, t5_recipes, t5_shapes
 from fluxserve.models.flux1.toy_tokenizers import write_clip_tokenizer, write_t5_tokenizer
+from fluxserve.models.flux1.variants import VARIANTS
 from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel, SyntheticNetwork, as_named
 
@@ -18,7 +19,9 @@ EMBEDDING_SCALE, POSITION_SCALE = 1.0, 0.1
 
 def synthetic_model(sizes: ModelSizes, variant: str, layout: Layout, packing: Packing) -> SyntheticModel:
     """The four networks and two tokenizers of a variant; of its sizes, guidance is the variant's to tell."""
-    sizes = replace(sizes, transformer=replace(sizes.transformer, guidance_embed=variant == "dev"))
+    sizes = replace(
+        sizes, transformer=replace(sizes.transformer, guidance_embed=VARIANTS[variant].guidance_scale is not None)
+    )
     tokenizers = {"tokenizer": write_clip_tokenizer, "tokenizer_2": write_t5_tokenizer}
     if layout == "bfl":
         return SyntheticModel(_bfl_networks(sizes, variant, packing), tokenizers)

@@ -8,6 +8,7 @@ Knows nothing of schedules, latents' meaning, or where weights live. Shape lette
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -56,13 +57,14 @@ class FluxTransformer(nn.Module):
         rows += [cast(SingleStreamBlock, block).modulation(vec) for block in self.single_blocks]
         return torch.cat([*rows, self.final_layer.adaLN_modulation(vec)], dim=-1)
 
-    def rope(self, text_tokens: int, rows: int, columns: int) -> Tensor:
-        """Positions (0, 0, 0) for text, then (0, row, column) for image tokens. Returns (L, D / 2, 2) float32."""
+    def rope(self, text_tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Positions (0, 0, 0) for text, then (n, row, column) for the tokens of grid n, of (rows, columns).
+
+        grids: what is drawn, then the references. Returns (L, D / 2, 2) float32.
+        """
         device = self.img_in.weight.device
-        ids = torch.zeros(rows, columns, 3, device=device)
-        ids[..., 1] = torch.arange(rows, device=device)[:, None]
-        ids[..., 2] = torch.arange(columns, device=device)
-        ids = torch.cat([torch.zeros(text_tokens, 3, device=device), ids.flatten(0, 1)])
+        images = [_grid_ids(n, *grid, device) for n, grid in enumerate(grids)]
+        ids = torch.cat([torch.zeros(text_tokens, 3, device=device), *images])
         return rotary_table(ids, self.params.axes_dim, self.params.theta)
 
     def forward(self, img: Tensor, txt: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:
@@ -87,3 +89,10 @@ class FluxTransformer(nn.Module):
             hidden * SingleStreamBlock.MODULATION_ROWS * len(self.single_blocks),
             hidden * LastLayer.MODULATION_ROWS,
         ]
+
+
+def _grid_ids(n: int, rows: int, columns: int, device: torch.device) -> Tensor:
+    ids = torch.full((rows, columns, 3), float(n), device=device)
+    ids[..., 1] = torch.arange(rows, device=device)[:, None]
+    ids[..., 2] = torch.arange(columns, device=device)
+    return ids.flatten(0, 1)

@@ -10,6 +10,10 @@ import math
 from dataclasses import replace
 
 from fluxserve.models.variant import UngatedFile, Variant
+from fluxserve.sizes import References
+
+PIPELINE, KONTEXT_PIPELINE = "FluxPipeline", "FluxKontextPipeline"
+"""diffusers' classes."""
 
 BASE_TOKENS, BASE_MU = 256, 0.5
 FULL_TOKENS, FULL_MU = 4096, 1.15
@@ -40,6 +44,23 @@ _SCHNELL_COPIES = (
     UngatedFile("lmz/mt5-tokenizers", "t5-v1_1-xxl.tokenizer.json", "tokenizer_2/tokenizer.json"),
 )
 """The transformer, the autoencoder and both text encoders are in the one large file."""
+
+KONTEXT_SIZES = tuple(
+    (width, height)
+    for a, b in (
+        (672, 1568),
+        (688, 1504),
+        (720, 1456),
+        (752, 1392),
+        (800, 1328),
+        (832, 1248),
+        (880, 1184),
+        (944, 1104),
+        (1024, 1024),
+    )
+    for width, height in dict.fromkeys(((a, b), (b, a)))
+)
+"""Those that Kontext was trained on (`PREFERED_KONTEXT_RESOLUTIONS`)."""
 
 _DEV_LICENCE = "FLUX.1 [dev] Non-Commercial License"
 
@@ -90,6 +111,24 @@ VARIANTS = {
         description="A small FLUX trained on pictures of some 1,850 emoji. It is not FLUX.1 and knows nothing else.",
     ),
 }
+VARIANTS["krea"] = replace(
+    VARIANTS["dev"],
+    name="krea",
+    aliases=("flux-krea", "flux.1-krea", "flux.1-krea-dev"),
+    guidance_scale=4.5,
+    description="FLUX.1 Krea [dev]: guidance-distilled text to image, trained to look less made.",
+    repository="black-forest-labs/FLUX.1-Krea-dev",
+)
+VARIANTS["kontext"] = replace(
+    VARIANTS["dev"],
+    name="kontext",
+    aliases=("flux-kontext", "flux.1-kontext", "flux.1-kontext-dev"),
+    steps={"low": 20, "medium": 28, "high": 30, "xhigh": 50, "max": 50},
+    guidance_scale=2.5,
+    description="FLUX.1 Kontext [dev]: edits a picture as it is told to.",
+    repository="black-forest-labs/FLUX.1-Kontext-dev",
+    references=References(most=1, limit=1, area=1024 * 1024, sizes=KONTEXT_SIZES),
+)
 VARIANTS["demo-untrained"] = replace(
     VARIANTS["demo"],
     name="demo-untrained",
@@ -97,3 +136,11 @@ VARIANTS["demo-untrained"] = replace(
     description="Random weights of the demo's kind, made on the spot. Its pictures are noise.",
     notice="untrained-model-draws-noise",
 )
+
+
+def dev_variant(pipeline: str | None, name: str) -> str:
+    """Which of those whose tensors are dev's. pipeline: a folder's class. name: of the folder, file or repository."""
+    named = name.rpartition("/")[2].lower()
+    if pipeline == KONTEXT_PIPELINE or (pipeline is None and "kontext" in named):
+        return "kontext"
+    return "krea" if "krea" in named else "dev"

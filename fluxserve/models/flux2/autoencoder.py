@@ -65,8 +65,8 @@ class Flux2Autoencoder(nn.Module):
 
     @property
     def stages(self) -> Iterator[nn.Module]:
-        """Where decoding may be stopped: before each residual block."""
-        return (module for module in self.decoder.modules() if isinstance(module, ResnetBlock))
+        """Where encoding and decoding may be stopped: before each residual block."""
+        return (module for module in self.modules() if isinstance(module, ResnetBlock))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels: (B, 3, height, width) in [-1, 1]. Returns normalised latents of the mean."""

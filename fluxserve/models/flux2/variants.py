@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 
 from fluxserve.models.variant import Variant
+from fluxserve.sizes import MAX_INPUT_IMAGES, References
 
 LARGE_TOKENS = 4300
 SLOPE_10, MU_10 = 8.73809524e-05, 1.89833333
@@ -32,6 +33,9 @@ def times(steps: int, image_tokens: int) -> tuple[float, ...]:
     return (*(shift / (shift + 1 / (1 - i / steps) - 1) for i in range(steps)), 0.0)
 
 
+REFERENCES = References(most=4, limit=MAX_INPUT_IMAGES, area=1024 * 1024)
+"""Four are what the makers' own service takes (diffusers `pipelines/flux2/image_processor.py` knows no limit)."""
+
 _NC_LICENCE = "FLUX Non-Commercial License v2.1"
 
 _KLEIN = Variant(
@@ -46,8 +50,9 @@ _KLEIN = Variant(
     resamples=False,
     default_size=(1024, 1024),
     licence="Apache-2.0",
-    description="FLUX.2 [klein] 4B: text to image in 4 steps.",
+    description="FLUX.2 [klein] 4B: text to image in 4 steps, and edits by up to four pictures.",
     repository="black-forest-labs/FLUX.2-klein-4B",
+    references=REFERENCES,
 )
 _BASE = replace(
     _KLEIN,
@@ -68,7 +73,7 @@ VARIANTS = {
             name="klein-9b",
             aliases=("flux2-klein-9b", "flux.2-klein-9b"),
             licence=_NC_LICENCE,
-            description="FLUX.2 [klein] 9B: text to image in 4 steps.",
+            description="FLUX.2 [klein] 9B: text to image in 4 steps, and edits by up to four pictures.",
             repository="black-forest-labs/FLUX.2-klein-9B",
         ),
         replace(

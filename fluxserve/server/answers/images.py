@@ -58,7 +58,7 @@ def description(resolved: ResolvedRequest) -> dict[str, Any]:
 
 def usage(resolved: ResolvedRequest, text_tokens: int, images: int) -> dict[str, Any]:
     """OpenAI's token counts for `images` of the request's pictures."""
-    read = image_tokens(*resolved.input_size) if resolved.input_size else 0
+    read = resolved.input_tokens
     drawn = images * image_tokens(resolved.request.width, resolved.request.height)
     return {
         "input_tokens": text_tokens + read,

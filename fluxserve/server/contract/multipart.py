@@ -14,8 +14,11 @@ from python_multipart.multipart import parse_options_header
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.contract.loras import gather_loras, is_lora_field
 from fluxserve.server.contract.pictures import role_of
+from fluxserve.sizes import MAX_INPUT_IMAGES
 
-MOST_FILES, MOST_FIELDS, LARGEST_FIELD = 16, 64, 256 * 2**10
+MOST_FIELDS, LARGEST_FIELD = 64, 256 * 2**10
+MOST_FILES = MAX_INPUT_IMAGES + 2
+"""A mask, and one too many, to be refused as such."""
 _CHARSETS = ("ascii", "utf-8", "utf-16", "iso8859", "cp125", "gb", "big5", "shift_jis", "euc", "koi8")
 """How the names of the codecs begin that text may be in."""
 

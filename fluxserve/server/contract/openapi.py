@@ -32,6 +32,7 @@ _BODIES: dict[str, tuple[type[ImageParameters], tuple[str, ...]]] = {
 _BINARY = {"type": "string", "format": "binary"}
 _FILE = {**_BINARY, "description": "A PNG, JPEG or WebP file, or a data: URL of one."}
 _DATA_URL = {"type": "string", "description": "A data: URL of a PNG, JPEG or WebP file; also as {image_url: URL}."}
+_SEVERAL = " Again for each further one, also as image[] (images, a list, in JSON), for models that draw by several."
 _PICTURES: dict[str, Any] = {f"image/{name}": {"schema": _BINARY} for name in ("png", "jpeg", "webp")}
 _EVENTS = "Server-sent events: KIND.partial_image, KIND.completed and error; KIND is image_generation or image_edit."
 _HEADERS = {
@@ -79,9 +80,9 @@ def build_schema(app: FastAPI) -> dict[str, Any]:
             for operation in operations.values():
                 _drop_framework_error(operation)
         for path, (parameters, files) in _BODIES.items():
-            content = {"application/json": {"schema": body_schema(parameters, dict.fromkeys(files, _DATA_URL))}}
+            content = {"application/json": {"schema": body_schema(parameters, _pictures(files, _DATA_URL))}}
             if files:
-                form = body_schema(parameters, dict.fromkeys(files, _FILE))
+                form = body_schema(parameters, _pictures(files, _FILE))
                 content = {"multipart/form-data": {"schema": form}, **content}
             schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
         for name in ("HTTPValidationError", "ValidationError"):
@@ -95,6 +96,14 @@ def _drop_framework_error(operation: dict[str, Any]) -> None:
     """The framework announces a 422 of its own wherever a route has a parameter; it is never sent."""
     if "HTTPValidationError" in str(operation["responses"].get("422")):
         del operation["responses"]["422"]
+
+
+def _pictures(names: tuple[str, ...], rule: dict[str, str]) -> dict[str, dict[str, str]]:
+    """The fields of an edit's or a variation's pictures; an edit may have several images."""
+    fields = dict.fromkeys(names, rule)
+    if "mask" in names:
+        fields["image"] = {**rule, "description": rule["description"] + _SEVERAL}
+    return fields
 
 
 def body_schema(parameters: type[ImageParameters], files: dict[str, dict[str, str]]) -> dict[str, Any]:

@@ -33,9 +33,9 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 @dataclass(frozen=True)
 class Pictures:
-    """Files to start from, not yet looked at."""
+    """Files to start from or to draw by, not yet looked at. images: one at least. mask: of the first."""
 
-    image: bytes
+    images: tuple[bytes, ...]
     mask: bytes | None
     redrawn: Redrawn = "transparent"
 
@@ -47,10 +47,10 @@ def role_of(name: str) -> Role | None:
 
 
 def choose_pictures(files: Iterable[tuple[str, bytes]], with_mask: bool) -> Pictures:
-    """The image and its mask among what was sent by name, as files or data: URLs. An empty mask is none.
+    """The images and the mask among what was sent by name, as files or data: URLs. An empty mask is none.
 
     Raises:
-        InvalidRequest: none or several, a URL to fetch, a field that is not known, or a mask where none is taken.
+        InvalidRequest: no image, several masks, a URL to fetch, an unknown field, or a mask where none is taken.
     """
     found: dict[Role, list[bytes]] = {"image": [], "mask": [], "markup": []}
     unknown = []
@@ -66,13 +66,10 @@ def choose_pictures(files: Iterable[tuple[str, bytes]], with_mask: bool) -> Pict
             f"image is required, as a file or a data: URL{came}", param="image", code="missing_required_parameter"
         )
     _check_others(found, unknown, with_mask)
-    return Pictures(found["image"][0], next(iter(found["mask"]), None))
+    return Pictures(tuple(found["image"]), next(iter(found["mask"]), None))
 
 
 def _check_others(found: Mapping[Role, list[bytes]], unknown: list[str], with_mask: bool) -> None:
-    if len(found["image"]) > 1:
-        count = len(found["image"])
-        raise InvalidRequest(f"send exactly one image, got {count}", param="image", code="too_many_images")
     if unknown:
         raise InvalidRequest(
             f"files are taken as image and mask, got one as {unknown[0]}", param=unknown[0], code="unknown_parameter"

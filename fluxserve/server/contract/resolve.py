@@ -25,7 +25,7 @@ from fluxserve.server.contract.schemas import (
     Operation,
     Quality,
 )
-from fluxserve.sizes import parse_size
+from fluxserve.sizes import image_tokens, parse_size
 
 _QUALITY: dict[Quality, EchoedQuality] = {
     "auto": "medium",
@@ -54,7 +54,10 @@ class ServingLimits:
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """One client's request, complete. warnings: as the warning header lists them. input_size: of an edit's picture."""
+    """One client's request, complete. warnings: as the warning header lists them.
+
+    input_tokens: of the pictures that it reads.
+    """
 
     request: GenerationRequest
     operation: Operation
@@ -62,7 +65,7 @@ class ResolvedRequest:
     stream: bool
     quality: EchoedQuality
     warnings: tuple[str, ...]
-    input_size: tuple[int, int] | None = None
+    input_tokens: int = 0
     safety_identifier: str | None = None
 
     @property
@@ -94,7 +97,7 @@ def resolve_request(
         parameters.stream,
         quality,
         _warnings(parameters, request, card),
-        inputs.size if inputs else None,
+        _input_tokens(request, inputs),
         _safety_identifier(parameters),
     )
 
@@ -136,6 +139,13 @@ def _safety_identifier(parameters: ImageParameters) -> str | None:
     return next((name[:_LONGEST_IDENTIFIER] for name in names if isinstance(name, str) and name), None)
 
 
+def _input_tokens(request: GenerationRequest, inputs: EditInputs | None) -> int:
+    """Of pictures as the model reads them; of one that it starts from, as it was sent."""
+    if request.references or inputs is None:
+        return sum(image_tokens(reference.width, reference.height) for reference in request.references)
+    return image_tokens(*inputs.size)
+
+
 def _strength(parameters: ImageParameters, inputs: EditInputs | None) -> float | None:
     """None: what every edit or variation has by default."""
     if parameters.strength is not None or not isinstance(parameters, EditParameters):
@@ -154,8 +164,9 @@ def _refuse_unknown(parameters: ImageParameters) -> None:
 def _check_work(request: GenerationRequest, max_work: int) -> None:
     if request.work > max_work:
         raise InvalidRequest(
-            f"n x width x height x steps (doubled by true_cfg_scale above 1) must be at most {max_work} (--max-work), "
-            f"got {request.work}; ask for fewer steps or images, or a smaller size",
+            f"n x width x height x steps (doubled by true_cfg_scale above 1; pictures to draw by count as width x "
+            f"height) must be at most {max_work} (--max-work), got {request.work}; ask for fewer steps or images, or a "
+            f"smaller size",
             param="num_inference_steps",
         )
 
@@ -175,7 +186,9 @@ def _is_idle(name: str, parameters: ImageParameters, request: GenerationRequest,
         case "negative_prompt":
             return parameters.true_cfg_scale <= 1
         case "strength":
-            return isinstance(parameters, GenerationParameters)
+            return isinstance(parameters, GenerationParameters) or card.references is not None
+        case "input_fidelity":
+            return card.references is not None
         case "output_compression":
             return request.output_format == "png"
         case "partial_images":

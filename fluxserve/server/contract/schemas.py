@@ -90,7 +90,9 @@ class ImageParameters(BaseModel):
         [], max_length=MAX_LORAS, description="Names, or objects of name and scale (-4 to 4). Alias: lora (one object)."
     )
     strength: float | None = _number(
-        "strength", None, "How much of the input picture is redrawn; edits and variations only."
+        "strength",
+        None,
+        "How much of the input picture is redrawn, by models that draw by none; only where there is one.",
     )
     response_format: Literal["url", "b64_json", "file"] | None = Field(None, description="How the images come back.")
     output_format: OutputFormat = Field("png", description="The images' format; jpg is jpeg.")
@@ -226,8 +228,8 @@ class ModelLimits(BaseModel):
     """What a request may ask for: more of anything is refused by name.
 
     max_n: images. max_pixels: of one image, within the memory budget too. max_work: n x width x height x steps, doubled
-    by true CFG. max_batch is told for planning: so many images of the model's own size share a denoise step, others
-    take turns.
+    by true CFG; pictures to draw by count as width x height. max_batch is told for planning: so many images of the
+    model's own size share a denoise step, others take turns. max_input_images: of an edit, without its mask.
     """
 
     max_n: int
@@ -235,6 +237,7 @@ class ModelLimits(BaseModel):
     max_batch: int
     max_work: int
     max_input_pixels: int
+    max_input_images: int
     max_sequence_length: int
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fluxserve import wire
 from fluxserve.completion import edit_area
@@ -33,7 +33,7 @@ def upload_box(size: str, limits: ServingLimits) -> Box:
         asked = parse_size(size)
         check_size(*asked, config.max_pixels)
     most = min(config.max_pixels, limits.card.max_pixels or config.max_pixels)
-    return Box(asked, edit_area(limits.card), most, config.max_input_pixels)
+    return Box(asked, edit_area(limits.card), most, config.max_input_pixels, limits.card.references)
 
 
 @dataclass(eq=False)
@@ -58,6 +58,27 @@ class UploadReader:
         self._busy: set[str] = set()
         self._served_at: OrderedDict[str, float] = OrderedDict()
         self._mean_s = 0.5
+
+    async def read_references(
+        self,
+        images: Sequence[bytes],
+        mask: bytes | None,
+        box: Box,
+        client: str,
+        redrawn: Redrawn = "transparent",
+    ) -> EditInputs:
+        """Uploads as a model with references reads them, and the first one's mask, as small pictures.
+
+        Raises: as `read`.
+        """
+        async with self._turn(client, sum(map(len, images)) + len(mask or b"")) as decoder:
+            decoded = [await decoder.decode(wire.Decode(image, "image", box.of_references)) for image in images]
+            first, *others = (each.picture for each in decoded)
+            if mask is None and (others or not first.transparent):
+                return EditInputs(first, None, tuple(others))
+            kept = await decoder.decode(wire.Decode(images[0], "image", box))  # the size drawn may be another
+            masked = kept if mask is None else await decoder.decode(wire.Decode(mask, "mask", box, redrawn))
+            return replace(pair_inputs(first, masked.opacity, tuple(others)), kept=kept.picture)
 
     async def read(
         self, image: bytes, mask: bytes | None, box: Box, client: str, redrawn: Redrawn = "transparent"

@@ -71,15 +71,10 @@ def _tool(document: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in ("stream", "background", "previous_response_id", "conversation"):
         if document.get(name):
             raise InvalidRequest(f"{name} is not taken here; {_ONLY}", param=name, code="unsupported_value")
-    tools = document.get("tools")
-    if (
-        not isinstance(tools, list)
-        or len(tools) != 1
-        or not isinstance(tools[0], dict)
-        or tools[0].get("type") != _TOOL
-    ):
-        raise InvalidRequest(_ONLY, param="tools", code="unsupported_value")
-    return tools[0]
+    match document.get("tools"):
+        case [{"type": "image_generation"} as tool]:
+            return dict(tool)
+    raise InvalidRequest(_ONLY, param="tools", code="unsupported_value")
 
 
 def _parts(sent: Any) -> Iterator[tuple[str, Any]]:

@@ -86,7 +86,7 @@ async def png_info(request: Request, services: ServicesOf) -> JSONResponse:
     """What a PNG tells of how it was made."""
     document, _ = await _document(request, services)
     sent = choose_pictures([("image", picture_of(document.get("image"), "image"))], with_mask=False)
-    items = webui_lists.texts_in(sent.image)
+    items = webui_lists.texts_in(sent.images[0])
     return JSONResponse({"info": infotext_of(items), "items": items, "parameters": items})
 
 

@@ -171,7 +171,7 @@ def not_found() -> InvalidRequest:
 
 
 _OF_REQUEST = ("width", "height", "max_sequence_length", "output_format")
-_OF_RESOLVED = ("operation", "delivery", "stream", "quality", "warnings", "input_size", "safety_identifier")
+_OF_RESOLVED = ("operation", "delivery", "stream", "quality", "warnings", "input_tokens", "safety_identifier")
 
 
 def _described(job: AsyncJob) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from fluxserve.completion import check_count
 from fluxserve.input_images import EditInputs
 from fluxserve.server.answers.images import image_answer
 from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
@@ -68,8 +69,12 @@ async def _read_edit(request: Request, services: Services, schema: EditSchema) -
 async def shrink(request: Request, services: Services, sent: EditBody, schema: EditSchema) -> Asked:
     """An edit or a variation with its pictures made small. Raises as `UploadReader.read` does."""
     pictures, box = sent.pictures, upload_box(sent.parameters.size, services.serving_limits)
-    client = context_of(request.scope).client
-    reading = services.uploads.read(pictures.image, pictures.mask, box, client, pictures.redrawn)
+    check_count(len(pictures.images), services.card.max_input_images if schema is EditParameters else 1)
+    client, uploads = context_of(request.scope).client, services.uploads
+    if box.references is None:
+        reading = uploads.read(pictures.images[0], pictures.mask, box, client, pictures.redrawn)
+    else:
+        reading = uploads.read_references(pictures.images, pictures.mask, box, client, pictures.redrawn)
     inputs = await while_connected(request.receive, reading)
     # A variation's own transparency keeps nothing.
     return Asked(sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest)

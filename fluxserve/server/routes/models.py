@@ -49,6 +49,7 @@ def _describe(services: Services, name: str) -> ModelBody:
             max_batch=card.max_batch,
             max_work=services.limits.max_work,
             max_input_pixels=config.max_input_pixels,
+            max_input_images=card.max_input_images,
             max_sequence_length=card.max_sequence_length,
         ),
         defaults=ModelDefaults(

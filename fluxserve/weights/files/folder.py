@@ -90,8 +90,9 @@ def _scan_subfolders(folder: Path, roles: Collection[Role], found: FoundParts) -
     if index.is_file():
         description = read_json(index)
         _require_known(index, description)
-        flags = {key: value for key, value in description.items() if isinstance(value, bool)}
-        found.note(Told(str(description["_class_name"]), description.get(VARIANT_FIELD), flags))
+        if "denoiser" in roles:  # else it tells of another model, whose encoders are borrowed
+            flags = {key: value for key, value in description.items() if isinstance(value, bool)}
+            found.note(Told(str(description["_class_name"]), description.get(VARIANT_FIELD), flags))
     wanted = [part for part in registry.parts() if part.role in roles and part not in found.components]
     for name in dict.fromkeys(part.folder for part in wanted):
         if (folder / name).is_dir():

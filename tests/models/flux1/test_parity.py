@@ -40,7 +40,7 @@ def test_transformer_forward(tiny_checkpoint: MakeCheckpoint, variant: str, time
         txt_ids=torch.zeros(text_tokens, 3),
         return_dict=False,
     )[0]
-    actual = ours(img, txt, ours.modulation(t, guidance, pooled), ours.rope(text_tokens, rows, columns))
+    actual = ours(img, txt, ours.modulation(t, guidance, pooled), ours.rope(text_tokens, [(rows, columns)]))
     assert (actual - expected).abs().max() <= TOLERANCE
     assert expected.std() > 0.1  # the weights do something
 

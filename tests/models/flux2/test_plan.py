@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,6 +38,21 @@ def test_klein_4b_fits_small_cards(budget: int) -> None:
     assert plan.streamed_bytes == sum(sizes.blocks[i] for i in plan.streamed)
     assert (plan.text_encoder == "resident") == (budget == 16)
     assert not plan.streamed or budget < 12
+
+
+def test_a_picture_to_draw_by_is_planned_where_there_is_room() -> None:
+    """At 3 GiB smaller ones are drawn by: what fits beside the picture drawn, in pixels of both."""
+    drawn = blueprint(FULL)
+    sizes, work = drawn.sizes(), work_of(drawn.checkpoint, torch.bfloat16)
+    assert (work.tokens, replace(work, reference_tokens=0).tokens) == (512 + 8192, 512 + 4096)
+    plans = {budget: make_plan(sizes, work, budget * GIB, "cuda") for budget in (3, 4, 6, 8)}
+    assert [plans[budget].work.reference_tokens for budget in plans] == [0, 4096, 4096, 4096]
+    assert all(plans[budget].max_pixels >= 2 * 1024**2 for budget in (4, 6, 8))
+    assert 1024**2 <= plans[3].max_pixels < 2 * 1024**2
+    for plan in plans.values():
+        assert plan.peak_bytes >= plan.budget_bytes - plan.room_bytes + plan.work.step_bytes
+        assert plan.samples_together(512, 512, reference_tokens=1024) >= 1
+        assert plan.samples_together(256, 256, 4096) <= plan.samples_together(256, 256)
 
 
 def test_what_is_read_of_a_klein_4b() -> None:

@@ -63,15 +63,15 @@ def test_editing_the_last_message(server: Server) -> None:
         ({"input": "hello", "tools": [TOOL], "stream": True}, "stream", "unsupported_value"),
         ({"input": "hello", "tools": [TOOL], "previous_response_id": "resp_1"}, "previous_response_id", None),
         ({"tools": [TOOL]}, "input", "invalid_type"),
-        ({"input": [], "tools": [TOOL]}, "input", "invalid_type"),
+        ({"input": [], "tools": [TOOL]}, "prompt", "invalid_value"),
         ({"input": [{"content": [{"type": "input_file"}]}], "tools": [TOOL]}, "input", "invalid_type"),
         ({"input": [{"content": [{"type": "input_text"}]}], "tools": [TOOL]}, "input", "invalid_type"),
         ({"input": "a cat", "tools": [{**TOOL, "size": "7x7"}]}, "size", "invalid_size"),
         ({"input": "a cat", "tools": [{**TOOL, "background": "transparent"}]}, "background", "unsupported_value"),
         (
             {"input": [{"content": [{"type": "input_image", "image_url": "http://evil.example/"}]}], "tools": [TOOL]},
-            "prompt",
-            "invalid_value",
+            "images",
+            "unsupported_value",
         ),
     ],
 )

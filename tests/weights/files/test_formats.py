@@ -213,7 +213,7 @@ def _velocity(model: FluxTransformer) -> Tensor:
     img, txt, pooled = (torch.randn(1, *size, generator=noise) for size in ((16, 64), (8, 256), (64,)))
     with torch.no_grad():
         modulation = model.modulation(torch.tensor([0.7]), None, pooled)
-        return model(img, txt, modulation, model.rope(8, 4, 4))
+        return model(img, txt, modulation, model.rope(8, [(4, 4)]))
 
 
 def test_a_folder_is_described_in_a_line_a_network(packed_model: PackedModel) -> None:

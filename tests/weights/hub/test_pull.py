@@ -97,6 +97,7 @@ def test_schnell_without_a_token_is_taken_from_ungated_copies_and_served(
         listed = fluxserve(hub.url, home, "pull", "schnell", "--dry-run", ungated=ungated)
         assert listed.returncode == 0, listed.stderr
         assert hub.fetched == []
+        assert "FLUX.1-schnell: Apache-2.0" in listed.stderr
         pulled = fluxserve(hub.url, home, "pull", "schnell", ungated=ungated)
         assert pulled.returncode == 0, pulled.stderr
         fetched = list(hub.fetched)

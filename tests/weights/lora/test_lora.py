@@ -265,7 +265,7 @@ def _inputs() -> tuple[Tensor, ...]:
 def velocity(model: FluxTransformer) -> Tensor:
     img, txt, pooled, t, guidance = _inputs()
     with torch.no_grad():
-        return model(img, txt, model.modulation(t, guidance, pooled), model.rope(8, 4, 4))
+        return model(img, txt, model.modulation(t, guidance, pooled), model.rope(8, [(4, 4)]))
 
 
 def built(checkpoint: Checkpoint, reader: TensorReader) -> FluxTransformer:
