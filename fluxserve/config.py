@@ -60,8 +60,8 @@ class PipelineConfig:
     model: Annotated[
         str,
         Option(
-            "demo, klein, schnell, dev, krea, kontext, a Hub id such as black-forest-labs/FLUX.1-schnell, a folder in "
-            "diffusers' layout, or a transformer's .safetensors or .gguf file.",
+            "demo, klein, zimage-turbo, schnell, dev, krea, kontext, a Hub id such as black-forest-labs/FLUX.1-dev, a "
+            "folder in diffusers' layout, or a transformer's .safetensors or .gguf file.",
             "model",
         ),
     ] = "demo"
@@ -69,7 +69,8 @@ class PipelineConfig:
     variant: Annotated[
         str | None,
         Option(
-            "Which model a file is, such as krea, kontext or klein-base, where neither it nor its name tells.", "model"
+            "Which model a file is, such as krea, kontext, klein-base or zimage, where neither it nor its name tells.",
+            "model",
         ),
     ] = None
     text_encoders: Annotated[

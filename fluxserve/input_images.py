@@ -10,19 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageChops
 
 from fluxserve.errors import FluxserveError, InvalidRequest
-from fluxserve.request import InputImage
+from fluxserve.request import InputImage, MaskMode
 from fluxserve.sizes import Box, Frame
 
 ImageSource = bytes | str | Path | Image.Image
 """A PNG, JPEG or WebP file's content, its path, or a picture that Pillow holds."""
-
-Redrawn = Literal["transparent", "white", "black"]
-"""What of a mask is redrawn."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
@@ -62,28 +59,46 @@ class EditInputs:
 
 
 def read_inputs(
-    images: ImageSource | Sequence[ImageSource] | None, mask: ImageSource | None = None
+    images: ImageSource | Sequence[ImageSource] | None,
+    mask: ImageSource | None = None,
+    mask_mode: MaskMode = "alpha",
 ) -> EditInputs | None:
     """The pictures, or the one, and the mask of the first, from a caller on this machine; None without a picture.
 
     Raises:
-        InvalidRequest: one of them cannot be read, or the mask does not fit.
+        InvalidRequest: one of them cannot be read, the mask does not fit, or there is none for its mode.
     """
+    check_mask_mode(mask_mode, mask is not None)
     given = (images,) if isinstance(images, bytes | str | Path | Image.Image) else images or ()
     if not given:
         if mask is not None:
             raise InvalidRequest("mask needs an image", param="mask", code="invalid_mask")
         return None
     first, *others = (inspect_image(_content(image, "image"), "image") for image in given)
-    read_mask = None if mask is None else inspect_image(_content(mask, "mask"), "mask")
-    return pair_inputs(first, read_mask, tuple(others))
+    return pair_inputs(first, None if mask is None else _read_mask(mask, mask_mode), tuple(others))
+
+
+def _read_mask(mask: ImageSource, mask_mode: MaskMode) -> InputImage:
+    data = _content(mask, "mask")
+    if mask_mode == "white":
+        with open_image(data, "mask") as file:
+            data = _png(white_as_clear(upright(file)))
+    return inspect_image(data, "mask")
+
+
+def check_mask_mode(mask_mode: MaskMode, has_mask: bool) -> None:
+    """Raises InvalidRequest for a mode that is not known, or that needs a mask and has none."""
+    if mask_mode not in get_args(MaskMode):
+        raise InvalidRequest(f"mask_mode must be alpha or white, got {str(mask_mode)[:40]!r}", param="mask_mode")
+    if mask_mode == "white" and not has_mask:
+        raise InvalidRequest("mask_mode white needs a mask", param="mask_mode", code="conflicting_parameters")
 
 
 def pair_inputs(image: InputImage, mask: InputImage | None = None, others: tuple[InputImage, ...] = ()) -> EditInputs:
     """Pictures with the mask of the first; a picture that comes alone and is transparent somewhere is its own.
 
     Raises:
-        InvalidRequest: `invalid_mask`: of another size, or nowhere transparent.
+        InvalidRequest: `invalid_mask`: of another size, or repaints nothing.
     """
     if mask is None:
         return EditInputs(image, image if image.transparent and not others else None, others)
@@ -94,9 +109,10 @@ def pair_inputs(image: InputImage, mask: InputImage | None = None, others: tuple
             code="invalid_mask",
         )
     if not mask.transparent:
-        lacks = "no transparent pixel" if mask.has_alpha else "no alpha channel"
+        lacks = "asks for no pixel" if mask.has_alpha else "has no alpha channel"
         raise InvalidRequest(
-            f"mask has {lacks}, so that nothing would change: transparent pixels are redrawn, whatever their colour",
+            f"mask {lacks}, so that nothing would change: transparent pixels are redrawn, whatever their colour; "
+            "with mask_mode white, those that are white",
             param="mask",
             code="invalid_mask",
         )
@@ -138,10 +154,11 @@ def inspect_image(data: bytes, param: str, max_pixels: int | None = None) -> Inp
         return InputImage(data, *picture.size, has_alpha, transparent)
 
 
-def shrink_image(data: bytes, param: str, box: Box, redrawn: Redrawn = "transparent") -> tuple[InputImage, InputImage]:
+def shrink_image(data: bytes, param: str, box: Box, mask_mode: MaskMode = "alpha") -> tuple[InputImage, InputImage]:
     """(the picture as the model will read it, what of it is transparent), each as a small PNG at the size of `box`.
 
-    Both give the width, the height and the transparency of the file, which is decoded once.
+    mask_mode: how the picture is read as a mask. Both give the width, the height and the transparency of the file,
+    which is decoded once.
 
     Raises:
         InvalidRequest: as `inspect_image`.
@@ -149,8 +166,8 @@ def shrink_image(data: bytes, param: str, box: Box, redrawn: Redrawn = "transpar
     with open_image(data, param) as image:
         _check_pixels(image, param, box.max_input_pixels)
         picture = upright(image)
-        if redrawn != "transparent":
-            picture = _cut_out(picture, redrawn)
+        if mask_mode == "white":
+            picture = white_as_clear(picture)
         has_alpha, transparent = _transparency(picture)
         frame = box.frame_of(*picture.size, param)
         alpha = opacity(picture, frame) if transparent else Image.new("L", frame.size, 255)
@@ -159,12 +176,6 @@ def shrink_image(data: bytes, param: str, box: Box, redrawn: Redrawn = "transpar
             InputImage(drawn, *picture.size, has_alpha, transparent),
             InputImage(kept, *picture.size, has_alpha, transparent),
         )
-
-
-def _cut_out(picture: Image.Image, redrawn: Redrawn) -> Image.Image:
-    """A mask in levels of gray as one in levels of transparency."""
-    gray = picture.convert("L")
-    return Image.merge("LA", (gray, gray if redrawn == "black" else ImageOps.invert(gray)))
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -187,15 +198,31 @@ def _stood_up(image: Image.Image) -> Image.Image:
 
 def scaled(picture: Image.Image, frame: Frame) -> Image.Image:
     """In RGB, in this frame, without the file's metadata; what is transparent shows white."""
+    flat = _flat(picture) if picture.mode != "RGB" or picture.has_transparency_data else picture
+    drawn = flat.resize(frame.scaled, Image.Resampling.LANCZOS).crop(frame.edges)
+    drawn.info = {}  # profiles and the like, which a PNG would carry on
+    return drawn
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    """In RGB, on white."""
     flat = Image.new("RGB", picture.size)
     for top, band in _bands(picture):
         if band.has_transparency_data:
             clear = band.convert("RGBA")
             band = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
         flat.paste(band.convert("RGB"), (0, top))
-    drawn = flat.resize(frame.scaled, Image.Resampling.LANCZOS).crop(frame.edges)
-    drawn.info = {}  # profiles and the like, which a PNG would carry on
-    return drawn
+    return flat
+
+
+def white_as_clear(mask: Image.Image) -> Image.Image:
+    """The mask as one whose transparency tells: the brighter, the clearer. What was transparent counts as black."""
+    clear = Image.new("LA", mask.size)
+    for top, band in _bands(mask):
+        coloured = band.convert("RGBA")
+        bright = Image.alpha_composite(Image.new("RGBA", coloured.size, "black"), coloured).convert("L")
+        clear.paste(Image.merge("LA", (bright, ImageChops.invert(bright))), (0, top))
+    return clear
 
 
 def opacity(picture: Image.Image, frame: Frame) -> Image.Image:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from fluxserve.sizes import References
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+MaskMode = Literal["alpha", "white"]
+"""What of a mask asks for repainting: what is transparent, or what is white."""
 
 SEED_SPACE = 2**64
 """Seeds are 0 .. 2**64 - 1; image i of a request has seed + i, modulo this."""

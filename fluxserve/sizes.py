@@ -113,7 +113,7 @@ class References:
                 code=f"invalid_{param}",
             )
         scale = min(1.0, math.sqrt(self.area / (width * height)))
-        scaled = int(width * scale), int(height * scale)
+        scaled = max(int(width * scale), MIN_SIDE), max(int(height * scale), MIN_SIDE)
         return Frame(scaled, (_floor(scaled[0]), _floor(scaled[1])))
 
     def frame_of_size(self, size: tuple[int, int], width: int, height: int, param: str = "image") -> Frame:

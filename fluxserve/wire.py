@@ -21,8 +21,7 @@ from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
 
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import FluxserveError
-from fluxserve.input_images import Redrawn
-from fluxserve.request import GeneratedImage, GenerationRequest, InputImage, ModelCard, Timings
+from fluxserve.request import GeneratedImage, GenerationRequest, InputImage, MaskMode, ModelCard, Timings
 from fluxserve.scheduling import Stage
 from fluxserve.sizes import Box
 
@@ -69,12 +68,22 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Decode:
-    """Decode this file; `param` names it. redrawn: what of a mask is. Answered by Began, then Decoded or Failed."""
+    """Decode this file; `param` names it. Answered by Began, Large if it is, then Decoded or Failed."""
 
     data: bytes
     param: str
     box: Box
-    redrawn: Redrawn = "transparent"
+    mask_mode: MaskMode = "alpha"
+
+
+@dataclass(frozen=True)
+class Large:
+    """The file to decode holds a large picture: it waits for GoOn."""
+
+
+@dataclass(frozen=True)
+class GoOn:
+    """No other large picture is being decoded."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,7 @@ class Failed:
     param: str | None
 
 
-ToWorker = Load | Submit | Cancel | Decode
+ToWorker = Load | Submit | Cancel | Decode | GoOn
 ToFront = (
     Loading
     | Ready
@@ -206,6 +215,7 @@ ToFront = (
     | Finished
     | Done
     | Failed
+    | Large
     | Decoded
 )
 Message = ToWorker | ToFront

@@ -17,7 +17,7 @@ from fluxserve.cli.options import Setting, settings_of  # noqa: E402
 from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig  # noqa: E402
 from scripts.reliability_page import reliability_page  # noqa: E402
 from tests.behaviours import BEHAVIOURS  # noqa: E402
-from tests.interop_files import LORA_FILES  # noqa: E402
+from tests.interop_files import BESIDES, COMFYUI_SOURCE, LORA_FILES  # noqa: E402
 
 
 def options() -> str:
@@ -80,23 +80,28 @@ def reliability() -> str:
 def interop_files() -> str:
     """docs/interop_files.md"""
     lines = [
-        "# LoRA files in diffusers and here",
+        "# LoRA files in other programs and here",
         "",
         *_INTEROP,
         "",
-        _row(["file", "diffusers", "fluxserve"]),
-        "|---|---|---|",
+        _row(["file", "diffusers", "peft", "ComfyUI (read)", "fluxserve"]),
+        "|---|---|---|---|---|",
     ]
-    lines += [_row([name, seen.diffusers, seen.fluxserve]) for name, seen in LORA_FILES.items()]
+    for name, seen in LORA_FILES.items():
+        lines.append(_row([name, seen.diffusers, seen.peft, seen.comfyui, seen.fluxserve]))
+    lines += ["", "Besides, in diffusers:", "", *(f"- {told}" for told in BESIDES.values())]
     return "\n".join(lines) + "\n"
 
 
 _INTEROP = [
-    f"What diffusers {version('diffusers')} takes of a file and at which strength, as its",
-    "`FluxPipeline.lora_state_dict` tells, and what fluxserve takes. alpha is 2 and the rank 4 in each file that has",
-    "an alpha, so 0.5 is the strength it was trained at; files without one act at 1. Each row is a test that writes",
-    "the file and runs both (`tests/weights/lora/test_interop.py`). Folders of peft, and what diffusers saves, act as",
-    "in peft, patterns and mixed ranks included (`tests/weights/lora/test_strength.py`).",
+    f"What diffusers {version('diffusers')} (`FluxPipeline.load_lora_weights`), peft {version('peft')}",
+    "(`PeftModel.from_pretrained`, which wants an `adapter_config.json`) and fluxserve take of a file, and at which",
+    "strength. alpha is 2 and the rank 4 in each file that has an alpha, so 0.5 is the strength it was trained at, 1",
+    "with `use_rslora`; files without one act at 1, as does LoKr of whole factors. Each row is a test that writes the",
+    "file and runs the three (`tests/weights/lora/test_interop.py`). ComfyUI is not run; its column is read in",
+    f"{COMFYUI_SOURCE}.",
+    "Folders of peft, and what diffusers and lycoris save, act as in these, patterns and mixed ranks included",
+    "(`test_strength.py` and `test_lycoris.py` beside it).",
 ]
 
 

@@ -91,6 +91,12 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         72: "Pictures are found by the names in use, with or without a file name; files of other names are refused.",
         73: "Pictures come as data: URLs too, in JSON and in forms; no other URL is taken, and none is fetched.",
         74: "LoRAs are read in every spelling of forms and JSON.",
+        130: "With mask_mode white, a mask redraws what is white in it; a mask that redraws nothing is told so.",
+    },
+    "Models": {
+        110: "Z-Image is served whole: every script, negative prompts of any length, previews, edits, its licence.",
+        111: "Where no true_cfg_scale is sent, the model's own counts; the models list tells it.",
+        112: "Shards of which a model reads no tensor are not fetched.",
     },
     "Jobs": {
         151: "With Prefer: respond-async the answer comes at an address of its own, as it would have come at once.",

@@ -215,6 +215,21 @@ def test_bad_pictures(image: Any, mask: Any, param: str, says: str) -> None:
     assert (refusal.value.param, refusal.value.code) == (param, f"invalid_{param}")
 
 
+def test_a_white_mask_becomes_a_transparent_one() -> None:
+    inputs = read_inputs(png(), png(color=(255, 255, 255)), "white")
+    assert inputs is not None
+    assert inputs.mask is not None
+    assert inputs.mask.transparent
+    for mask, mode, param in (
+        (None, "white", "mask_mode"),
+        (png(), "red", "mask_mode"),
+        (png(color=(0, 0, 0)), "white", "mask"),
+    ):
+        with pytest.raises(InvalidRequest) as refusal:
+            read_inputs(png(), mask, mode)  # type: ignore[arg-type]
+        assert refusal.value.param == param
+
+
 def test_a_picture_transparent_somewhere_is_its_own_mask() -> None:
     clear = png(color=(1, 2, 3, 0), mode="RGBA")
     inputs, opaque = read_inputs(clear), read_inputs(png(color=(1, 2, 3, 255), mode="RGBA"))

@@ -29,6 +29,7 @@ from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import read_inputs
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.request import GeneratedImage
+from fluxserve.server.answers.parts import pieces
 from fluxserve.server.answers.sse import SseWriter
 from fluxserve.server.contract.multipart import LARGEST_FIELD, MOST_FIELDS, MOST_FILES, parse_form
 from fluxserve.server.contract.parameters import parse_parameters
@@ -117,14 +118,14 @@ FORMS: dict[str, tuple[Callable[[int], bytes], int]] = {
 @pytest.mark.parametrize("kind", FORMS)
 def test_forms(kind: str) -> None:
     make, limit = FORMS[kind]
-    assert_linear(lambda body: parse_form(body, "multipart/form-data; boundary=x"), make, limit)
+    assert_linear(lambda body: parse_form([body], "multipart/form-data; boundary=x"), make, limit)
 
 
 @pytest.mark.fault(71)
 @pytest.mark.parametrize("filler", [";", "a=b;", '\\";', '"', "a*=b;"])
 def test_the_content_type_of_a_form(filler: str) -> None:
     assert_linear(
-        lambda content_type: parse_form(b"", content_type),
+        lambda content_type: parse_form([], content_type),
         lambda n: f'multipart/form-data; boundary="{filler * n}"',
         LONGEST_HEAD // len(filler),
     )
@@ -182,7 +183,7 @@ def test_events() -> None:
     parameters = parse_parameters({"prompt": "a", "stream": True}, GenerationParameters)
     writer = SseWriter(resolve_request(parameters, None, "", limits))
     assert_linear(
-        lambda data: writer._partial(PartialImage(0, 0, GeneratedImage(data, "png", 64, 64, 0, 0))),
+        lambda data: b"".join(pieces(writer._partial(PartialImage(0, 0, GeneratedImage(data, "png", 64, 64, 0, 0))))),
         bytes,
         2**22,
     )

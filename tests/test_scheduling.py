@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from fluxserve.scheduling import CostModel, RemainingWork, rank
+from fluxserve.request import GenerationRequest, Reference
+from fluxserve.scheduling import CostModel, RemainingWork, drawn_pixels, rank
+from tests.fake_pipeline import CARD
 
 AREA = 1024 * 1024
 
@@ -95,3 +98,13 @@ def test_a_long_job_is_served_under_an_endless_flood_of_short_ones() -> None:
     latencies = simulate(0.1, [(0.0, 5.0), *flood])
     assert latencies[0] < 10 * 5.0 + 10
     assert simulate(0.0, [(0.0, 5.0), *flood])[0] > 200
+
+
+def test_what_an_image_is_drawn_by_counts_in_every_step() -> None:
+    plain = GenerationRequest("a cat", 64, 96, (7, 8), 4, None, 256)
+    read = replace(plain, references=(Reference(b"", 128, 64), Reference(b"", 64, 64)))
+    pixels, beside = 64 * 96, 128 * 64 + 64 * 64
+    assert (plain.work, read.work) == (2 * 4 * pixels, 2 * 4 * (pixels + beside))
+    assert (drawn_pixels(plain, CARD), drawn_pixels(read, CARD)) == (pixels, pixels + beside)
+    guided = replace(read, true_cfg_scale=4.0)
+    assert (guided.work, drawn_pixels(guided, CARD)) == (2 * read.work, 2 * (pixels + beside))

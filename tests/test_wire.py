@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxserve import wire
-from fluxserve.request import GeneratedImage, GenerationRequest, Timings
+from fluxserve.request import GeneratedImage, GenerationRequest, Reference, Timings
 
 REQUEST = GenerationRequest("a cat", 64, 64, (7,), 4, None, 256)
 
@@ -33,6 +33,7 @@ requests = st.builds(
     true_cfg_scale=finite,
     image=st.none() | st.binary(max_size=300),
     mask=st.none() | st.binary(max_size=300),
+    references=st.lists(st.from_type(Reference), max_size=3).map(tuple),
 )
 pictures = st.builds(GeneratedImage, data=st.binary(max_size=300))
 messages = st.one_of(

@@ -17,6 +17,7 @@ from fluxserve.cli.settings import read_loading
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import SourceError
 from fluxserve.request import Placement
+from fluxserve.sizes import References
 
 GIB = 2**30
 
@@ -108,7 +109,15 @@ def _choice(config: PipelineConfig) -> list[tuple[str, str]]:
         *(("files", reader.source) for reader in checkpoint.readers.values()),
         ("weights", _bytes(blueprint.sizes().total)),
         *_placement(placement_of(checkpoint, plan, device, blueprint.block_format)),
+        *_references(checkpoint.variant.references, plan.max_pixels),
     ]
+
+
+def _references(references: References | None, max_pixels: int) -> list[tuple[str, str]]:
+    """How many pictures it draws by, and how large all may be."""
+    if references is None:
+        return []
+    return [("draws by", f"{references.most} pictures at most, {max_pixels:,} pixels together with what is drawn")]
 
 
 def _placement(placement: Placement) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ from fluxserve import __version__, logs
 from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig
 from fluxserve.engine import Engine
 from fluxserve.errors import ConfigError, InUse
+from fluxserve.memory import give_memory_back
 from fluxserve.request import Placement
 from fluxserve.server.app import create_app
 from fluxserve.server.http.access.control import is_loopback
@@ -35,7 +36,7 @@ from fluxserve.server.services import open_services
 log = logging.getLogger("fluxserve")
 
 _BACKLOG = 1024
-_ACCEPTED_A_TURN = 16
+_ACCEPTED_A_TURN = 64
 """Connections the loop takes before it looks which have to give way to them."""
 _LAST_ANSWERS_S = 0.5
 """After the drain timeout: for telling the requests that are still open that there is no more."""
@@ -54,6 +55,7 @@ def run_front(pipeline: PipelineConfig, limits: EngineConfig, config: ServerConf
     logs.configure("front")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     allow_open_files()
+    give_memory_back()
     with bind(config.host, config.port) as listener:
         asyncio.run(_run(pipeline, limits, config, worker_module, listener))
     raise AssertionError("the server ends the process")

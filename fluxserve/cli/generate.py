@@ -19,7 +19,7 @@ from fluxserve.cli.settings import read_loading
 from fluxserve.completion import RequestOptions, check_options, complete_request
 from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import read_inputs
-from fluxserve.request import GenerationRequest, OutputFormat
+from fluxserve.request import GenerationRequest, MaskMode, OutputFormat
 
 if TYPE_CHECKING:
     from fluxserve.pipeline.generation import Generation
@@ -51,6 +51,9 @@ class Drawing:
     mask: Annotated[
         Path | None, typer.Option(help="A file of the first image's size whose transparent pixels are redrawn.")
     ] = None
+    mask_mode: Annotated[
+        MaskMode, typer.Option(help="What of the mask is redrawn: what is transparent, or what is white.")
+    ] = "alpha"
     strength: Annotated[
         float | None, typer.Option(help="How much of the image is redrawn, from just above 0 to 1.")
     ] = None
@@ -102,7 +105,7 @@ def generate(
     with failures_to_exit_codes():
         request_options = drawing.options(output)
         check_options(request_options)  # what is wrong here should not cost a minute of loading
-        inputs = read_inputs(drawing.image, drawing.mask)
+        inputs = read_inputs(drawing.image, drawing.mask, drawing.mask_mode)
         pipeline = load_with_progress(read_loading({"model": model, **loading}))
         request = complete_request(pipeline.card, prompt, inputs=inputs, **request_options)
         _write(_run(pipeline, request), output)

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def pull(
-    model: Annotated[
-        str, typer.Argument(help="klein, schnell, kontext, a Hub id, or OWNER/NAME/FILE for one file of it.")
-    ],
+    model: Annotated[str, typer.Argument(help="klein, zimage-turbo, schnell, kontext, a Hub id, or OWNER/NAME/FILE.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, sizes and free disk; fetch nothing.")] = False,
 ) -> None:
     """Fetch a model, check it, and leave it ready for serve. What is there already is not fetched again."""

@@ -21,11 +21,15 @@ ATTEMPTS = 2
 
 
 class Decoder:
-    """At most one process, kept for the next file. One file at a time. limit_s: for its decoding."""
+    """At most one process, kept for the next file. One file at a time.
 
-    def __init__(self, module: str, limit_s: float) -> None:
+    limit_s: for its decoding. large: shared by several decoders, of which one decodes a large picture at a time.
+    """
+
+    def __init__(self, module: str, limit_s: float, large: asyncio.Lock) -> None:
         self._module = module
         self._limit_s = limit_s
+        self._large = large
         self._process: WorkerProcess | None = None
         self._messages: AsyncIterator[wire.Message] | None = None
         self._ending: set[asyncio.Task[int | None]] = set()
@@ -67,13 +71,21 @@ class Decoder:
             async with asyncio.timeout(START_S):
                 await self._start()
                 assert self._process is not None
-                self._process.send(message)
+                await self._process.deliver(message)
                 began = await self._hear()
         except (TimeoutError, OSError) as error:
             raise _unavailable() from error
+        answer = await self._hear_in_time(message) if began else None
+        if isinstance(answer, wire.Large):
+            async with self._large:
+                self._process.send(wire.GoOn())
+                answer = await self._hear_in_time(message)
+        return answer or began
+
+    async def _hear_in_time(self, message: wire.Decode) -> wire.Message | None:
         try:
             async with asyncio.timeout(self._limit_s):
-                return (await self._hear() or began) if began else None
+                return await self._hear()
         except TimeoutError:
             log.warning("an upload takes longer than %g s to decode: its process is ended", self._limit_s)
             raise _refused(message, f"takes longer than {self._limit_s:g} s to decode") from None

@@ -11,22 +11,27 @@ from typing import NoReturn
 
 from fluxserve import wire
 from fluxserve.errors import InvalidRequest
-from fluxserve.input_images import shrink_image
+from fluxserve.input_images import open_image, shrink_image
+from fluxserve.memory import give_memory_back
 from fluxserve.request import InputImage
 from fluxserve.worker.channel import Channel
 from fluxserve.worker.process import connect
+
+LARGE_PIXELS = 2 * 2**20
+"""Decoding takes up to 20 bytes each, and as many processes as there are must not take that at once."""
 
 Shrink = Callable[[wire.Decode], tuple[InputImage, InputImage]]
 
 
 def shrink(message: wire.Decode) -> tuple[InputImage, InputImage]:
     """See `input_images.shrink_image`."""
-    return shrink_image(message.data, message.param, message.box, message.redrawn)
+    return shrink_image(message.data, message.param, message.box, message.mask_mode)
 
 
 def serve(shrink: Shrink = shrink) -> NoReturn:
     """The whole process; it ends with the front."""
     channel = connect("decoder")
+    give_memory_back()
     warnings.simplefilter("ignore")  # Pillow's, on files that are odd
     channel.send(wire.Beat("idle", 0))
     while True:
@@ -36,8 +41,16 @@ def serve(shrink: Shrink = shrink) -> NoReturn:
         _answer(channel, message, shrink)
 
 
+def _pixels(message: wire.Decode) -> int:
+    with open_image(message.data, message.param) as image:
+        return image.width * image.height
+
+
 def _answer(channel: Channel, message: wire.Decode, shrink: Shrink) -> None:
     try:
+        if _pixels(message) > LARGE_PIXELS:
+            channel.send(wire.Large())
+            channel.inbox.get()
         picture, opacity = shrink(message)
     except InvalidRequest as error:
         channel.send(wire.Failed(0, error.code, error.message, error.param))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 
 from fluxserve.config import EngineConfig
 from fluxserve.engine.inflight import InFlight
@@ -14,6 +14,8 @@ from fluxserve.scheduling import CostModel, rank
 
 CLIENT_SHARE = 0.75
 """One client may fill this part of the queue while others wait too."""
+CROWDED = 2
+"""So many times the queue, at most, wait where clients with less than an equal share of it come to one that is full."""
 
 HORIZON_S = 60.0
 """No place in the queue is promised further ahead: who ignores his promise would push everybody's out of sight."""
@@ -29,6 +31,13 @@ class Admission:
     def rank_of(self, job: Job) -> float:
         """Smallest is served next. In the worker it is served, as far as is known here, since it began."""
         return rank(self._left_s(job), job.clock.waited_s, self._limits.ageing)
+
+    def cost_of(self, job: Job) -> float:
+        """Seconds of the worker and of the thread that writes pictures, previews among them."""
+        request, pixels = job.request, job.progress.pixels
+        shown = len(request.seeds) * request.partial_images
+        encoded = (len(request.seeds) + shown) * self._costs.seconds("encode", request.width * request.height)
+        return self._left_s(job) + encoded + shown * self._costs.seconds("preview", pixels)
 
     def waiting(self, queue: JobQueue) -> int:
         """Accepted jobs that wait for their start. A worker that has jobs is at one of them."""
@@ -55,7 +64,7 @@ class Admission:
             WaitExceedsTimeout: it would not start within start_timeout_s.
         """
         waiting = self.waiting(queue)
-        if waiting >= self._limits.max_queue:
+        if waiting >= self._limits.max_queue and not self._has_a_place(job, queue, waiting):
             raise QueueFull(
                 f"{waiting} requests are waiting, which is the most this server accepts; try again later",
                 retry_after_s=self._promise_s(queue, until_ready_s),
@@ -72,6 +81,12 @@ class Admission:
                 f"the request would start in about {wait_s:.0f} s but may wait at most {start_timeout_s:g} s",
                 retry_after_s=wait_s - start_timeout_s,
             )
+
+    def _has_a_place(self, job: Job, queue: JobQueue, waiting: int) -> bool:
+        """In a full queue: nobody is refused because others fill it, while he has less than an equal share of it."""
+        jobs = Counter(other.client for other in (*self._inflight, *queue, job))
+        share = max(1, self._limits.max_queue // len(jobs))
+        return len(jobs) > 1 and jobs[job.client] <= share and waiting < CROWDED * self._limits.max_queue
 
     def _left_s(self, job: Job) -> float:
         return self._costs.remaining_s(job.progress.remaining_work())

@@ -32,7 +32,7 @@ class Dispatcher:
         self._supervisor = supervisor
         self._inflight = InFlight()
         self._admission = Admission(limits, costs, self._inflight)
-        self._queue = JobQueue(self._admission.rank_of)
+        self._queue = JobQueue(self._admission.rank_of, self._admission.cost_of)
         self._quarantine = Quarantine()
         self._ids = itertools.count(1)
         self._prefetch = PREFETCH

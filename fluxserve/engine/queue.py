@@ -1,6 +1,6 @@
 """The jobs that wait for the worker, and who is next.
 
-Clients share by work handed over (start-time fair queuing: whoever has had least goes next); within one client the
+Clients share by what was handed over (start-time fair queuing: whoever has cost least goes next); within one client the
 smallest `rank` goes first. Jobs that come back from a lost worker go before all, in their old order.
 """
 
@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from fluxserve.engine.job import Job
 
 RankOf = Callable[[Job], float]
+CostOf = Callable[[Job], float]
 
 
 class JobQueue:
-    """rank_of: the smaller, the sooner; ties by arrival."""
+    """rank_of: the smaller, the sooner; ties by arrival. cost_of: what a job counts against its client."""
 
-    def __init__(self, rank_of: RankOf) -> None:
+    def __init__(self, rank_of: RankOf, cost_of: CostOf) -> None:
         self.returned: deque[Job] = deque()
         self._rank_of = rank_of
+        self._cost_of = cost_of
         self._waiting: dict[str, list[Job]] = {}
         self._served: dict[str, float] = {}
 
@@ -75,7 +77,7 @@ class JobQueue:
         self._served = level | ahead if len(self._waiting) > 1 else level
 
     def _hand_out(self, job: Job) -> Job:
-        self._served[job.client] += job.request.work
+        self._served[job.client] += self._cost_of(job)
         self._remove(job)
         return job
 

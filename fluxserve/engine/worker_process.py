@@ -14,6 +14,9 @@ from fluxserve import wire
 
 REAP_TIMEOUT_S = 10.0
 READ_AHEAD_BYTES = 2**20
+_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that wait for each other sleep: where anybody else computes, one that spins holds up the one it waits for."""
+PIECE_BYTES = 256 * 1024
 
 
 class TailReader(asyncio.StreamReader):
@@ -55,7 +58,7 @@ class WorkerProcess:
             command = (sys.executable, "-P", "-m", module, "--fd", str(fd), "--parent", str(os.getpid()))
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *command, stdin=DEVNULL, pass_fds=(fd,), start_new_session=True
+                    *command, stdin=DEVNULL, pass_fds=(fd,), start_new_session=True, env=_DEFAULTS | os.environ
                 )
             except BaseException:
                 writer.close()
@@ -65,6 +68,13 @@ class WorkerProcess:
     def send(self, message: wire.ToWorker) -> None:
         """Returns at once. A worker that is gone does not get it, which `messages` will tell."""
         self._writer.writelines(wire.frame(message))
+
+    async def deliver(self, message: wire.ToWorker) -> None:
+        """Returns when the process has taken nearly all of it: a large message is never held twice."""
+        for part in wire.frame(message):
+            for start in range(0, len(part), PIECE_BYTES):
+                self._writer.write(part[start : start + PIECE_BYTES])
+                await self._writer.drain()
 
     async def messages(self) -> AsyncIterator[wire.Message]:
         """What the worker says, until it closes its end or says what is no message."""

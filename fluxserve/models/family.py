@@ -55,7 +55,8 @@ class Part:
     bundle_aliases: what other tools write there; bundle_ignored: names in such a file that belong to it and are not
     used. gguf_architectures: what GGUF files of it call themselves. layout: None for a network that is placed as a
     whole. float16: whether it computes in float16 without overflow. tables: endings of matrices that are looked up, not
-    multiplied with. names_lora: whether a module of a LoRA file may be one of the family's, whatever its sizes.
+    multiplied with. names_lora: whether a module of a LoRA file may be one of the family's, whatever its sizes. reads:
+    whether a tensor of its files, under any of its names, is used; None where all are.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Part:
     float16: bool = True
     tables: tuple[str, ...] = ()
     names_lora: Callable[[str], bool] = _never
+    reads: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True)

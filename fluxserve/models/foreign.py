@@ -10,11 +10,18 @@ FOREIGN = {
     (".qweight", ".wscales"): "quantised by nunchaku (SVDQuant); use a GGUF Q4_K_S or an NF4 file instead",
     (".encoded_exponent", ".sign_mantissa"): "compressed by DFloat11; use the bfloat16 file instead",
     (".SCB",): "quantised by bitsandbytes to LLM.int8; use an fp8, GGUF Q8_0 or NF4 file instead",
-    ("distilled_guidance_layer.in_proj.bias",): "Chroma; fluxserve draws with FLUX.1 and FLUX.2 [klein]",
     ("redux_up.weight",): "FLUX.1 Redux, an adapter that fluxserve does not support; name a transformer",
     ("decoder.layers.0.weight",): "TAEF1; fluxserve decodes with FLUX.1's own autoencoder (ae.safetensors)",
+    ("control_all_x_embedder.2-1.weight",): "a Z-Image ControlNet, which fluxserve does not support",
 }
 """Endings of tensor names that together give a foreign file away, and what it is."""
+
+OTHER_MODELS = {
+    ("distilled_guidance_layer.in_proj.bias",): "Chroma",
+    ("siglip_pad_token",): "Z-Image Omni",
+    ("layers.0.adaLN_modulation.1.weight", "cap_embedder.0.weight"): "Lumina Image 2",
+}
+"""The same of models."""
 
 LONGCAT_TEXT_WIDTH = 3584
 
@@ -24,12 +31,14 @@ def foreign_name(reader: TensorReader) -> str | None:
     keys = reader.keys()
     if is_lora(keys):
         return _lora_name(reader)
-    for endings, what in FOREIGN.items():
+    drawn = " and ".join(family.title for family in registry.families())
+    models = {endings: f"{model}; fluxserve draws with {drawn}" for endings, model in OTHER_MODELS.items()}
+    for endings, what in (FOREIGN | models).items():
         if all(any(key.endswith(ending) for key in keys) for ending in endings):
             return what
     for key in keys:
         if key.endswith("txt_in.weight") and reader.shape(key)[1:] == (LONGCAT_TEXT_WIDTH,):
-            return "LongCat-Image; fluxserve draws with FLUX.1 and FLUX.2 [klein]"
+            return f"LongCat-Image; fluxserve draws with {drawn}"
     return None
 
 

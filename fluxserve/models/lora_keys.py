@@ -8,20 +8,37 @@ from typing import Literal
 
 from fluxserve.tensors.reader import TensorReader
 
-Kind = Literal["down", "up", "alpha"]
+Kind = Literal[
+    "down",
+    "up",
+    "alpha",
+    "lokr_w1",
+    "lokr_w1_a",
+    "lokr_w1_b",
+    "lokr_w2",
+    "lokr_w2_a",
+    "lokr_w2_b",
+    "hada_w1_a",
+    "hada_w1_b",
+    "hada_w2_a",
+    "hada_w2_b",
+]
+LOKR: tuple[Kind, ...] = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+LOHA: tuple[Kind, ...] = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
 _ENDINGS: tuple[tuple[re.Pattern[str], Kind], ...] = (
-    (re.compile(r"\.(lora_down|lora\.down|lora_A|lora_A\.[^.]+|down)\.weight$"), "down"),
-    (re.compile(r"\.(lora_up|lora\.up|lora_B|lora_B\.[^.]+|up)\.weight$"), "up"),
+    (re.compile(r"\.(lora_down|lora(?:_linear_layer)?\.down|lora_A|lora_A\.[^.]+|down)\.weight$"), "down"),
+    (re.compile(r"\.(lora_up|lora(?:_linear_layer)?\.up|lora_B|lora_B\.[^.]+|up)\.weight$"), "up"),
     (re.compile(r"\.alpha$"), "alpha"),
+    *((re.compile(rf"\.{kind}(\.[^.]+)?$"), kind) for kind in (*LOKR, *LOHA)),
 )
-"""peft writes the adapter's name behind lora_A where it was not asked for a clean file."""
+"""peft writes the adapter's name behind lora_A and the like where it was not asked for a clean file."""
 
 REFUSED = {
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
-    "lokr_": "LoKr",
-    "hada_": "LoHa",
+    "lokr_t": "LoKr of a convolution",
+    "hada_t": "LoHa of a convolution",
     "oft_": "OFT",
     "diff": "a full-rank difference",
     "diff_b": "a difference of a bias",
@@ -37,7 +54,7 @@ _CONTROL_MARKS = ("query_norm.scale", "query_norm.weight", ".norm_q.weight")
 
 
 def parse_key(key: str) -> tuple[str, Kind] | None:
-    """(module, kind) of a key; None if it is no part of a low-rank change."""
+    """(module, kind) of a key; None if it is no part of a change."""
     for ending, kind in _ENDINGS:
         if match := ending.search(key):
             return key[: match.start()], kind
@@ -48,7 +65,7 @@ def refusal(key: str) -> str | None:
     """What a key is, if it is a change of a kind that is not supported."""
     for part in key.split("."):
         for word, what in REFUSED.items():
-            if part == word or (word.endswith("_") and part.startswith(word)):
+            if part == word or (word.endswith(("_", "_t")) and part.startswith(word)):
                 return what
     return None
 
@@ -61,8 +78,9 @@ def unsupported(reader: TensorReader) -> tuple[tuple[str, ...], str | None]:
 
 
 def is_lora(keys: Collection[str]) -> bool:
-    """Whether a file changes a model rather than being one: it has low-rank matrices, or a kind that is refused."""
-    matrices = any(parse_key(key) and "lora" in key for key in keys)
+    """Whether a file changes a model rather than being one: it has such matrices, or a kind that is refused."""
+    parsed = {key: parse_key(key) for key in keys}
+    matrices = any(found and ("lora" in key or found[1] in (*LOKR, *LOHA)) for key, found in parsed.items())
     return matrices or any(refusal(key) not in (None, REFUSED["bias"]) for key in keys)
 
 

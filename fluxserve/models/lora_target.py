@@ -39,23 +39,25 @@ class FusedNames:
     """How a transformer's Linears are called: by their own names, and by those of diffusers' parts stacked in them.
 
     shapes: (rows, columns) of each Linear. parts: diffusers' names by Linear. width: rows of each part but the last.
-    swapped: the Linear whose halves diffusers has in the other order.
+    swapped: the Linear whose halves diffusers has in the other order, if there is one.
     """
 
     network: str
     shapes: Mapping[str, tuple[int, int]]
     parts: Mapping[str, tuple[str, ...]]
     width: int
-    swapped: str
+    swapped: str | None = None
 
     def targets(self) -> Iterator[tuple[str, LoraTarget]]:
-        """Every spelling: bare, prefixed, and with underscores as kohya's and OneTrainer's files have it."""
+        """Every spelling: bare, prefixed, and with underscores as kohya's, OneTrainer's and lycoris' files have it."""
         for linear, (rows, columns) in self.shapes.items():
             target = LoraTarget(self.network, linear, 0, rows, columns)
             yield f"lora_unet_{underscored(linear)}", target
+            yield f"lycoris_{underscored(linear)}", target
             yield from prefixed(linear, target)
         for part, target in self._parts():
             yield f"lora_transformer_{underscored(part)}", target
+            yield f"lycoris_{underscored(part)}", target
             yield from prefixed(part, target)
 
     def _parts(self) -> Iterator[tuple[str, LoraTarget]]:

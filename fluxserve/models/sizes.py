@@ -69,12 +69,12 @@ class SizeReader:
             raise self.error(f"{what} {width} is no multiple of {by}")
         return width // by
 
-    def rotary_axes(self, count: int, head_dim: int, published: tuple[int, ...]) -> tuple[int, ...]:
-        """How the head dimension is shared among positions; `published` where no config tells."""
-        axes = self.told("axes_dims_rope", published if head_dim == sum(published) else None)
+    def rotary_axes(
+        self, count: int, head_dim: int, published: tuple[int, ...], named: str = "axes_dims_rope"
+    ) -> tuple[int, ...]:
+        """How the head dimension is shared among positions; `published` where no config tells. named: there."""
+        axes = self.told(named, published if head_dim == sum(published) else None)
         even = isinstance(axes, tuple) and all(axis >= 2 and axis % 2 == 0 for axis in axes)
         if not isinstance(axes, tuple) or not even or len(axes) != count or sum(axes) != head_dim:
-            raise self.error(
-                f"axes_dims_rope {axes} are not {count} even widths that add up to the head width {head_dim}"
-            )
+            raise self.error(f"{named} {axes} are not {count} even widths that add up to the head width {head_dim}")
         return axes

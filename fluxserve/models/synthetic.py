@@ -12,6 +12,9 @@ from fluxserve.tensors.reader import Recipe, Shapes
 Layout = Literal["diffusers", "bfl"]
 Packing = Literal["bf16", "fp8", "q4_0"]
 
+ENDINGS: dict[Packing, str] = {"bf16": ".safetensors", "fp8": "-fp8.safetensors", "q4_0": "-Q4_0.gguf"}
+"""Of single files."""
+
 
 def _no_scale(_name: str, _shape: tuple[int, ...]) -> float | None:
     return None

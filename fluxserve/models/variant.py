@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from fluxserve.errors import CheckpointError
 from fluxserve.sizes import References
 
 Schedule = Callable[[int, int], tuple[float, ...]]
@@ -52,3 +53,10 @@ class Variant:
     ungated: tuple[UngatedFile, ...] = ()
     notice: str | None = None
     references: References | None = None
+
+
+def named_variant(variants: Mapping[str, Variant], name: str, source: str) -> Variant:
+    """The row that a model's files name; CheckpointError if there is none. source: of the model, for messages."""
+    if name not in variants:
+        raise CheckpointError(f"{source}: is of variant {name!r}; fluxserve knows {', '.join(variants)}")
+    return variants[name]

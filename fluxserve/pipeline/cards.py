@@ -12,6 +12,7 @@ from fluxserve.placement.plan import Plan
 from fluxserve.placement.rates import measure_rates, packed_anew, packed_sample, step_seconds
 from fluxserve.placement.weight_format import WeightFormat
 from fluxserve.request import ModelCard, Placement
+from fluxserve.sizes import References
 from fluxserve.weights.checkpoint import Checkpoint
 
 
@@ -42,8 +43,15 @@ def model_card(
         placement=placement_of(checkpoint, plan, device, fmt),
         loras=tuple(loras),
         true_cfg_scale=variant.true_cfg_scale,
-        references=variant.references,
+        references=readable(variant.references, plan),
     )
+
+
+def readable(references: References | None, plan: Plan) -> References | None:
+    """What of them there is room for: those of no set sizes are read smaller, so that one is drawn by one like it."""
+    if references is None or references.sizes:
+        return references
+    return replace(references, area=min(references.area, plan.max_pixels // 2))
 
 
 def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: WeightFormat) -> Placement:

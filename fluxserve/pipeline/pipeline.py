@@ -34,7 +34,7 @@ from fluxserve.pipeline.pictures import Pictures
 from fluxserve.pipeline.samples import EncodedReferences, Inpaint, Sample, latent_weights
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
-from fluxserve.request import GeneratedImage, GenerationRequest, Progress
+from fluxserve.request import GeneratedImage, GenerationRequest, MaskMode, Progress
 from fluxserve.weights.hub.fetch import ByteProgress as ProgressCallback
 from fluxserve.weights.verify import check_files
 
@@ -218,6 +218,7 @@ class FluxPipeline:
         image: ImageSource | None = None,
         images: Sequence[ImageSource] | None = None,
         mask: ImageSource | None = None,
+        mask_mode: MaskMode = "alpha",
         callback: Callable[[Progress], None] | None = None,
         **options: Unpack[RequestOptions],
     ) -> Generation:
@@ -225,15 +226,16 @@ class FluxPipeline:
 
         image: what to start from: an encoded PNG, JPEG or WebP file, its path, or a Pillow picture; without a prompt
         the result is a variation of it. images: instead, several in order, for models that draw by them. mask: of the
-        first image's size; its transparent pixels are redrawn. By default that is what is transparent in an image that
-        comes alone. callback: called after every step. options: see `RequestOptions`.
+        first image's size; its transparent pixels are redrawn, or with the mask_mode white those that are white. By
+        default that is what is transparent in an image that comes alone. callback: called after every step. options:
+        see `RequestOptions`.
 
         Raises:
             InvalidRequest: a value is out of range, a picture cannot be read, or a LoRA is not there; names it.
         """
         if image is not None and images is not None:
             raise InvalidRequest("give image or images", param="images", code="conflicting_parameters")
-        inputs = read_inputs(image if images is None else images, mask)
+        inputs = read_inputs(image if images is None else images, mask, mask_mode)
         request = complete_request(self.card, prompt, inputs=inputs, **options)
         return self.run(request, callback)
 
@@ -287,10 +289,10 @@ class FluxPipeline:
     def _input_picture(self, request: GenerationRequest) -> InputPicture | None:
         if request.image is None:
             return None
-        return images.read_input(request.image, request.mask, request.width, request.height, self.variant.references)
+        return images.read_input(request.image, request.mask, request.width, request.height, self.card.references)
 
     def _references(self, request: GenerationRequest, cancellation: CancellationCallback) -> EncodedReferences | None:
-        rule = self.variant.references
+        rule = self.card.references
         if rule is None or not request.references:
             return None
         return self.pictures.encode_references(request.references, rule, cancellation)
@@ -315,11 +317,22 @@ class FluxPipeline:
     # Inside step
 
     def _velocity(self, samples: Sequence[Sample]) -> Tensor:
-        """(B, I, F) float32. With true CFG both prompts run in one pass over the weights."""
-        guided = samples[0].uncond is not None
+        """(B, I, F) float32. With true CFG both prompts run in one pass over the weights, if they are of one length."""
         rows = [(sample, sample.cond) for sample in samples]
-        rows += [(sample, sample.uncond) for sample in samples if sample.uncond is not None]
-        latents = torch.stack([sample.latents for sample, _ in rows]).to(self.blueprint.dtype)
+        unguided = [(sample, sample.uncond) for sample in samples if sample.uncond is not None]
+        if not unguided:
+            return self._predicted(rows)
+        if rows[0][1].text.states.shape == unguided[0][1].text.states.shape:
+            cond, uncond = self._predicted(rows + unguided).chunk(2)
+        else:
+            cond, uncond = self._predicted(rows), self._predicted(unguided)
+        scale = self._tensor([sample.request.true_cfg_scale for sample in samples])[:, None, None]
+        return uncond + scale * (cond - uncond)
+
+    def _predicted(self, rows: Sequence[tuple[Sample, Conditioning]]) -> Tensor:
+        """(B, I, F) float32: the velocity of each sample under a prompt; the prompts are of one length."""
+        samples = [sample for sample, _ in rows]
+        latents = torch.stack([sample.latents for sample in samples]).to(self.blueprint.dtype)
         text = torch.stack([cond.text.states for _, cond in rows])
         inputs = StepInputs(
             latents=latents,
@@ -330,12 +343,7 @@ class FluxPipeline:
         )
         model = self.networks.model
         with samples[0].loras.beside(self.networks.denoiser, model.denoiser):
-            velocity = model.velocity(inputs).float()
-        if not guided:
-            return velocity
-        cond, uncond = velocity.chunk(2)
-        scale = self._tensor([sample.request.true_cfg_scale for sample in samples])[:, None, None]
-        return uncond + scale * (cond - uncond)
+            return model.velocity(inputs).float()
 
     def _beside(self, rows: Sequence[tuple[Sample, Conditioning]]) -> Tensor | None:
         """(B, R, F): what each row is drawn by."""

@@ -76,7 +76,8 @@ class Sample:
     @property
     def batch_key(self) -> Hashable:
         """Samples of equal keys may be stepped together."""
-        return (self.grids, self.cond.text.states.shape, self.uncond is None, self.loras.choices)
+        uncond = None if self.uncond is None else self.uncond.text.states.shape
+        return (self.grids, self.cond.text.states.shape, uncond, self.loras.choices)
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:

@@ -19,6 +19,7 @@ from fluxserve.server.http.errors import error_response
 from fluxserve.server.http.instrumentation import CLIENT_GONE, Instrumentation
 from fluxserve.server.http.pacing import Pacing
 from fluxserve.server.http.paths import IMAGE_REQUESTS, MODELS
+from fluxserve.server.http.sending import Sending
 from fluxserve.server.http.target import Target
 from fluxserve.server.routes import docs, files, health, images, jobs, metrics, models, studio
 from fluxserve.server.services import Services
@@ -57,7 +58,7 @@ def create_app(services: Services) -> ASGIApp:
     app.add_exception_handler(Exception, _on_bug)
     guarded: ASGIApp = AccessControl(app, services.config, services.engine.serving_card)
     guarded = Cors(guarded, services.config.cors_origins)
-    door.app = Instrumentation(Target(Pacing(guarded)), services.engine.metrics, services.config.keep_alive_s)
+    door.app = Instrumentation(Sending(Target(Pacing(guarded))), services.engine.metrics, services.config.keep_alive_s)
     return door.app
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from fluxserve.engine import Engine
 from fluxserve.engine.job import Job
 from fluxserve.errors import InvalidRequest, StorageFull
 from fluxserve.request import GeneratedImage, ModelCard
@@ -78,7 +79,7 @@ async def serve_images(call: ImageCall) -> Response:
         return await _serve_keyed(call, timeout, f"{call.scope} {key}")
     job = _reattach(call, timeout) or submit(call, timeout, patient=call.resolved.stream)
     if call.resolved.stream:
-        return _stream(call, job)
+        return live_stream(call.resolved, job, call.services.engine)
     return await _serve_once(call, job, timeout)
 
 
@@ -102,7 +103,8 @@ async def check(call: ImageCall) -> None:
     if services.content_filter is not None:
         read = tuple(reference.data for reference in request.references) or (request.image,)
         for image in read:
-            await while_connected(call.http.receive, services.content_filter.check(request.prompt, image))
+            checking = services.content_filter.check(call.context.client, request.prompt, image)
+            await while_connected(call.http.receive, checking)
     if call.resolved.delivery == "url" and not await services.store.probe():
         raise StorageFull(CANNOT_STORE)
 
@@ -167,11 +169,11 @@ async def _serve_keyed(call: ImageCall, timeout: ClientTimeout, key: str) -> Res
             return answer
         store.forget(entry)
     job = submit(call, timeout, patient=call.resolved.stream)
-    entry = store.open(key, call.fingerprint, finish(call, job))
+    entry = store.open(call.context.client, key, call.fingerprint, finish(call, job))
     assert entry.work is not None
     if call.resolved.stream:
         job.join()
-        return _stream(call, job)
+        return live_stream(call.resolved, job, call.services.engine)
     return await _respond(call, await while_connected(call.http.receive, _result(entry.work)))
 
 
@@ -186,7 +188,7 @@ async def _replay(call: ImageCall, entry: Entry) -> Response | None:
         return None
     call.context.headers["idempotent-replayed"] = "true"
     if call.resolved.stream:
-        return EventStream(SseWriter(call.resolved).replayed(partial(_result, work)), on_close=lambda: None)
+        return replayed_stream(call.resolved, work)
     outcome = await while_connected(call.http.receive, _result(work))
     if not await call.services.store.has(outcome.names):
         del call.context.headers["idempotent-replayed"]
@@ -221,9 +223,21 @@ async def _respond(call: ImageCall, outcome: Outcome) -> Response:
     return await asyncio.to_thread(call.render, outcome, call.resolved, base)
 
 
-def _stream(call: ImageCall, job: Job) -> Response:
-    events = SseWriter(call.resolved).live(job, call.services.engine)
-    return EventStream(events, on_close=job.leave)
+def live_stream(resolved: ResolvedRequest, job: Job, engine: Engine) -> Response:
+    """The events of a job, whose waiter the stream is."""
+    events = SseWriter(resolved).live(job, engine)
+    return EventStream(events, on_close=job.leave, held=lambda: [image.data for image in job.progress.images])
+
+
+def replayed_stream(resolved: ResolvedRequest, work: asyncio.Future[Outcome]) -> Response:
+    """The pictures of a job that ran for another, or will have."""
+
+    def held() -> list[bytes]:
+        known = work.done() and not work.cancelled() and work.exception() is None
+        return [image.data for image in work.result().result.images] if known else []
+
+    events = SseWriter(resolved).replayed(partial(_result, work))
+    return EventStream(events, on_close=lambda: None, held=held)
 
 
 def idempotency_key(http: Request) -> str | None:

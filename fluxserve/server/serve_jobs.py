@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from fluxserve.errors import Cancelled, FluxserveError, InvalidRequest
 from fluxserve.server.answers.images import image_answer
-from fluxserve.server.answers.sse import EventStream, SseWriter
+from fluxserve.server.answers.parts import PartsAnswer
 from fluxserve.server.http.access.forwarded import base_url
 from fluxserve.server.http.client_timeout import read_client_timeout
 from fluxserve.server.http.disconnect import while_connected
@@ -22,7 +22,17 @@ from fluxserve.server.http.errors import LONGEST_RETRY_AFTER_S, error_body
 from fluxserve.server.http.paths import JOBS
 from fluxserve.server.http.preferences import wait_before_202_s
 from fluxserve.server.jobs.async_jobs import AsyncJob
-from fluxserve.server.serve_images import ImageCall, accept, check, finish, idempotency_key, serve_images, submit
+from fluxserve.server.serve_images import (
+    ImageCall,
+    accept,
+    check,
+    finish,
+    idempotency_key,
+    live_stream,
+    replayed_stream,
+    serve_images,
+    submit,
+)
 from fluxserve.server.services import Services
 
 _ID_BYTES = 16
@@ -93,9 +103,9 @@ async def answer_job(asked: AsyncJob, http: Request, services: Services) -> Resp
             raise
         return JSONResponse({**state, **_failed(error)})
     base = base_url(http.scope, services.config)
-    answer = await asyncio.to_thread(image_answer, outcome, asked.resolved, base)
-    head = JSONResponse(state).body
-    return Response(bytes(head)[:-1] + b',"result":' + bytes(answer.body) + b"}", media_type="application/json")
+    answer = image_answer(outcome, asked.resolved, base)
+    head = bytes(JSONResponse(state).body)[:-1] + b',"result":'
+    return PartsAnswer([head, *answer.parts, b"}"], "application/json", outcome)
 
 
 def job_state(asked: AsyncJob, services: Services) -> dict[str, Any]:
@@ -125,11 +135,12 @@ def _failed(error: FluxserveError) -> dict[str, Any]:
 
 async def stream_job(asked: AsyncJob, services: Services) -> Response:
     """Its events from the start, as a stream has them; of one that has ended, the pictures."""
-    writer, job = SseWriter(asked.resolved), asked.job
-    if job is None:
-        return EventStream(writer.replayed(lambda: services.jobs.outcome(asked)), on_close=lambda: None)
-    job.join()
-    return EventStream(writer.live(job, services.engine), on_close=job.leave)
+    if asked.job is not None:
+        asked.job.join()
+        return live_stream(asked.resolved, asked.job, services.engine)
+    outcome = asyncio.ensure_future(services.jobs.outcome(asked))
+    await asyncio.wait([outcome])
+    return replayed_stream(asked.resolved, outcome)
 
 
 async def cancel_job(asked: AsyncJob, services: Services) -> Response:

@@ -73,7 +73,7 @@ def open_services(engine: Engine, config: ServerConfig, limits: EngineConfig, fo
         idempotency=answers,
         jobs=AsyncJobs(folder, answers, config.url_ttl_s),
         detached=DetachedJobs(),
-        bodies=BodyReader(RateLimiter(config.rate_limit) if config.rate_limit else None),
+        bodies=BodyReader(RateLimiter(config.rate_limit) if config.rate_limit else None, folder.scratch),
         parser=BodyParser(),
         uploads=UploadReader(),
         content_filter=ContentGate(load_content_filter(config.content_filter)) if config.content_filter else None,

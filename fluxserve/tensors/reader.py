@@ -59,7 +59,7 @@ class TensorReader(Protocol):
         ...
 
 
-Operation = Literal["rows", "swap_halves", "conv1x1", "table"]
+Operation = Literal["rows", "swap_halves", "conv1x1", "flat", "table"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Recipe:
     """How one canonical tensor is made of stored ones.
 
     `rows`: stacked on dim 0. `swap_halves`: of dim 0, exchanged. `conv1x1`: a matrix seen as a 1 x 1 convolution.
-    `table`: looked up by row and not multiplied with, so never left packed.
+    `flat`: a matrix of one row seen as a vector. `table`: looked up by row and not multiplied with, so never packed.
     """
 
     parts: tuple[str, ...]
@@ -95,6 +95,8 @@ class Mapped:
         recipe = self._recipes[key]
         shapes = [self._reader.shape(part) for part in recipe.parts]
         rows = (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(shapes) > 1 else shapes[0]
+        if recipe.op == "flat":
+            return rows[1:] if len(rows) == 2 and rows[0] == 1 else rows
         return (*rows, 1, 1) if recipe.op == "conv1x1" else rows
 
     def dtype(self, key: str) -> torch.dtype:
@@ -106,6 +108,8 @@ class Mapped:
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
         if recipe.op == "swap_halves":
             return torch.cat(tensor.chunk(2)[::-1])
+        if recipe.op == "flat":
+            return tensor.view(self.shape(key))
         return tensor[..., None, None] if recipe.op == "conv1x1" else tensor
 
     def packed(self, key: str) -> PackedWeight | None:
@@ -118,7 +122,7 @@ class Mapped:
         recipe = self._recipes[key]
         weights = [weight for part in recipe.parts if (weight := of_part(part))]
         alike = len(weights) == len(recipe.parts) and len({weight.scheme for weight in weights}) == 1
-        if not alike or recipe.op in ("conv1x1", "table"):
+        if not alike or recipe.op in ("conv1x1", "flat", "table"):
             return None
         if recipe.op == "swap_halves":
             weights = [weights[0].rows(half) for half in reversed(halves(weights[0].shape[0]))]

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 def load(config: PipelineConfig, progress: ProgressCallback) -> FluxPipeline:
     """Imports torch only now: it takes seconds, in which the front already sees a worker."""
     from fluxserve.pipeline.pipeline import FluxPipeline
+    from fluxserve.pipeline.threads import settle_threads
 
-    return FluxPipeline.load(config, progress)
+    pipeline = FluxPipeline.load(config, progress)
+    settle_threads(pipeline)
+    return pipeline
 
 
 if __name__ == "__main__":

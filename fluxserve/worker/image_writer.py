@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore
 from time import perf_counter
 from typing import TYPE_CHECKING, Generic
 
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
     from fluxserve.worker.pipeline_protocol import Pixels
 
 
+AHEAD = 2
+
+
 class ImageWriter(Generic[S]):
-    """One thread, so a job's messages leave in the order they were asked for."""
+    """One thread, so a job's messages leave in the order they were asked for.
+
+    Whoever asks for more than AHEAD pictures waits: what is drawn faster than it is written would pile up.
+    """
 
     def __init__(self, pipeline: Pipeline[S], channel: Channel) -> None:
         self._pipeline = pipeline
         self._channel = channel
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="image writer")
+        self._ahead = BoundedSemaphore(AHEAD)
 
     def preview(self, task: Task[S], image: Image[S], number: int, pixels: Pixels) -> None:
         """Sends preview `number` (from 0) of the image."""
@@ -38,17 +46,19 @@ class ImageWriter(Generic[S]):
         self._later(task, lambda: self._channel.send(wire.Done(task.job_id, image.sample.timings(task.spent_ms))))
 
     def _later(self, task: Task[S], act: Callable[[], None]) -> None:
+        self._ahead.acquire()
         self._thread.submit(self._guarded, task, act)
 
     def _guarded(self, task: Task[S], act: Callable[[], None]) -> None:
-        if task.dropped:
-            return
         try:
-            act()
+            if not task.dropped:
+                act()
         except Exception as error:  # one job's failure must not end the thread that serves all
             log_failure(task.job_id, error)
             task.dropped = True
             self._channel.send(failed(task.job_id, error))
+        finally:
+            self._ahead.release()
 
     def _send_preview(self, task: Task[S], image: Image[S], number: int, pixels: Pixels) -> None:
         picture = self._pipeline.encode(pixels, image.sample)

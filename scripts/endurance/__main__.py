@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from scripts.endurance.adversary import adversary
 from scripts.endurance.confined import confined
 from scripts.endurance.faults import faults
 from scripts.endurance.flood import flood
@@ -30,7 +31,7 @@ from scripts.reliability_page import FIGURES
 HELD = ("R1", "R2", "R8")
 PARTS: dict[str, Part] = {
     part.__name__: part
-    for part in (flood, kills, leaving, memory, overload, sockets, weights, uploads, faults, confined)
+    for part in (flood, kills, leaving, memory, overload, sockets, weights, uploads, faults, confined, adversary)
 }
 
 

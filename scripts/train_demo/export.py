@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fluxserve.models.companions.flux1_autoencoder import autoencoder_config
 from fluxserve.models.flux1 import configs
 from fluxserve.models.flux1 import names as diffusers
 from fluxserve.models.flux1.sizes import ClipParams, T5Params
@@ -93,7 +94,7 @@ def _write_pictures_half(made: Path, transformer: Mapping[str, Tensor], autoenco
     ae_recipes = autoencoder_recipes(len(ae.ch_mult), ae.num_res_blocks)
     weights = "diffusion_pytorch_model.safetensors"
     _write_network(made / "transformer", weights, _stored(transformer, recipes), configs.flux(flux))
-    _write_network(made / "vae", weights, _stored(autoencoder, ae_recipes), configs.vae(ae))
+    _write_network(made / "vae", weights, _stored(autoencoder, ae_recipes), autoencoder_config(ae))
 
 
 def _write_text_half(made: Path, encoders: TextEncoders, state: Path) -> None:

@@ -66,6 +66,23 @@ def test_generate_edits_and_varies_pictures(tmp_path: Path) -> None:
     assert (pictures[0].info["Software"], pictures[3].info) == ("AI generated;txt2img;flux", {})
 
 
+def test_generate_draws_by_several_pictures(tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    common = ["--model", str(tiny_checkpoint("klein")), "--device", "cpu", "--seed", "5", "--no-metadata"]
+    for name, size, color in (("a.png", (100, 80), "red"), ("b.png", (64, 96), "blue")):
+        Image.new("RGB", size, color).save(tmp_path / name)
+    drawn = []
+    for names in (["a.png", "b.png"], ["b.png", "a.png"]):
+        given = [word for name in names for word in ("-i", str(tmp_path / name))]
+        result = fluxserve("generate", "a cat", *common, *given, "--size", "64x64", "-o", str(tmp_path / "out.png"))
+        assert result.returncode == 0, result.stderr.decode()
+        drawn.append((tmp_path / "out.png").read_bytes())
+    assert drawn[0] != drawn[1]
+    many = ["-i", str(tmp_path / "a.png")] * 3
+    refused = fluxserve("generate", "a cat", *common, *many, "--max-input-images", "2", "-o", str(tmp_path / "no.png"))
+    assert refused.returncode == 2
+    assert b"at most 2 images (--max-input-images), got 3" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -81,6 +98,8 @@ def test_generate_edits_and_varies_pictures(tmp_path: Path) -> None:
         (["a cat", "--image", "no-such.png"], 2, "image cannot be read from 'no-such.png'"),
         (["a cat", "--image", __file__], 2, "image must be a complete PNG, JPEG or WebP file"),
         (["a cat", "--mask", __file__], 2, "mask needs an image"),
+        (["a cat", "--mask-mode", "white"], 2, "mask_mode white needs a mask"),
+        (["a cat", "--mask-mode", "red"], 2, "'red' is not one of 'alpha', 'white'"),
         (["a cat", "--format", "gif", "-o", "-"], 2, "format must be png, jpeg or webp"),
         (["a cat", "--format", "webp", "-o", "cat.png"], 2, "disagree"),
         ([""], 2, "prompt must not be blank"),

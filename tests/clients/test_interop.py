@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.clients.environments import node_modules, python_with
+from tests.clients.replayed import REPLAYED
 from tests.server import running
-from tests.server.running import Server, picture
+from tests.server.running import Server, picture, png
 
 PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
 PROGRAMS = {
@@ -52,4 +54,23 @@ def test_the_programs_run(server: Server, heading: str, tmp_path: Path) -> None:
 
 
 def test_all_are_found() -> None:
-    assert len(PROGRAMS) == PAGE.read_text().count("\n## ") == 6
+    assert len(PROGRAMS) + 1 == PAGE.read_text().count("\n## ") == 8
+
+
+@pytest.mark.behaviour(64)
+@pytest.mark.parametrize("program", REPLAYED)
+def test_replayed_requests_get_what_their_program_reads(server: Server, program: str) -> None:
+    for request in REPLAYED[program]:
+        if request.image is None:
+            answer = server.request("POST", request.path, json=request.fields)
+        else:
+            answer = server.send_form(request.path, request.fields, [(request.image, png())])
+        assert answer.status_code == 200, answer.text
+        (item,) = answer.json()["data"]
+        assert {"url", "b64_json"} & item.keys() == {request.reads}
+        data = server.get(item["url"]).content if request.reads == "url" else base64.b64decode(item["b64_json"])
+        assert picture(data).shape[2] == 3
+
+
+def test_the_page_names_them() -> None:
+    assert re.findall(r"^\| ([^|]+ at [0-9a-f]{7}\)) \|", PAGE.read_text(), re.MULTILINE) == list(REPLAYED)

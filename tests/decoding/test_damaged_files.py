@@ -107,7 +107,7 @@ def damaged_files(count: int, seed: int) -> Iterator[bytes]:
 
 async def outcomes(files: Iterator[bytes]) -> list[str]:
     """How each file ends, in the process that decodes uploads: a size, or the refusal's words."""
-    decoder, ends = Decoder("fluxserve.decoding", DECODE_S), []
+    decoder, ends = Decoder("fluxserve.decoding", DECODE_S, asyncio.Lock()), []
     for data in files:
         try:
             decoded = await decoder.decode(wire.Decode(data, "image", BOX))

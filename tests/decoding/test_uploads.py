@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fluxserve.errors import InvalidRequest, QueueFull
 from fluxserve.input_images import EditInputs
 from fluxserve.server.contract import uploads
+from fluxserve.server.contract.pictures import Pictures
 from fluxserve.server.contract.uploads import UploadReader
+from fluxserve.server.limits.turns import Room
 from fluxserve.sizes import Box
 from tests.decoding.slow_decoder import A_WHILE, A_WHILE_S, DEADLY, FOR_EVER
 from tests.server.running import png
@@ -31,15 +35,21 @@ def anyio_backend() -> str:
 
 
 @asynccontextmanager
-async def reading(limit_s: float, module: str = SLOW) -> AsyncIterator[UploadReader]:
+async def reading(limit_s: float, module: str = SLOW, room: Room = uploads.ROOM) -> AsyncIterator[UploadReader]:
     """A reader whose two processes run already."""
-    before, reader = children(), UploadReader(module, limit_s)
-    await asyncio.gather(*(reader.read(png(), None, BOX, client) for client in ("first", "second")))
+    before, reader = children(), UploadReader(module, limit_s, room)
+    await asyncio.gather(*(read(reader, png(), None, client) for client in ("first", "second")))
     yield reader
     reader.close()
     while children() - before:
         await asyncio.sleep(0.02)
     await asyncio.sleep(0.1)  # in which the loop hears of it
+
+
+async def read(reader: UploadReader, image: bytes, mask: bytes | None, client: str) -> EditInputs:
+    """What a request of this client does with its upload."""
+    async with reader.turn(client, len(image)) as decoder:
+        return await uploads.read_pictures(decoder, Pictures((image,), mask), BOX)
 
 
 def children() -> set[int]:
@@ -57,20 +67,20 @@ async def outcome(reading: Awaitable[EditInputs]) -> EditInputs | InvalidRequest
 @pytest.mark.fault(76)
 async def test_what_takes_too_long_is_ended_and_others_are_served() -> None:
     async with reading(limit_s=1.0) as reader:
-        slow = asyncio.create_task(outcome(reader.read(png(FOR_EVER), None, BOX, "slow")))
-        more = asyncio.create_task(outcome(reader.read(png(FOR_EVER), None, BOX, "slow")))
+        slow = asyncio.create_task(outcome(read(reader, png(FOR_EVER), None, "slow")))
+        more = asyncio.create_task(outcome(read(reader, png(FOR_EVER), None, "slow")))
         await asyncio.sleep(0.1)
         for number in range(5):
-            assert (await reader.read(png(), None, BOX, f"other {number}")).size == (64, 64)
+            assert (await read(reader, png(), None, f"other {number}")).size == (64, 64)
         assert not slow.done()
         for refusal in await asyncio.gather(slow, more):
             assert isinstance(refusal, InvalidRequest)
             assert (refusal.param, refusal.code) == ("image", "invalid_image")
             assert "takes longer than 1 s" in refusal.message
-        refusal = await outcome(reader.read(png(), png(FOR_EVER), BOX, "slow"))
+        refusal = await outcome(read(reader, png(), png(FOR_EVER), "slow"))
         assert isinstance(refusal, InvalidRequest)
         assert (refusal.param, refusal.code) == ("mask", "invalid_mask")
-        assert (await reader.read(png(), None, BOX, "slow")).size == (64, 64)
+        assert (await read(reader, png(), None, "slow")).size == (64, 64)
 
 
 @pytest.mark.anyio
@@ -78,15 +88,17 @@ async def test_what_takes_too_long_is_ended_and_others_are_served() -> None:
 async def test_each_file_has_its_own_time_and_waiting_is_not_counted() -> None:
     async with reading(limit_s=2 * A_WHILE_S) as reader:
         mask = png(A_WHILE, color=CLEAR, mode="RGBA")
-        both = [outcome(reader.read(png(A_WHILE), mask, BOX, "a")) for _ in range(4)]
+        both = [outcome(read(reader, png(A_WHILE), mask, "a")) for _ in range(4)]
         assert all(isinstance(each, EditInputs) for each in await asyncio.gather(*both))
 
 
 @pytest.mark.anyio
 @pytest.mark.fault(76)
 async def test_a_large_photo_under_a_lowered_limit() -> None:
-    async with reading(limit_s=0.02, module="fluxserve.decoding") as reader:
-        refusal = await outcome(reader.read(png(4096, 4096), None, BOX, "a"))
+    async with reading(limit_s=20, module="fluxserve.decoding") as reader:
+        for decoder in reader._all:
+            decoder._limit_s = 0.02
+        refusal = await outcome(read(reader, png(4096, 4096), None, "a"))
         assert isinstance(refusal, InvalidRequest)
         assert "takes longer" in refusal.message
 
@@ -96,28 +108,28 @@ async def test_a_large_photo_under_a_lowered_limit() -> None:
 async def test_a_file_that_ends_its_process_is_at_fault_and_a_killed_process_is_replaced() -> None:
     others = children()
     async with reading(limit_s=20) as reader:
-        refusal = await outcome(reader.read(png(DEADLY), None, BOX, "a"))
+        refusal = await outcome(read(reader, png(DEADLY), None, "a"))
         assert isinstance(refusal, InvalidRequest)
         assert "cannot be decoded" in refusal.message
         for pid in children() - others:
             os.kill(pid, signal.SIGKILL)
-        assert (await reader.read(png(), None, BOX, "a")).size == (64, 64)
+        assert (await read(reader, png(), None, "a")).size == (64, 64)
 
 
 @pytest.mark.anyio
 @pytest.mark.fault(77)
 async def test_a_process_that_does_not_start_is_not_the_pictures_fault() -> None:
     reader = UploadReader("tests.decoding.no_such_module", limit_s=20)
-    assert isinstance(await outcome(reader.read(png(), None, BOX, "a")), QueueFull)
+    assert isinstance(await outcome(read(reader, png(), None, "a")), QueueFull)
     await asyncio.sleep(0.2)
 
 
 @pytest.mark.anyio
 async def test_a_client_that_leaves_takes_its_process_along() -> None:
     async with reading(limit_s=20) as reader:
-        slow = asyncio.create_task(reader.read(png(FOR_EVER), None, BOX, "a"))
-        waiting = asyncio.create_task(reader.read(png(), None, BOX, "a"))
-        left = asyncio.create_task(reader.read(png(), None, BOX, "a"))
+        slow = asyncio.create_task(read(reader, png(FOR_EVER), None, "a"))
+        waiting = asyncio.create_task(read(reader, png(), None, "a"))
+        left = asyncio.create_task(read(reader, png(), None, "a"))
         await asyncio.sleep(0.2)
         left.cancel()
         slow.cancel()
@@ -126,13 +138,11 @@ async def test_a_client_that_leaves_takes_its_process_along() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.fault(77)
-async def test_a_full_room_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MOST_WAITING", 4)
-    monkeypatch.setattr(uploads, "LONGEST_WAIT_S", 0.2)
-    async with reading(limit_s=20) as reader:
-        greedy = [asyncio.create_task(outcome(reader.read(png(A_WHILE), None, BOX, "a"))) for _ in range(9)]
+async def test_a_full_room_is_nobodys_fault() -> None:
+    async with reading(limit_s=20, room=Room(4, 2**20, 0.2, "full")) as reader:
+        greedy = [asyncio.create_task(outcome(read(reader, png(A_WHILE), None, "a"))) for _ in range(9)]
         await asyncio.sleep(0)
-        assert isinstance(await outcome(reader.read(png(), None, BOX, "b")), EditInputs)
+        assert isinstance(await outcome(read(reader, png(), None, "b")), EditInputs)
         answers = await asyncio.gather(*greedy)
         assert isinstance(answers[0], EditInputs)
         assert all(isinstance(answer, QueueFull) for answer in answers[1:]), "not its turn, or no room"
@@ -144,11 +154,35 @@ async def test_who_was_served_longest_ago_goes_first() -> None:
     async with reading(limit_s=20) as reader:
         order: list[str] = []
 
-        async def read(client: str) -> None:
-            await reader.read(png(A_WHILE), None, BOX, client)
+        async def read_one(client: str) -> None:
+            await read(reader, png(A_WHILE), None, client)
             order.append(client)
 
         began = time.monotonic()
-        await asyncio.gather(*(read(client) for client in ("a", "a", "a", "b", "b", "c")))
+        await asyncio.gather(*(read_one(client) for client in ("a", "a", "a", "b", "b", "c")))
         assert "c" in order[:4], "two had begun before, and one may have ended in the same moment"
         assert time.monotonic() - began >= 3 * A_WHILE_S
+
+
+@pytest.mark.anyio
+@pytest.mark.fault(115)
+async def test_large_pictures_are_decoded_one_at_a_time() -> None:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").resize((4096, 4096)).save(buffer, "WEBP", quality=50)
+    others, most = children(), 0
+    async with reading(limit_s=20, module="fluxserve.decoding") as reader:
+        edits = [asyncio.create_task(read(reader, buffer.getvalue(), None, client)) for client in ("a", "b", "c", "d")]
+        while not all(edit.done() for edit in edits):
+            await asyncio.sleep(0.01)
+            most = max(most, sum(map(memory_of, children() - others)))
+        assert all(edit.result().size == (4096, 4096) for edit in edits)
+        assert (await read(reader, png(), None, "a")).size == (64, 64)
+    assert 200 < most < 450, "one takes 290 MiB"
+
+
+def memory_of(pid: int) -> int:
+    """MiB that a process holds."""
+    with suppress(OSError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1024
+    return 0

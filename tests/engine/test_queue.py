@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fluxserve.config import EngineConfig
@@ -10,10 +12,11 @@ from fluxserve.engine.inflight import InFlight
 from fluxserve.engine.job import Job
 from fluxserve.engine.queue import JobQueue
 from fluxserve.errors import QueueFull, WaitExceedsTimeout
-from fluxserve.scheduling import CostModel
+from fluxserve.scheduling import CostModel, Stage
 from tests.jobs import request
 
 AREA = 64 * 64
+STAGES: tuple[Stage, ...] = ("text", "denoise", "vae", "encode", "preview")
 
 
 def make(id: int, client: str = "a", steps: int = 4) -> Job:
@@ -21,8 +24,8 @@ def make(id: int, client: str = "a", steps: int = 4) -> Job:
 
 
 def queue_of(*jobs: Job) -> JobQueue:
-    """Ranked by steps alone."""
-    queue = JobQueue(lambda job: float(job.request.num_inference_steps))
+    """Ranked by steps alone, and counted by work."""
+    queue = JobQueue(lambda job: float(job.request.num_inference_steps), lambda job: float(job.request.work))
     for job in jobs:
         queue.add(job)
     return queue
@@ -52,6 +55,23 @@ def test_shares_are_counted_in_work_not_in_jobs() -> None:
     assert order[0] == 1
     assert order[1:5] == [5, 6, 7, 8]
     assert order[5] == 2 or order[6] == 2
+
+
+@pytest.mark.fault(110)
+def test_pictures_that_are_written_and_shown_count_as_work() -> None:
+    costs, plain, shown = CostModel(), make(1), make(2)
+    shown.request = replace(shown.request, partial_images=3)
+    for stage in STAGES:
+        costs.observe(stage, AREA, 1.0)
+    gate = admission(costs)
+    assert gate.cost_of(plain) == pytest.approx(1 + 4 + 1 + 1, rel=0.01)
+    assert gate.cost_of(shown) == pytest.approx(gate.cost_of(plain) + 3 * (1 + 1), rel=0.01)
+    queue = JobQueue(gate.rank_of, gate.cost_of)
+    for id in range(1, 9):
+        job = make(id, "shows" if id <= 4 else "draws")
+        job.request = replace(job.request, partial_images=3 if id <= 4 else 0)
+        queue.add(job)
+    assert drain(queue)[:4] == [1, 5, 6, 2]
 
 
 def test_who_was_idle_has_saved_nothing_up() -> None:
@@ -125,6 +145,19 @@ def test_one_client_may_fill_the_queue_only_while_it_is_alone() -> None:
     with pytest.raises(QueueFull, match="of this client"):
         admission(max_queue=8).check(make(8), queue_of(*mine, make(7, "b")), None, 0.0)
     admission(max_queue=8).check(make(8, "b"), queue_of(*mine, make(7, "b")), None, 0.0)
+
+
+@pytest.mark.fault(111)
+def test_a_full_queue_has_a_place_for_who_holds_less_than_an_equal_share() -> None:
+    gate, mine = admission(max_queue=8), [make(id) for id in range(1, 9)]
+    for other in range(4):
+        gate.check(make(9, "b"), queue_of(*mine, *(make(20 + id, "b") for id in range(other))), None, 0.0)
+    with pytest.raises(QueueFull):
+        gate.check(make(9, "b"), queue_of(*mine, *(make(20 + id, "b") for id in range(4))), None, 0.0)
+    with pytest.raises(QueueFull):
+        gate.check(make(9), queue_of(*mine), None, 0.0)
+    with pytest.raises(QueueFull, match="16 requests"):
+        gate.check(make(99, "new"), queue_of(*(make(id, f"client {id}") for id in range(16))), None, 0.0)
 
 
 def test_the_wait_is_the_work_ahead_and_the_restart() -> None:

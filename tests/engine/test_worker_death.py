@@ -61,6 +61,16 @@ async def test_what_a_worker_said_before_it_died_is_heard() -> None:
     assert await reader.read() == b"last words"
 
 
+@pytest.mark.fault(116)
+async def test_a_workers_threads_wait_asleep(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    engine = await start()
+    assert b"OMP_WAIT_POLICY=PASSIVE" in Path(f"/proc/{engine.worker_pid}/environ").read_bytes().split(b"\0")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    told = await start()
+    assert b"OMP_WAIT_POLICY=ACTIVE" in Path(f"/proc/{told.worker_pid}/environ").read_bytes().split(b"\0")
+
+
 @pytest.mark.fault(33)
 async def test_kill_9_with_one_running_and_two_waiting_loses_nothing(start: Start) -> None:
     engine = await start()

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from fluxserve.errors import DeviceError
+from fluxserve.models.companions.flux1_autoencoder import FLUX1_AE, autoencoder_shapes
 from fluxserve.models.flux1.family import is_modulation
-from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
-from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, FLUX1_AE, T5_XXL
+from fluxserve.models.flux1.shapes import transformer_shapes
+from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, T5_XXL
 from fluxserve.models.flux1.text.names import clip_shapes, t5_shapes
 from fluxserve.placement.plan import GIB, ModelBytes, Work, make_plan, resident_plan, spread
 

@@ -30,7 +30,8 @@ async def test_a_burst_begins_a_few_at_a_time_in_its_order_and_health_at_once() 
     pacing = Pacing(app)
     paths = [f"/{number}" for number in range(40)]
     burst = [
-        asyncio.create_task(pacing({"type": "http", "path": path}, nothing, ignore)) for path in [*paths, "/livez"]
+        asyncio.create_task(pacing({"type": "http", "path": path, "headers": []}, nothing, ignore))
+        for path in [*paths, "/livez"]
     ]
     sizes = [0]
     while len(begun) <= len(paths):
@@ -40,3 +41,23 @@ async def test_a_burst_begins_a_few_at_a_time_in_its_order_and_health_at_once() 
     assert max(later - earlier for earlier, later in itertools.pairwise(sizes)) <= REQUESTS_A_TURN + 1
     assert [path for path in begun if path != "/livez"] == paths
     await asyncio.gather(*burst)
+
+
+@pytest.mark.fault(118)
+async def test_who_sends_many_waits_for_his_own() -> None:
+    begun: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.append(scope["path"])
+
+    pacing = Pacing(app)
+
+    def ask(key: str, number: int) -> asyncio.Task[None]:
+        headers = [(b"authorization", f"Bearer {key}".encode())]
+        return asyncio.create_task(pacing({"type": "http", "path": key, "headers": headers}, nothing, ignore))
+
+    asked = [ask("many", number) for number in range(200)] + [ask(key, 0) for key in ("one", "two")]
+    await asyncio.gather(*asked)
+    assert {"one", "two"} <= set(begun[: 4 * REQUESTS_A_TURN])
+    assert begun.count("many") == 200
+    assert not pacing._waiting

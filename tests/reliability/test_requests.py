@@ -211,7 +211,7 @@ def test_forms(server: Server) -> None:
         assert_answer(57, response, 400)
     for fields, files in (
         ({f"f{i}": "x" for i in range(65)}, [("image", png())]),
-        ({"prompt": "a"}, [(f"f{i}", b"x") for i in range(17)]),
+        ({"prompt": "a"}, [(f"f{i}", b"x") for i in range(18)]),
         ({"prompt": "x" * (256 * 1024 + 1)}, [("image", png())]),
     ):
         response = server.send_form(EDITS, fields, files)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from openai import OpenAI
 from PIL import Image
 
 from fluxserve import FluxPipeline
+from fluxserve.request import MaskMode
 from tests.conftest import MakeCheckpoint
 from tests.fake_pipeline import Pixels
 from tests.server import running
@@ -133,18 +135,29 @@ def test_a_variation_keeps_no_pixel(server: Server) -> None:
     assert np.abs(edited(server, half(255, 0), path=VARIATIONS))[:, :28].mean() > 10
 
 
+def white_half() -> bytes:
+    """What `half(255, 0)` asks for, in black and white."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.repeat(np.uint8([[0, 255]]), 64, axis=0).repeat(32, axis=1)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("mode", "repaint"), [("alpha", half(255, 0)), ("white", white_half())])
 def test_the_same_edit_is_the_same_file_over_http_in_python_and_on_the_command_line(
-    demo: Server, tmp_path: Path
+    demo: Server, tmp_path: Path, mode: MaskMode, repaint: bytes
 ) -> None:
     image, mask = tmp_path / "red.png", tmp_path / "mask.png"
     image.write_bytes(png())
-    mask.write_bytes(half(255, 0))
+    mask.write_bytes(repaint)
     fields = {"prompt": "a red apple", "seed": "3", "steps": "2", "true_cfg_scale": "2", "negative_prompt": "a dog"}
+    fields["mask_mode"] = mode
     uploads = [("image", image.read_bytes()), ("mask", mask.read_bytes())]
     served = demo.send_form(EDITS, fields | {"output_format": "webp", "response_format": "file"}, uploads).content
     options = {"num_inference_steps": 2, "true_cfg_scale": 2.0, "negative_prompt": "a dog", "output_format": "webp"}
-    (drawn,) = FluxPipeline.from_pretrained().generate("a red apple", image=image, mask=mask, seed=3, **options)
+    pictures: dict[str, Any] = {"image": image, "mask": mask, "mask_mode": mode}
+    (drawn,) = FluxPipeline.from_pretrained().generate("a red apple", **pictures, seed=3, **options)
     command = ["generate", "a red apple", "-i", str(image), "--mask", str(mask), "--seed", "3", "--steps", "2"]
+    command += ["--mask-mode", mode]
     command += ["--true-cfg-scale", "2", "--negative-prompt", "a dog", "--format", "webp", "-o", "-"]
     written = subprocess.run(
         [sys.executable, "-m", "fluxserve", *command], capture_output=True, timeout=300, check=True

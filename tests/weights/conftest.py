@@ -10,7 +10,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, FLUX1_AE, T5_XXL, ModelSizes
+from fluxserve.models.companions.flux1_autoencoder import FLUX1_AE
+from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, T5_XXL, ModelSizes
 from fluxserve.models.flux1.synthetic import synthetic_model
 from fluxserve.models.synthetic import Layout, Packing
 from fluxserve.weights.synthetic.write import write_networks

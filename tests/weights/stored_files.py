@@ -93,3 +93,10 @@ class ListedReader:
 
     def release(self, key: str) -> None:
         pass
+
+
+class HalfReader(ListedReader):
+    """The same in bfloat16."""
+
+    def dtype(self, key: str) -> torch.dtype:
+        return torch.bfloat16

@@ -60,6 +60,7 @@ def qwen3_part(layers: int) -> Part:
         layout=BlockLayout(prefixes=("layers.",), tables={EMBEDDING: ()}),
         float16=False,
         tables=(EMBEDDING,),
+        reads=partial(reads_qwen3, layers),
     )
 
 
@@ -79,7 +80,7 @@ class Qwen3Params:
 def canonical_qwen3(layers: int, reader: TensorReader) -> TensorReader:
     """The first `layers` layers and the embedding, from transformers' names (with or without `model.`) or GGUF's."""
     names = {_plain(key): key for key in reader.keys()}
-    return with_tables(reader, {name: key for name, key in names.items() if _is_read(name, layers)}, (EMBEDDING,))
+    return with_tables(reader, {name: key for name, key in names.items() if reads_qwen3(layers, key)}, (EMBEDDING,))
 
 
 def _plain(key: str) -> str:
@@ -93,8 +94,9 @@ def _plain(key: str) -> str:
     return name
 
 
-def _is_read(name: str, layers: int) -> bool:
-    """The head, the final norm and later layers are not."""
+def reads_qwen3(layers: int, key: str) -> bool:
+    """Whether a tensor is read, by any of its names: the head, the final norm and later layers are not."""
+    name = _plain(key)
     numbered = _NUMBERED.match(name)
     if numbered is not None:
         return int(numbered[1]) < layers

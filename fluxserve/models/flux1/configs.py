@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fluxserve.models.companions.flux1_autoencoder import SCALE_FACTOR, SHIFT_FACTOR
 from fluxserve.models.flux1.sizes import ClipParams, FluxParams, T5Params
 from fluxserve.models.flux1.toy_tokenizers import CLIP_END_ID, CLIP_START_ID
 from fluxserve.models.flux1.variants import KONTEXT_PIPELINE, PIPELINE, VARIANTS
 from fluxserve.models.markings import VARIANT_FIELD
-from fluxserve.models.parts.autoencoder import AutoencoderParams
 
 DIFFUSERS_VERSION = "0.30.0"
 """The first diffusers that had FLUX.1, which its published configs name."""
@@ -29,30 +27,6 @@ def flux(params: FluxParams) -> dict[str, Any]:
         "num_single_layers": params.depth_single_blocks,
         "patch_size": 1,
         "pooled_projection_dim": params.vec_in_dim,
-    }
-
-
-def vae(params: AutoencoderParams) -> dict[str, Any]:
-    levels = len(params.ch_mult)
-    return {
-        "_class_name": "AutoencoderKL",
-        "_diffusers_version": DIFFUSERS_VERSION,
-        "act_fn": "silu",
-        "block_out_channels": [params.ch * mult for mult in params.ch_mult],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "force_upcast": True,
-        "in_channels": params.in_channels,
-        "latent_channels": params.z_channels,
-        "layers_per_block": params.num_res_blocks,
-        "mid_block_add_attention": True,
-        "norm_num_groups": params.num_groups,
-        "out_channels": params.in_channels,
-        "sample_size": 1024,
-        "scaling_factor": SCALE_FACTOR,
-        "shift_factor": SHIFT_FACTOR,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "use_post_quant_conv": False,
-        "use_quant_conv": False,
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel
 
 from fluxserve.errors import CheckpointError
-from fluxserve.models.companions.flux1_autoencoder import AUTOENCODER, Autoencoder
+from fluxserve.models.companions.flux1_autoencoder import AUTOENCODER, Autoencoder, autoencoder_shapes
 from fluxserve.models.family import (
     Arithmetic,
     BlockLayout,
@@ -24,7 +24,7 @@ from fluxserve.models.family import (
 )
 from fluxserve.models.flux1 import dimensions, names
 from fluxserve.models.flux1.lora_names import lora_targets, names_lora
-from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
+from fluxserve.models.flux1.shapes import transformer_shapes
 from fluxserve.models.flux1.sizes import SIZES, ModelSizes
 from fluxserve.models.flux1.synthetic import synthetic_model
 from fluxserve.models.flux1.text import names as text_names
@@ -36,7 +36,7 @@ from fluxserve.models.lora_target import LoraTarget
 from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.models.parts.latents import PackedLatents
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
-from fluxserve.models.variant import Variant
+from fluxserve.models.variant import Variant, named_variant
 from fluxserve.tensors.reader import Shapes
 
 IMAGE_CONDITIONED = {6: "FLUX.1 Fill", 2: "a FLUX.1 control model (Canny or Depth)"}
@@ -210,13 +210,11 @@ class Flux1Family:
                 f"with models whose input has {flux.out_channels}"
             )
         usual = dev_variant(told.pipeline, told.name) if flux.guidance_embed else "schnell"
-        name = usual if told.variant is None else told.variant
-        if name not in VARIANTS:
-            raise CheckpointError(f"{source}: is of variant {name!r}; fluxserve knows {', '.join(VARIANTS)}")
-        if flux.guidance_embed != (VARIANTS[name].guidance_scale is not None):
+        variant = named_variant(VARIANTS, usual if told.variant is None else told.variant, source)
+        if flux.guidance_embed != (variant.guidance_scale is not None):
             has = "guidance" if flux.guidance_embed else "no guidance"
-            raise CheckpointError(f"{source}: takes {has}, and so is not of variant {name!r}")
-        return VARIANTS[name]
+            raise CheckpointError(f"{source}: takes {has}, and so is not of variant {variant.name!r}")
+        return variant
 
     def architecture(self, components: Mapping[str, Component]) -> Flux1Architecture:
         transformer, autoencoder, t5, clip = (components[part.name] for part in self.parts)

@@ -6,11 +6,9 @@ Each Linear's entry holds for `.weight` and `.bias` alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from fluxserve.models.parts.norm_names import with_scales
+from fluxserve.models.parts.transformer_names import Layers, numbered, scale_recipes, tensor_recipes, with_scales
 from fluxserve.models.sizes import count
-from fluxserve.tensors.reader import Operation, Recipe, TensorReader, mapped_exactly
+from fluxserve.tensors.reader import Recipe, TensorReader, mapped_exactly
 
 BFL_MARKER = "double_blocks.0.img_attn.norm.key_norm.scale"
 BFL_WEIGHT_MARKER = "double_blocks.0.img_attn.norm.key_norm.weight"
@@ -46,17 +44,17 @@ _DOUBLE: dict[str, tuple[str, ...]] = {
     "txt_mlp.2": ("ff_context.net.2",),
 }
 _DOUBLE_NORMS = {
-    "img_attn.norm.query_norm": "attn.norm_q",
-    "img_attn.norm.key_norm": "attn.norm_k",
-    "txt_attn.norm.query_norm": "attn.norm_added_q",
-    "txt_attn.norm.key_norm": "attn.norm_added_k",
+    "img_attn.norm.query_norm": ("attn.norm_q",),
+    "img_attn.norm.key_norm": ("attn.norm_k",),
+    "txt_attn.norm.query_norm": ("attn.norm_added_q",),
+    "txt_attn.norm.key_norm": ("attn.norm_added_k",),
 }
 _SINGLE: dict[str, tuple[str, ...]] = {
     "modulation.lin": ("norm.linear",),
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
     "linear2": ("proj_out",),
 }
-_SINGLE_NORMS = {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"}
+_SINGLE_NORMS = {"norm.query_norm": ("attn.norm_q",), "norm.key_norm": ("attn.norm_k",)}
 
 
 def canonical_transformer(reader: TensorReader) -> TensorReader:
@@ -72,37 +70,19 @@ def canonical_transformer(reader: TensorReader) -> TensorReader:
 
 def linear_parts(depth: int, single_depth: int) -> dict[str, tuple[str, ...]]:
     """Each BFL Linear of a transformer with diffusers' Linears that make it up, stacked on their rows."""
-    linears = dict(_EMBEDDERS)
-    for block in range(depth):
-        linears |= _numbered("double_blocks", "transformer_blocks", block, _DOUBLE)
-    for block in range(single_depth):
-        linears |= _numbered("single_blocks", "single_transformer_blocks", block, _SINGLE)
-    return linears
+    return {**_EMBEDDERS, **_of_blocks(depth, single_depth, _DOUBLE, _SINGLE)}
 
 
 def transformer_recipes(depth: int, single_depth: int, guidance_embed: bool) -> dict[str, Recipe]:
     """BFL name -> recipe of every tensor of a transformer."""
-    recipes = {}
-    for linear, parts in linear_parts(depth, single_depth).items():
-        if guidance_embed or not linear.startswith("guidance_in."):
-            op: Operation = "swap_halves" if linear == SWAPPED else "rows"
-            for kind in ("weight", "bias"):
-                recipes[f"{linear}.{kind}"] = Recipe(tuple(f"{part}.{kind}" for part in parts), op)
-    for bfl, part in _norms(depth, single_depth):
-        recipes[f"{bfl}.scale"] = Recipe((f"{part}.weight",))
-    return recipes
+    linears = linear_parts(depth, single_depth)
+    there = {name: parts for name, parts in linears.items() if guidance_embed or not name.startswith("guidance_in.")}
+    norms = _of_blocks(depth, single_depth, _DOUBLE_NORMS, _SINGLE_NORMS)
+    return {**tensor_recipes(there, ("weight", "bias"), SWAPPED), **scale_recipes(norms)}
 
 
-def _numbered(bfl: str, diffusers: str, block: int, names: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+def _of_blocks(depth: int, single_depth: int, double: Layers, single: Layers) -> dict[str, tuple[str, ...]]:
     return {
-        f"{bfl}.{block}.{name}": tuple(f"{diffusers}.{block}.{part}" for part in parts) for name, parts in names.items()
+        **numbered("double_blocks", "transformer_blocks", depth, double),
+        **numbered("single_blocks", "single_transformer_blocks", single_depth, single),
     }
-
-
-def _norms(depth: int, single_depth: int) -> Iterator[tuple[str, str]]:
-    for block in range(depth):
-        for bfl, part in _DOUBLE_NORMS.items():
-            yield f"double_blocks.{block}.{bfl}", f"transformer_blocks.{block}.{part}"
-    for block in range(single_depth):
-        for bfl, part in _SINGLE_NORMS.items():
-            yield f"single_blocks.{block}.{bfl}", f"single_transformer_blocks.{block}.{part}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from fluxserve.models.companions.flux1_autoencoder import FLUX1_AE
 from fluxserve.models.parts.autoencoder import AutoencoderParams
 
 
@@ -77,10 +78,6 @@ FLUX1 = FluxParams(
     guidance_embed=False,
 )
 """FLUX.1-schnell; dev differs in `guidance_embed` alone."""
-
-FLUX1_AE = AutoencoderParams(
-    in_channels=3, ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2, z_channels=16, num_groups=32
-)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fluxserve.models.companions.flux1_autoencoder import stored_autoencoder
 from fluxserve.models.flux1 import configs
 from fluxserve.models.flux1.names import transformer_recipes
-from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
+from fluxserve.models.flux1.shapes import transformer_shapes
 from fluxserve.models.flux1.sizes import ModelSizes
 from fluxserve.models.flux1.text.names import clip_recipes, clip_shapes, t5_gguf_recipes, t5_recipes, t5_shapes
 from fluxserve.models.flux1.toy_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from fluxserve.models.flux1.variants import VARIANTS
 from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
-from fluxserve.models.synthetic import Layout, Packing, SyntheticModel, SyntheticNetwork, as_named
+from fluxserve.models.synthetic import ENDINGS, Layout, Packing, SyntheticModel, SyntheticNetwork, as_named
 
 EMBEDDING_SCALE, POSITION_SCALE = 1.0, 0.1
 
@@ -60,7 +61,7 @@ def _diffusers_networks(sizes: ModelSizes, packing: Packing) -> tuple[SyntheticN
 
 def _bfl_networks(sizes: ModelSizes, variant: str, packing: Packing) -> tuple[SyntheticNetwork, ...]:
     flux, t5 = sizes.transformer, sizes.t5
-    ending = {"bf16": ".safetensors", "fp8": "-fp8.safetensors", "q4_0": "-Q4_0.gguf"}[packing]
+    ending = ENDINGS[packing]
     shapes = transformer_shapes(flux)
     autoencoder, clip_l, t5_encoder = _companions(sizes)
     return (
@@ -89,7 +90,6 @@ def _bfl_networks(sizes: ModelSizes, variant: str, packing: Packing) -> tuple[Sy
 
 def _companions(sizes: ModelSizes) -> tuple[SyntheticNetwork, SyntheticNetwork, SyntheticNetwork]:
     """Autoencoder, CLIP and T5 under canonical names, in no file yet."""
-    ae_shapes = autoencoder_shapes(sizes.autoencoder)
     clip, t5 = clip_shapes(sizes.clip), t5_shapes(sizes.t5)
     width, d_kv = sizes.transformer.hidden_size, sizes.t5.d_kv
 
@@ -100,7 +100,7 @@ def _companions(sizes: ModelSizes) -> tuple[SyntheticNetwork, SyntheticNetwork, 
         )
 
     return (
-        SyntheticNetwork("autoencoder", "", "", ae_shapes, as_named(ae_shapes), configs.vae(sizes.autoencoder), width),
+        stored_autoencoder(sizes.autoencoder),
         SyntheticNetwork("clip", "", "", clip, as_named(clip), configs.clip(sizes.clip), width, _table_scale),
         SyntheticNetwork("t5", "", "", t5, as_named(t5), configs.t5(sizes.t5), width, t5_scale),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import Qwen2Tokenizer
 
 from fluxserve.errors import CheckpointError
 from fluxserve.models.companions import qwen3
+from fluxserve.models.companions.qwen3_prompts import PromptEncoder
 from fluxserve.models.family import (
     Arithmetic,
     BlockLayout,
@@ -27,7 +29,6 @@ from fluxserve.models.flux2.autoencoder import Flux2Autoencoder
 from fluxserve.models.flux2.lora_names import lora_targets, names_lora
 from fluxserve.models.flux2.sizes import KLEIN_9B, SIZES, TEXT_LAYERS, Flux2Sizes
 from fluxserve.models.flux2.synthetic import synthetic_model
-from fluxserve.models.flux2.text import TextEncoder
 from fluxserve.models.flux2.transformer import Flux2Transformer
 from fluxserve.models.flux2.variants import VARIANTS
 from fluxserve.models.lora_target import LoraTarget
@@ -35,8 +36,15 @@ from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.models.parts.latents import PackedLatents
 from fluxserve.models.parts.shapes import shapes_of
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
-from fluxserve.models.variant import Variant
+from fluxserve.models.variant import Variant, named_variant
 from fluxserve.tensors.reader import Shapes
+
+TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+"""Qwen3's chat template with an empty thought; what pads it goes to the transformer too, as in huggingface/diffusers
+`pipelines/flux2/pipeline_flux2_klein.py` `_get_qwen3_prompt_embeds`."""
+
+_KV_NAME = re.compile(r"klein.*[-_. ]kv(?![a-z0-9])")
+"""Its tensors are klein's; only names tell."""
 
 _ON_HOST = (
     "time_in.",
@@ -78,7 +86,7 @@ QWEN3 = qwen3.qwen3_part(TEXT_LAYERS[-1])
 class Flux2Model:
     """The text encoder, the transformer and the autoencoder, with weights."""
 
-    def __init__(self, encoder: TextEncoder, networks: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
+    def __init__(self, encoder: PromptEncoder, networks: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
         transformer, autoencoder = networks["transformer"], networks["autoencoder"]
         assert isinstance(transformer, Flux2Transformer)
         assert isinstance(autoencoder, Flux2Autoencoder)
@@ -163,7 +171,7 @@ class Flux2Architecture:
     ) -> Flux2Model:
         states = qwen3.Qwen3States(networks["qwen3"], TEXT_LAYERS)
         tokenizer = Qwen2Tokenizer.from_pretrained(tokenizers["tokenizer"])
-        return Flux2Model(TextEncoder(states, tokenizer, dtype), networks, dtype)
+        return Flux2Model(PromptEncoder(states, tokenizer, TEMPLATE, padded=True, dtype=dtype), networks, dtype)
 
 
 class Flux2Family:
@@ -180,12 +188,13 @@ class Flux2Family:
         flux = dimensions.transformer_params(denoiser.reader, denoiser.config)
         if flux.guidance_embed:
             raise CheckpointError(f"{source}: is FLUX.2 [dev], which fluxserve does not draw with; use FLUX.2 [klein]")
+        if _KV_NAME.search(told.name.lower()):
+            raise CheckpointError(
+                f"{source}: is FLUX.2 [klein] KV, which keeps references from its first step; "
+                "fluxserve does not draw with it; use FLUX.2-klein-9B"
+            )
         if told.variant is not None:
-            if told.variant not in VARIANTS:
-                raise CheckpointError(
-                    f"{source}: is of variant {told.variant!r}; fluxserve knows {', '.join(VARIANTS)}"
-                )
-            return VARIANTS[told.variant]
+            return named_variant(VARIANTS, told.variant, source)
         distilled = told.flags.get("is_distilled", "base" not in told.name.lower())
         large = flux.hidden_size == KLEIN_9B.hidden_size
         return VARIANTS[("klein" if distilled else "klein-base") + ("-9b" if large else "")]

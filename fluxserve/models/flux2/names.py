@@ -6,9 +6,9 @@ Follows huggingface/diffusers `loaders/single_file_utils.py` `convert_flux2_tran
 from __future__ import annotations
 
 from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
-from fluxserve.models.parts.norm_names import with_scales
+from fluxserve.models.parts.transformer_names import Layers, numbered, scale_recipes, tensor_recipes, with_scales
 from fluxserve.models.sizes import count
-from fluxserve.tensors.reader import Operation, Recipe, TensorReader, mapped_exactly, renamed
+from fluxserve.tensors.reader import Recipe, TensorReader, mapped_exactly, renamed
 
 BFL_MARKER = "single_stream_modulation.lin.weight"
 DIFFUSERS_MARKER = "single_stream_modulation.linear.weight"
@@ -43,43 +43,33 @@ _DOUBLE: dict[str, tuple[str, ...]] = {
     "txt_mlp.2": ("ff_context.linear_out",),
 }
 _DOUBLE_NORMS = {
-    "img_attn.norm.query_norm": "attn.norm_q",
-    "img_attn.norm.key_norm": "attn.norm_k",
-    "txt_attn.norm.query_norm": "attn.norm_added_q",
-    "txt_attn.norm.key_norm": "attn.norm_added_k",
+    "img_attn.norm.query_norm": ("attn.norm_q",),
+    "img_attn.norm.key_norm": ("attn.norm_k",),
+    "txt_attn.norm.query_norm": ("attn.norm_added_q",),
+    "txt_attn.norm.key_norm": ("attn.norm_added_k",),
 }
 _SINGLE: dict[str, tuple[str, ...]] = {"linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",)}
-_SINGLE_NORMS = {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"}
+_SINGLE_NORMS = {"norm.query_norm": ("attn.norm_q",), "norm.key_norm": ("attn.norm_k",)}
 
 
 def linear_parts(depth: int, single_depth: int) -> dict[str, tuple[str, ...]]:
     """Each BFL Linear of a transformer with diffusers' Linears that make it up, stacked on their rows."""
-    linears = dict(_TOP)
-    for kind, theirs, blocks, names in (
-        ("double_blocks", "transformer_blocks", depth, _DOUBLE),
-        ("single_blocks", "single_transformer_blocks", single_depth, _SINGLE),
-    ):
-        for block in range(blocks):
-            for name, parts in names.items():
-                linears[f"{kind}.{block}.{name}"] = tuple(f"{theirs}.{block}.{part}" for part in parts)
-    return linears
+    return {**_TOP, **_of_blocks(depth, single_depth, _DOUBLE, _SINGLE)}
 
 
 def transformer_recipes(depth: int, single_depth: int, guidance_embed: bool) -> dict[str, Recipe]:
     """BFL name -> recipe of every tensor of a transformer."""
-    recipes = {}
-    for linear, parts in linear_parts(depth, single_depth).items():
-        if guidance_embed or not linear.startswith("guidance_in."):
-            op: Operation = "swap_halves" if linear == SWAPPED else "rows"
-            recipes[f"{linear}.weight"] = Recipe(tuple(f"{part}.weight" for part in parts), op)
-    for kind, theirs, blocks, norms in (
-        ("double_blocks", "transformer_blocks", depth, _DOUBLE_NORMS),
-        ("single_blocks", "single_transformer_blocks", single_depth, _SINGLE_NORMS),
-    ):
-        for block in range(blocks):
-            for ours, part in norms.items():
-                recipes[f"{kind}.{block}.{ours}.scale"] = Recipe((f"{theirs}.{block}.{part}.weight",))
-    return recipes
+    linears = linear_parts(depth, single_depth)
+    there = {name: parts for name, parts in linears.items() if guidance_embed or not name.startswith("guidance_in.")}
+    norms = _of_blocks(depth, single_depth, _DOUBLE_NORMS, _SINGLE_NORMS)
+    return {**tensor_recipes(there, ("weight",), SWAPPED), **scale_recipes(norms)}
+
+
+def _of_blocks(depth: int, single_depth: int, double: Layers, single: Layers) -> dict[str, tuple[str, ...]]:
+    return {
+        **numbered("double_blocks", "transformer_blocks", depth, double),
+        **numbered("single_blocks", "single_transformer_blocks", single_depth, single),
+    }
 
 
 def canonical_transformer(reader: TensorReader) -> TensorReader:

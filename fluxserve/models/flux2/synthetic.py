@@ -14,7 +14,7 @@ from fluxserve.models.flux2.transformer import Flux2Transformer
 from fluxserve.models.markings import VARIANT_FIELD
 from fluxserve.models.parts.autoencoder import AutoencoderParams
 from fluxserve.models.parts.shapes import shapes_of
-from fluxserve.models.synthetic import Layout, Packing, SyntheticModel, SyntheticNetwork, as_named
+from fluxserve.models.synthetic import ENDINGS, Layout, Packing, SyntheticModel, SyntheticNetwork, as_named
 
 
 def synthetic_model(sizes: Flux2Sizes, variant: str, layout: Layout, packing: Packing) -> SyntheticModel:
@@ -56,7 +56,7 @@ def _diffusers_networks(sizes: Flux2Sizes, packing: Packing) -> tuple[SyntheticN
 
 def _bfl_networks(sizes: Flux2Sizes, variant: str, packing: Packing) -> tuple[SyntheticNetwork, ...]:
     transformer, autoencoder, qwen3 = _networks(sizes)
-    ending = {"bf16": ".safetensors", "fp8": "-fp8.safetensors", "q4_0": "-Q4_0.gguf"}[packing]
+    ending = ENDINGS[packing]
     recipes = qwen3_gguf_recipes if packing == "q4_0" else qwen3_recipes
     return (
         replace(transformer, filename=f"flux-2-{variant}{ending}", packing=packing, gguf_architecture="flux"),

@@ -8,16 +8,17 @@ Shape letters: see `models/family.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxserve.models.flux2.sizes import Flux2Params
-from fluxserve.models.parts.attention import SelfAttention, attention, rotary_table, split_heads
+from fluxserve.models.parts.attention import rotary_table
 from fluxserve.models.parts.embedders import MLPEmbedder, sinusoidal_embedding
-from fluxserve.models.parts.modulation import LastLayer, Modulation, add_stream
-from fluxserve.models.parts.norms import QKNorm, clamp_half, modulated_norm
+from fluxserve.models.parts.modulation import LastLayer, Modulation
+from fluxserve.models.parts.streams import OneStream, TwoStreams
 
 TIME_DIM = 256
 THETA = 2000
@@ -40,50 +41,20 @@ def gated_feed_forward(dim: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, 2 * hidden, bias=False), SwiGLU(), nn.Linear(hidden, dim, bias=False))
 
 
-class DoubleStreamBlock(nn.Module):
-    """Text and image in two streams with own weights and one joint attention."""
-
+class DoubleStreamBlock(TwoStreams):
     def __init__(self, params: Flux2Params) -> None:
-        super().__init__()
-        hidden, heads = params.hidden_size, params.num_heads
-        self.img_attn = SelfAttention(hidden, heads, bias=False)
-        self.img_mlp = gated_feed_forward(hidden, params.mlp_hidden)
-        self.txt_attn = SelfAttention(hidden, heads, bias=False)
-        self.txt_mlp = gated_feed_forward(hidden, params.mlp_hidden)
+        mlp = partial(gated_feed_forward, params.hidden_size, params.mlp_hidden)
+        super().__init__(params.hidden_size, params.num_heads, mlp, bias=False)
 
-    def forward(
-        self, img: Tensor, txt: Tensor, img_rows: Sequence[Tensor], txt_rows: Sequence[Tensor], rope: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """img: (B, I, hidden), txt: (B, T, hidden), rows: six of (B, 1, hidden) each. Returns both streams."""
-        txt_q, txt_k, txt_v = self.txt_attn.heads(modulated_norm(txt, txt_rows[0], txt_rows[1]))
-        img_q, img_k, img_v = self.img_attn.heads(modulated_norm(img, img_rows[0], img_rows[1]))
-        q, k, v = (torch.cat(pair, dim=2) for pair in ((txt_q, img_q), (txt_k, img_k), (txt_v, img_v)))
-        txt_out, img_out = attention(q, k, v, rope).split([txt.shape[1], img.shape[1]], dim=1)
-        img = add_stream(img, img_out, self.img_attn, self.img_mlp, img_rows)
-        txt = add_stream(txt, txt_out, self.txt_attn, self.txt_mlp, txt_rows)
-        return img, txt
+    forward = TwoStreams.joint
 
 
-class SingleStreamBlock(nn.Module):
-    """Text and image in one stream, attention and MLP side by side (arXiv 2302.05442)."""
-
+class SingleStreamBlock(OneStream):
     def __init__(self, params: Flux2Params) -> None:
-        super().__init__()
         hidden, mlp = params.hidden_size, params.mlp_hidden
-        self.num_heads = params.num_heads
-        self.split = [3 * hidden, 2 * mlp]
-        self.linear1 = nn.Linear(hidden, 3 * hidden + 2 * mlp, bias=False)
-        self.linear2 = nn.Linear(hidden + mlp, hidden, bias=False)
-        self.norm = QKNorm(params.head_dim)
-        self.gated = SwiGLU()
+        super().__init__(hidden, params.num_heads, 2 * mlp, mlp, SwiGLU(), bias=False)
 
-    def forward(self, x: Tensor, rows: Sequence[Tensor], rope: Tensor) -> Tensor:
-        """x: (B, L, hidden), rows: three of (B, 1, hidden). Returns (B, L, hidden)."""
-        shift, scale, gate = rows
-        qkv, mlp = self.linear1(modulated_norm(x, shift, scale)).split(self.split, dim=-1)
-        attended = attention(*split_heads(qkv, self.num_heads, self.norm), rope)
-        out = self.linear2(torch.cat([attended, self.gated(mlp)], dim=-1))
-        return clamp_half(torch.addcmul(x, gate, out))
+    forward = OneStream.joint
 
 
 class Flux2Transformer(nn.Module):

@@ -13,11 +13,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedLatents:
-    """channels: C. scale: pixels a side of a latent. patch: latents a side of an image token; F = C x patch x patch."""
+    """channels: C. scale: pixels a side of a latent. patch: latents a side of an image token; F = C x patch x patch.
+
+    channels_last: a token's values go through the channels of one latent before those of the next.
+    """
 
     channels: int
     scale: int = 8
     patch: int = 2
+    channels_last: bool = False
 
     @property
     def token_area(self) -> int:
@@ -30,16 +34,15 @@ class PackedLatents:
         return self.pack(torch.randn(self.channels, *size, generator=generator))
 
     def pack(self, latents: Tensor) -> Tensor:
-        """(..., C, h, w) to (..., I, F), channel slowest."""
+        """(..., C, h, w) to (..., I, F)."""
         grid = latents.unflatten(-1, (-1, self.patch)).unflatten(-3, (-1, self.patch))  # (..., C, rows, 2, columns, 2)
-        lead = list(range(grid.ndim - 5))
-        c, row, dy, column, dx = range(grid.ndim - 5, grid.ndim)
-        return grid.permute(*lead, row, column, c, dy, dx).flatten(-3).flatten(-3, -2)
+        order = (-4, -2, -3, -1, -5) if self.channels_last else (-4, -2, -5, -3, -1)
+        return grid.permute(*range(grid.ndim - 5), *order).flatten(-3).flatten(-3, -2)
 
     def unpack(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """(..., I, F) to (..., C, h, w)."""
         rows, columns = (side // self.patch for side in size)
-        grid = tokens.unflatten(-2, (rows, columns)).unflatten(-1, (-1, self.patch, self.patch))
-        lead = list(range(grid.ndim - 5))
-        row, column, c, dy, dx = range(grid.ndim - 5, grid.ndim)
-        return grid.permute(*lead, c, row, dy, column, dx).flatten(-2).flatten(-3, -2)
+        shape = (self.patch, self.patch, -1) if self.channels_last else (-1, self.patch, self.patch)
+        grid = tokens.unflatten(-2, (rows, columns)).unflatten(-1, shape)  # (..., rows, columns, and a token's three)
+        order = (-1, -5, -3, -4, -2) if self.channels_last else (-3, -5, -2, -4, -1)
+        return grid.permute(*range(grid.ndim - 5), *order).flatten(-2).flatten(-3, -2)

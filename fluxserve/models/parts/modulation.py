@@ -5,14 +5,10 @@ Follows black-forest-labs/flux `src/flux/modules/layers.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxserve.models.parts.attention import SelfAttention
-from fluxserve.models.parts.norms import clamp_half, modulated_norm
+from fluxserve.models.parts.norms import modulated_norm
 
 
 class Modulation(nn.Module):
@@ -40,10 +36,3 @@ class LastLayer(nn.Module):
         """x: (B, I, hidden), modulation: (B, 2 * hidden). Returns (B, I, out_channels)."""
         shift, scale = modulation.unflatten(-1, (self.MODULATION_ROWS, 1, -1)).unbind(1)
         return self.linear(modulated_norm(x, shift, scale))
-
-
-def add_stream(x: Tensor, attended: Tensor, attn: SelfAttention, mlp: nn.Module, rows: Sequence[Tensor]) -> Tensor:
-    """A stream with what its attention and its MLP add. x, attended: (B, L, hidden); rows: six of (B, 1, hidden)."""
-    _, _, attn_gate, mlp_shift, mlp_scale, mlp_gate = rows
-    x = torch.addcmul(x, attn_gate, attn.proj(attended))
-    return clamp_half(torch.addcmul(x, mlp_gate, mlp(modulated_norm(x, mlp_shift, mlp_scale))))

@@ -1,8 +1,7 @@
-"""The answers to image requests, as ready-made bytes: base64 is put in place, never passed through a JSON encoder."""
+"""The answers to image requests, in parts: base64 is put in place as it is sent, never through a JSON encoder."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import zipfile
@@ -10,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from starlette.responses import Response
-
 from fluxserve.request import GeneratedImage, GenerationRequest, Timings
+from fluxserve.server.answers.parts import Base64, Part, PartsAnswer
 from fluxserve.server.contract.resolve import ResolvedRequest
 from fluxserve.server.http.paths import PICTURES
 from fluxserve.server.jobs.outcome import Outcome
@@ -24,25 +22,21 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest a zip can tell: the same pictures make the same archive."""
 
 
-def image_answer(outcome: Outcome, resolved: ResolvedRequest, base_url: str) -> Response:
+def image_answer(outcome: Outcome, resolved: ResolvedRequest, base_url: str) -> PartsAnswer:
     """The whole answer, in the form that was asked for."""
     if resolved.delivery == "file":
-        return _file_answer(outcome.result.images, resolved)
+        return _file_answer(outcome, resolved)
+    values: list[Part]
     if resolved.delivery == "url":
         key, values = b"url", [json.dumps(f"{base_url}{PICTURES}/{name}").strip('"').encode() for name in outcome.names]
     else:
-        key, values = b"b64_json", [base64_of(image) for image in outcome.result.images]
-    pieces = [b'{"data":[']
+        key, values = b"b64_json", [Base64(image.data) for image in outcome.result.images]
+    parts: list[Part] = [b'{"data":[']
     for image, value in zip(outcome.result.images, values, strict=True):
-        pieces += [b'{"', key, b'":"', value, b'","seed":%d}' % image.seed, b","]
-    pieces[-1] = b"],"
-    pieces.append(_json(_about(outcome, resolved))[1:])
-    return Response(b"".join(pieces), media_type="application/json")
-
-
-def base64_of(image: GeneratedImage) -> bytes:
-    """Bare base64 of the encoded picture."""
-    return base64.b64encode(image.data)
+        parts += [b'{"', key, b'":"', value, b'","seed":%d}' % image.seed, b","]
+    parts[-1] = b"],"
+    parts.append(_json(_about(outcome, resolved))[1:])
+    return PartsAnswer(parts, "application/json", outcome)
 
 
 def description(resolved: ResolvedRequest) -> dict[str, Any]:
@@ -96,21 +90,46 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _file_answer(images: Sequence[GeneratedImage], resolved: ResolvedRequest) -> Response:
+def _file_answer(outcome: Outcome, resolved: ResolvedRequest) -> PartsAnswer:
+    images = outcome.result.images
     extension = _EXTENSIONS[resolved.request.output_format]
     names = [f"image-{image.index}-{image.seed}.{extension}" for image in images]
     if len(images) == 1:
-        content, name, media_type = images[0].data, names[0], MEDIA_TYPES[extension]
+        parts, name, media_type = [images[0].data], names[0], MEDIA_TYPES[extension]
     else:
-        content, name, media_type = _zip(images, names), "images.zip", "application/zip"
+        parts, name, media_type = _zip(images, names), "images.zip", "application/zip"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
-    return Response(content, media_type=media_type, headers=headers)
+    return PartsAnswer(parts, media_type, outcome, headers=headers)
 
 
-def _zip(images: Sequence[GeneratedImage], names: Sequence[str]) -> bytes:
+def _zip(images: Sequence[GeneratedImage], names: Sequence[str]) -> list[bytes]:
     """Stored, not deflated: pictures are compressed already."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    file = _PartsFile()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for image, name in zip(images, names, strict=True):
             archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), image.data)
-    return buffer.getvalue()
+    return list(file.parts.values())
+
+
+class _PartsFile(io.RawIOBase):
+    """A file that keeps what is written to it as it was given. A part may be written over by one of its length."""
+
+    def __init__(self) -> None:
+        self.parts: dict[int, bytes] = {}
+        self._at = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        assert whence == 0
+        self._at = offset
+        return offset
+
+    def write(self, data: Any) -> int:
+        self.parts[self._at] = data
+        self._at += len(data)
+        return len(data)

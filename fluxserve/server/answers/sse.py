@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,10 @@ from fluxserve.engine.events import CompletedImage, PartialImage
 from fluxserve.engine.job import Job
 from fluxserve.errors import FluxserveError
 from fluxserve.request import GeneratedImage, Progress, Timings
-from fluxserve.server.answers.images import base64_of, description, timings_body, truncation_warning, usage
+from fluxserve.server.answers.images import description, timings_body, truncation_warning, usage
+from fluxserve.server.answers.parts import Base64, Part, send_parts
 from fluxserve.server.contract.resolve import ResolvedRequest
+from fluxserve.server.http.context import context_of
 from fluxserve.server.http.disconnect import until_gone
 from fluxserve.server.http.errors import error_body
 from fluxserve.server.jobs.outcome import Outcome
@@ -30,7 +32,8 @@ from fluxserve.server.jobs.outcome import Outcome
 PING_AFTER_S = 15.0
 _PROGRESS_EVERY_S = 0.25
 _PLACE_EVERY_S = 1.0
-_WRITE_DEADLINE_S = 60.0
+Event = Sequence[Part]
+
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -40,7 +43,7 @@ class SseWriter:
 
     resolved: ResolvedRequest
 
-    async def live(self, job: Job, engine: Engine) -> AsyncIterator[bytes]:
+    async def live(self, job: Job, engine: Engine) -> AsyncIterator[Event]:
         """The events of a job that waits or runs, as they happen."""
         sent_at = 0.0
         async for comment in _places(job, engine):
@@ -59,7 +62,7 @@ class SseWriter:
         except FluxserveError as error:
             yield _failure(error)
 
-    async def replayed(self, outcome_of: Callable[[], Awaitable[Outcome]]) -> AsyncIterator[bytes]:
+    async def replayed(self, outcome_of: Callable[[], Awaitable[Outcome]]) -> AsyncIterator[Event]:
         """The finished pictures of a job that ran for another, or will have."""
         try:
             outcome = await outcome_of()
@@ -71,11 +74,11 @@ class SseWriter:
         for image in result.images:
             yield self._completed(image, result.timings, result.text_tokens, warnings)
 
-    def _partial(self, partial: PartialImage) -> bytes:
+    def _partial(self, partial: PartialImage) -> Event:
         about = {"partial_image_index": partial.partial_index, "image_index": partial.index}
         return self._picture("partial_image", partial.image, about)
 
-    def _completed(self, image: GeneratedImage, timings: Timings, text_tokens: int, warnings: list[str]) -> bytes:
+    def _completed(self, image: GeneratedImage, timings: Timings, text_tokens: int, warnings: list[str]) -> Event:
         about = {
             "image_index": image.index,
             "seed": image.seed,
@@ -84,38 +87,40 @@ class SseWriter:
         }
         return self._picture("completed", image, {**about, **({"warnings": warnings} if warnings else {})})
 
-    def _picture(self, name: str, image: GeneratedImage, about: dict[str, Any]) -> bytes:
+    def _picture(self, name: str, image: GeneratedImage, about: dict[str, Any]) -> Event:
         kind = f"{self.resolved.event_kind}.{name}"
         rest = json.dumps(
             {"type": kind, "created_at": int(time.time()), **description(self.resolved), **about}
         ).encode()
-        return _event(kind, b'{"b64_json":"' + base64_of(image) + b'",' + rest[1:])
+        head = b'event: %s\ndata: {"b64_json":"' % kind.encode()
+        return head, Base64(image.data), b'",' + rest[1:] + b"\n\n"
 
 
 class EventStream(StreamingResponse):
     """The answer that sends events as they come, pings while none do, and notices at once when its client leaves.
 
-    on_close: called once, when the stream has ended or its client has left.
+    on_close: called once, when the stream has ended or its client has left. held: what the job holds for it.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], on_close: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=_HEADERS)
+    def __init__(
+        self, events: AsyncIterator[Event], on_close: Callable[[], None], held: Callable[[], Iterable[bytes]]
+    ) -> None:
+        super().__init__((), media_type="text/event-stream", headers=_HEADERS)
         self._events = events
         self._on_close = on_close
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context_of(scope).held = self._held
         gone = asyncio.ensure_future(until_gone(receive))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async with asyncio.timeout(None) as deadline:
-                await self._relay(send, gone, deadline)
-        except TimeoutError:
-            pass  # the client reads nothing: as good as gone
+            await self._relay(send, gone)
         finally:
             gone.cancel()
             self._on_close()
 
-    async def _relay(self, send: Send, gone: asyncio.Future[None], deadline: asyncio.Timeout) -> None:
+    async def _relay(self, send: Send, gone: asyncio.Future[None]) -> None:
         coming = asyncio.ensure_future(_next(self._events))
         try:
             while True:
@@ -123,11 +128,10 @@ class EventStream(StreamingResponse):
                 await asyncio.wait(awaited, timeout=PING_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
                     return
-                chunk = coming.result() if coming.done() else b": ping\n\n"
-                deadline.reschedule(asyncio.get_running_loop().time() + _WRITE_DEADLINE_S)
-                await send({"type": "http.response.body", "body": chunk or b"", "more_body": chunk is not None})
-                deadline.reschedule(None)
-                if chunk is None:
+                event = coming.result() if coming.done() else (b": ping\n\n",)
+                if event is None:
+                    await send({"type": "http.response.body", "body": b""})
+                if event is None or not await send_parts(event, send, gone):
                     return
                 if coming.done():
                     coming = asyncio.ensure_future(_next(self._events))
@@ -135,29 +139,26 @@ class EventStream(StreamingResponse):
             coming.cancel()
 
 
-def _next(events: AsyncIterator[bytes]) -> Coroutine[Any, Any, bytes | None]:
-    async def advance() -> bytes | None:
+def _next(events: AsyncIterator[Event]) -> Coroutine[Any, Any, Event | None]:
+    async def advance() -> Event | None:
         return await anext(events, None)
 
     return advance()
 
 
-def _event(name: str, data: bytes) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
+def _failure(error: FluxserveError) -> Event:
+    return (b"event: error\ndata: %s\n\n" % json.dumps({"type": "error", **error_body(error)}).encode(),)
 
 
-def _failure(error: FluxserveError) -> bytes:
-    return _event("error", json.dumps({"type": "error", **error_body(error)}).encode())
+def _progress(progress: Progress, eta_s: float | None) -> Event:
+    told = f": progress image={progress.index} step={progress.step}/{progress.steps}{_eta(eta_s)}\n\n"
+    return (told.encode(),)
 
 
-def _progress(progress: Progress, eta_s: float | None) -> bytes:
-    return f": progress image={progress.index} step={progress.step}/{progress.steps}{_eta(eta_s)}\n\n".encode()
-
-
-async def _places(job: Job, engine: Engine) -> AsyncIterator[bytes]:
+async def _places(job: Job, engine: Engine) -> AsyncIterator[Event]:
     """Comments with the job's place in the queue, from 0, until it has begun; none where that is soon."""
     while await job.waits(_PLACE_EVERY_S):
-        yield f": queued place={engine.place(job)}{_eta(engine.eta_s(job))}\n\n".encode()
+        yield (f": queued place={engine.place(job)}{_eta(engine.eta_s(job))}\n\n".encode(),)
 
 
 def _eta(eta_s: float | None) -> str:

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from fluxserve.errors import ConfigError, ContentFilterFailed, InvalidRequest, QueueFull
+from fluxserve.errors import ConfigError, ContentFilterFailed, InvalidRequest
+from fluxserve.server.limits.turns import Room, Turns
 
-THREADS, MOST_WAITING, LONGEST_WAIT_S = 4, 64, 30.0
-_RETRY_AFTER_S = 10.0
+THREADS, EACH = 16, 4
+ROOM = Room(64, 2**30, 30.0, "too many requests wait for the content filter; try again later")
 
 ContentFilter = Callable[[str, bytes | None], str | None]
 
@@ -33,17 +34,17 @@ def load_content_filter(name: str) -> ContentFilter:
 
 
 class ContentGate:
-    """Asks a filter in threads of its own, a few at once: a slow one holds up those it is asked about, nothing else.
+    """Asks a filter in threads of its own, a few at once and fewer of one client: a slow one holds up those it is asked
+    about, nothing else.
 
     No thread can be ended, so none is waited for at the server's end, and one counts until the filter has returned.
     """
 
     def __init__(self, content_filter: ContentFilter) -> None:
         self._filter = content_filter
-        self._threads = asyncio.Semaphore(THREADS)
-        self._waiting = 0
+        self._turns = Turns(range(THREADS), EACH, ROOM)
 
-    async def check(self, prompt: str, image: bytes | None) -> None:
+    async def check(self, client: str, prompt: str, image: bytes | None) -> None:
         """Returns if the filter has nothing against it. image: a PNG of what the model will read.
 
         Raises:
@@ -51,32 +52,21 @@ class ContentGate:
             ContentFilterFailed: the filter raised.
             QueueFull: too many wait for the filter, or this one has waited for too long.
         """
-        await self._wait()
-        reason = await self._ask(prompt, image)
+        thread = await self._turns.take(client)
+        reason = await self._ask(prompt, image, lambda: self._turns.give_back(thread, client))
         if isinstance(reason, BaseException):  # the operator's code may raise anything, and then nothing may pass
             raise ContentFilterFailed(f"the content filter failed ({type(reason).__name__})") from reason
         if reason is not None:
             raise InvalidRequest(reason, param="prompt", code="content_policy_violation")
 
-    async def _wait(self) -> None:
-        """Takes one of the threads."""
-        if self._waiting >= MOST_WAITING:
-            raise _busy()
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(LONGEST_WAIT_S):
-                await self._threads.acquire()
-        except TimeoutError:
-            raise _busy() from None
-        finally:
-            self._waiting -= 1
-
-    def _ask(self, prompt: str, image: bytes | None) -> asyncio.Future[str | BaseException | None]:
+    def _ask(
+        self, prompt: str, image: bytes | None, on_end: Callable[[], None]
+    ) -> asyncio.Future[str | BaseException | None]:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[str | BaseException | None] = loop.create_future()
 
         def answer(reason: str | BaseException | None) -> None:
-            self._threads.release()
+            on_end()
             if not answered.done():
                 answered.set_result(reason)
 
@@ -89,9 +79,8 @@ class ContentGate:
             with suppress(RuntimeError):  # the server has ended meanwhile
                 loop.call_soon_threadsafe(answer, reason)
 
-        threading.Thread(target=ask, name="content filter", daemon=True).start()
+        try:
+            threading.Thread(target=ask, name="content filter", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread to give
+            answer(error)
         return answered
-
-
-def _busy() -> QueueFull:
-    return QueueFull("too many requests wait for the content filter; try again later", retry_after_s=_RETRY_AFTER_S)

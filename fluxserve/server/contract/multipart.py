@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import io
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +19,8 @@ from fluxserve.server.contract.pictures import role_of
 from fluxserve.sizes import MAX_INPUT_IMAGES
 
 MOST_FIELDS, LARGEST_FIELD = 64, 256 * 2**10
-MOST_FILES = MAX_INPUT_IMAGES + 2
-"""A mask, and one too many, to be refused as such."""
+MOST_FILES = MAX_INPUT_IMAGES + 1
+"""Pictures and a mask."""
 _CHARSETS = ("ascii", "utf-8", "utf-16", "iso8859", "cp125", "gb", "big5", "shift_jis", "euc", "koi8")
 """How the names of the codecs begin that text may be in."""
 
@@ -46,8 +48,8 @@ class Form:
         return fields
 
 
-def parse_form(body: bytes, content_type: str) -> Form:
-    """The form in a `multipart/form-data` body.
+def parse_form(body: Iterable[bytes], content_type: str) -> Form:
+    """The form in a `multipart/form-data` body, which comes in pieces.
 
     Raises:
         InvalidRequest: malformed (`invalid_multipart`), or over a bound (`request_too_large`).
@@ -58,7 +60,8 @@ def parse_form(body: bytes, content_type: str) -> Form:
     collector = _Collector()
     try:
         parser = MultipartParser(boundary, collector.callbacks())
-        parser.write(body)
+        for piece in body:
+            parser.write(piece)
         parser.finalize()
     except FormParserError:
         raise _malformed("its parts do not follow RFC 7578") from None
@@ -76,7 +79,7 @@ class _Collector:
         self._header: tuple[bytearray, bytearray] = bytearray(), bytearray()
         self._disposition: dict[bytes, bytes] = {}
         self._type: tuple[bytes, dict[bytes, bytes]] = b"", {}
-        self._data = bytearray()
+        self._data = io.BytesIO()
 
     def callbacks(self) -> Any:
         return {
@@ -91,7 +94,7 @@ class _Collector:
         }
 
     def _begin(self) -> None:
-        self._disposition, self._type, self._data = {}, (b"", {}), bytearray()
+        self._disposition, self._type, self._data = {}, (b"", {}), io.BytesIO()
 
     def _end_header(self) -> None:
         name, value = self._header
@@ -105,22 +108,29 @@ class _Collector:
         if b"name" not in self._disposition:
             raise _malformed("a part has no name")
         if len(self.form.files) >= MOST_FILES and self._is_file:
-            raise _too_large(f"at most {MOST_FILES} files")
+            raise self._too_many_files()
         if len(self.form.texts) >= MOST_FIELDS and not self._is_file:
             raise _too_large(f"at most {MOST_FIELDS} fields")
 
+    def _too_many_files(self) -> InvalidRequest:
+        """One picture too many is called that."""
+        names = [*(name for name, _ in self.form.files), _text(self._disposition[b"name"])]
+        if sum(role_of(name) == "image" for name in names) > MAX_INPUT_IMAGES:
+            return InvalidRequest(f"send at most {MAX_INPUT_IMAGES} images", param="image", code="too_many_images")
+        return _too_large(f"at most {MOST_FILES} files")
+
     def _extend(self, data: bytes, start: int, end: int) -> None:
-        if not self._is_file and len(self._data) + end - start > LARGEST_FIELD:
+        if not self._is_file and self._data.tell() + end - start > LARGEST_FIELD:
             name = _text(self._disposition[b"name"])[:64]
             raise _too_large(f"at most {LARGEST_FIELD} bytes per field, which {name!r} exceeds")
-        self._data.extend(data[start:end])
+        self._data.write(memoryview(data)[start:end])
 
     def _end(self) -> None:
         name = _text(self._disposition[b"name"])
         if self._is_file:
-            self.form.files.append((name, bytes(self._data)))
+            self.form.files.append((name, self._data.getvalue()))
         else:
-            self.form.texts.append((name, _text(self._data, self._type[1].get(b"charset", b"utf-8"))))
+            self.form.texts.append((name, _text(self._data.getvalue(), self._type[1].get(b"charset", b"utf-8"))))
 
     def _finish(self) -> None:
         self.ended = True
@@ -133,7 +143,7 @@ class _Collector:
         return named or declared.startswith(b"image/") or declared == b"application/octet-stream"
 
 
-def _text(data: bytes | bytearray, charset: bytes = b"utf-8") -> str:
+def _text(data: bytes, charset: bytes = b"utf-8") -> str:
     """charset: as the part declares it."""
     try:
         codec = codecs.lookup(charset.decode("ascii")).name

@@ -14,7 +14,6 @@ from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.input_images import Redrawn
 
 Role = Literal["image", "mask", "markup"]
 
@@ -37,7 +36,6 @@ class Pictures:
 
     images: tuple[bytes, ...]
     mask: bytes | None
-    redrawn: Redrawn = "transparent"
 
 
 def role_of(name: str) -> Role | None:
@@ -135,14 +133,15 @@ def _content(data: bytes, name: str, role: Role) -> bytes:
 
 def _decoded(url: bytes, role: Role) -> bytes:
     """RFC 2397, base64 alone; also without padding, with line breaks, and in the alphabet for URLs."""
-    head, comma, payload = url.partition(b",")
-    if not comma or not head[:256].lower().rstrip().endswith(b";base64"):
+    comma = url.find(b",")
+    if comma < 0 or not url[:comma][:256].lower().rstrip().endswith(b";base64"):
         raise InvalidRequest(
             f"{role} must be data:image/png;base64,... or the like", param=role, code=f"invalid_{_judged(role)}"
         )
-    raw = (unquote_to_bytes(payload) if b"%" in payload else payload).translate(_URL_SAFE, b" \t\r\n").rstrip(b"=")
+    payload = unquote_to_bytes(url[comma + 1 :]) if b"%" in url else url[comma + 1 :]
+    payload = payload.translate(_URL_SAFE, b" \t\r\n").rstrip(b"=")
     try:
-        return base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
+        return base64.b64decode(payload + b"=" * (-len(payload) % 4), validate=True)
     except binascii.Error:
         raise InvalidRequest(
             f"the data: URL of {role} holds no valid base64", param=role, code=f"invalid_{_judged(role)}"

@@ -184,7 +184,7 @@ def _is_idle(name: str, parameters: ImageParameters, request: GenerationRequest,
         case "guidance_scale":
             return card.guidance_scale is None
         case "negative_prompt":
-            return parameters.true_cfg_scale <= 1
+            return request.true_cfg_scale <= 1
         case "strength":
             return isinstance(parameters, GenerationParameters) or card.references is not None
         case "input_fidelity":

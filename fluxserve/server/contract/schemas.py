@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from fluxserve.completion import LONGEST_PROMPT, clean_text
-from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, OutputFormat, Range
+from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, MaskMode, OutputFormat, Range
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 EchoedQuality = Literal["low", "medium", "high", "xhigh", "max"]
@@ -83,7 +83,9 @@ class ImageParameters(BaseModel):
         "guidance_scale", None, "Embedded guidance, for models that take it. Alias: guidance."
     )
     negative_prompt: Text = Field("", description="What to avoid; acts if true_cfg_scale is above 1.")
-    true_cfg_scale: float = _number("true_cfg_scale", 1.0, "Classifier-free guidance; above 1 doubles the work.")
+    true_cfg_scale: float | None = _number(
+        "true_cfg_scale", None, "Classifier-free guidance; above 1 doubles the work. The model's own if left out."
+    )
     seed: int | None = _number("seed", None, "Of the first image; drawn below 2**32 when not given, or -1.")
     max_sequence_length: int | None = Field(None, ge=1, description="Prompt tokens used; at most the model's limit.")
     loras: list[LoraChoice] = Field(
@@ -130,6 +132,9 @@ class EditParameters(ImageParameters):
     prompt: Prompt = Field(description="What to draw.")
     input_fidelity: Literal["low", "high"] | None = Field(
         None, description="high without strength and mask means strength 0.5."
+    )
+    mask_mode: MaskMode = Field(
+        "alpha", description="What of the mask is redrawn: what is transparent, or with white what is white."
     )
 
 
@@ -245,6 +250,7 @@ class ModelDefaults(BaseModel):
     size: str
     steps: dict[str, int]
     guidance_scale: float | None
+    true_cfg_scale: float
     response_format: str
 
 

@@ -22,7 +22,9 @@ from fluxserve.server.contract.pictures import choose_pictures
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, VariationParameters
 from fluxserve.server.doors.fields import ignored, rounded_size
 from fluxserve.server.http.context import context_of
+from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import HF
+from fluxserve.server.http.spool import Spool
 from fluxserve.server.routes.images import Asked, serve, shrink
 from fluxserve.server.services import Services, ServicesOf
 
@@ -41,22 +43,28 @@ async def infer(request: Request, services: ServicesOf) -> Response:
 
 async def _asked(request: Request, services: Services) -> Asked:
     """What was sent is let go of before the job begins."""
-    body = await services.bodies.inference(request)
-    digest = hashlib.sha256(body).hexdigest()
-    fields: dict[str, Any] = {}
-    inputs: str | bytes = body
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-        document = await services.parser.run(lambda: parse_json_body(body), len(body))
-        inputs, fields = _inputs(document), _fields(document, request, services)
-    if not accepted_pictures(request.headers.get("accept", "")):
-        fields["response_format"] = "file"
-    if not _is_picture(inputs):
-        return Asked(parse_parameters({**fields, "prompt": inputs}, GenerationParameters), None, digest)
-    schema = EditParameters if fields.get("prompt") else VariationParameters
-    if schema is VariationParameters:
-        fields.pop("prompt", None)
-    pictures = choose_pictures([("image", _picture(inputs))], with_mask=False)
-    return await shrink(request, services, EditBody(parse_parameters(fields, schema), pictures, digest), schema)
+    async with services.bodies.inference(request) as body:
+        return await while_connected(request.receive, _read(request, services, body))
+
+
+async def _read(request: Request, services: Services, spool: Spool) -> Asked:
+    async with services.uploads.turn(context_of(request.scope).client, spool.size) as decoder:
+        body = spool.read()
+        digest = hashlib.sha256(body).hexdigest()
+        fields: dict[str, Any] = {}
+        inputs: str | bytes = body
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+            document = await services.parser.run(lambda: parse_json_body(body), len(body))
+            inputs, fields = _inputs(document), _fields(document, request, services)
+        if not accepted_pictures(request.headers.get("accept", "")):
+            fields["response_format"] = "file"
+        if not _is_picture(inputs):
+            return Asked(parse_parameters({**fields, "prompt": inputs}, GenerationParameters), None, digest)
+        schema = EditParameters if fields.get("prompt") else VariationParameters
+        if schema is VariationParameters:
+            fields.pop("prompt", None)
+        pictures = choose_pictures([("image", _picture(inputs))], with_mask=False)
+        return await shrink(services, EditBody(parse_parameters(fields, schema), pictures, digest), decoder)
 
 
 def _inputs(document: Mapping[str, Any]) -> str:

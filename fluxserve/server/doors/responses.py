@@ -22,7 +22,9 @@ from fluxserve.server.contract.resolve import ResolvedRequest
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters
 from fluxserve.server.doors.fields import ignored
 from fluxserve.server.http.context import context_of
+from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import RESPONSES
+from fluxserve.server.http.spool import Spool
 from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.routes.images import Asked, serve, shrink
 from fluxserve.server.services import Services, ServicesOf
@@ -43,23 +45,28 @@ async def respond(request: Request, services: ServicesOf) -> Response:
 
 async def _asked(request: Request, services: Services) -> Asked:
     """What was sent is let go of before the job begins."""
-    body = await services.bodies.document(request)
-    document = await services.parser.run(lambda: parse_json_body(body), len(body))
-    digest, tool = hashlib.sha256(body).hexdigest(), _tool(document)
-    texts: list[str] = []
-    images: list[Any] = []
-    for kind, value in _parts(document.get("input")):
-        (images if kind == "input_image" else texts).append(value)
-    context_of(request.scope).warnings.extend(ignored(name for name in _UNHEARD if document.get(name) is not None))
-    fields = {name: tool[name] for name in _OF_TOOL if tool.get(name) is not None}
-    fields |= {"model": tool.get("model") or document.get("model"), "prompt": "\n".join(texts)}
-    fields["response_format"] = "b64_json"
-    if not images:
-        return Asked(parse_parameters(fields, GenerationParameters), None, digest)
-    sent = {"images": images, "mask": tool.get("input_image_mask")}
-    pictures = choose_pictures(take_references(sent), with_mask=True)
-    edit = EditBody(parse_parameters(fields, EditParameters), pictures, digest)
-    return await shrink(request, services, edit, EditParameters)
+    async with services.bodies.document(request) as body:
+        return await while_connected(request.receive, _read(request, services, body))
+
+
+async def _read(request: Request, services: Services, spool: Spool) -> Asked:
+    async with services.uploads.turn(context_of(request.scope).client, spool.size) as decoder:
+        body = spool.read()
+        document = await services.parser.run(lambda: parse_json_body(body), len(body))
+        digest, tool = hashlib.sha256(body).hexdigest(), _tool(document)
+        texts: list[str] = []
+        images: list[Any] = []
+        for kind, value in _parts(document.get("input")):
+            (images if kind == "input_image" else texts).append(value)
+        context_of(request.scope).warnings.extend(ignored(name for name in _UNHEARD if document.get(name) is not None))
+        fields = {name: tool[name] for name in _OF_TOOL if tool.get(name) is not None}
+        fields |= {"model": tool.get("model") or document.get("model"), "prompt": "\n".join(texts)}
+        fields["response_format"] = "b64_json"
+        if not images:
+            return Asked(parse_parameters(fields, GenerationParameters), None, digest)
+        sent = {"images": images, "mask": tool.get("input_image_mask")}
+        pictures = choose_pictures(take_references(sent), with_mask=True)
+        return await shrink(services, EditBody(parse_parameters(fields, EditParameters), pictures, digest), decoder)
 
 
 def _tool(document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -24,7 +24,9 @@ from fluxserve.server.doors.webui_fields import picture_of, pictures_of, transla
 from fluxserve.server.doors.webui_progress import Underway, state_of
 from fluxserve.server.doors.webui_texts import infotext_of
 from fluxserve.server.http.context import context_of
+from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import WEBUI
+from fluxserve.server.http.spool import Spool
 from fluxserve.server.routes.images import Asked, serve, shrink
 from fluxserve.server.services import Services, ServicesOf
 
@@ -46,13 +48,19 @@ async def img2img(request: Request, services: ServicesOf) -> Response:
 
 async def _edit(request: Request, services: Services) -> tuple[Asked, dict[str, Any]]:
     """(what is asked, what the answer repeats): the pictures sent are let go of before the job begins."""
-    document, digest = await _document(request, services)
-    fields = _fields(document, request, services, edits=True)
-    schema = EditParameters if str(fields.get("prompt") or "").strip() else VariationParameters
-    if schema is VariationParameters:
-        fields.pop("prompt", None)
-    sent = EditBody(parse_parameters(fields, schema), pictures_of(document), digest)
-    return await shrink(request, services, sent, schema), repeated(document)
+    async with services.bodies.document(request) as body:
+        return await while_connected(request.receive, _read_edit(request, services, body))
+
+
+async def _read_edit(request: Request, services: Services, body: Spool) -> tuple[Asked, dict[str, Any]]:
+    async with services.uploads.turn(context_of(request.scope).client, body.size) as decoder:
+        document, digest = await _parsed(services, body)
+        fields = _fields(document, request, services, edits=True)
+        schema = EditParameters if str(fields.get("prompt") or "").strip() else VariationParameters
+        if schema is VariationParameters:
+            fields.pop("prompt", None)
+        sent = EditBody(parse_parameters(fields, schema), pictures_of(document), digest)
+        return await shrink(services, sent, decoder), repeated(document)
 
 
 def _fields(document: dict[str, Any], request: Request, services: Services, *, edits: bool) -> dict[str, Any]:
@@ -118,7 +126,12 @@ async def listed(name: str, services: ServicesOf) -> JSONResponse:
 
 async def _document(request: Request, services: Services) -> tuple[dict[str, Any], str]:
     """(the body's object, the digest of the body)."""
-    body = await services.bodies.document(request)
+    async with services.bodies.document(request) as body:
+        return await _parsed(services, body)
+
+
+async def _parsed(services: Services, spool: Spool) -> tuple[dict[str, Any], str]:
+    body = spool.read()
     document = await services.parser.run(lambda: parse_json_body(body), len(body))
     return document, hashlib.sha256(body).hexdigest()
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.input_images import Redrawn
 from fluxserve.server.contract.pictures import Pictures, choose_pictures
 from fluxserve.server.doors.fields import ignored, rounded_size
 
@@ -55,22 +53,29 @@ def translate(document: Mapping[str, Any], max_pixels: int, *, edits: bool) -> t
     fields["n"] = _count(document, "batch_size") * _count(document, "n_iter")
     if edits and document.get("denoising_strength") is not None:
         fields["strength"] = document["denoising_strength"]
+    if edits and document.get("mask"):
+        fields["mask_mode"] = "white"
     fields |= _overridden(document, warnings)
     fields |= {"response_format": "b64_json"}
     return fields, [*warnings, *ignored(_meaningless(document))]
 
 
 def pictures_of(document: Mapping[str, Any]) -> Pictures:
-    """init_images and the mask, whose white is redrawn, or its black with inpainting_mask_invert.
+    """init_images and the mask, whose white is redrawn (see `translate`).
 
     Raises:
-        InvalidRequest: as `choose_pictures` does.
+        InvalidRequest: as `choose_pictures` does; a mask that is to be inverted.
     """
     images, mask = document.get("init_images"), document.get("mask")
     files = [("image", picture_of(image, "init_images")) for image in (images if isinstance(images, list) else ())]
     files += [("mask", picture_of(mask, "mask"))] if mask else []
-    redrawn: Redrawn = "black" if document.get("inpainting_mask_invert") else "white"
-    return replace(choose_pictures(files, with_mask=True), redrawn=redrawn)
+    if mask and document.get("inpainting_mask_invert"):
+        raise InvalidRequest(
+            "inpainting_mask_invert is not done here: what is white is redrawn; send the mask inverted",
+            param="inpainting_mask_invert",
+            code="unsupported_value",
+        )
+    return choose_pictures(files, with_mask=True)
 
 
 def picture_of(value: Any, param: str) -> bytes:

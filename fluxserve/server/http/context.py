@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,7 @@ class RequestContext:
     accepted: past admission, so that the figures must show how it ended. error_code: what it was answered with.
     operation, model: what the figures call it; empty for requests that draw nothing. job: what draws it, if anything.
     refused: the Host or Origin that was turned away.
-    prompt: for the log; None unless the operator wants it there.
+    prompt: for the log; None unless the operator wants it there. held: what of a large answer lies in memory.
     """
 
     request_id: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -35,6 +36,7 @@ class RequestContext:
     job: Job | None = None
     refused: str | None = None
     prompt: str | None = None
+    held: Callable[[], Iterable[bytes]] | None = None
 
     @property
     def elapsed_ms(self) -> int:

@@ -7,7 +7,9 @@ at once would hold up health checks, streams and the worker's messages for a ten
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict, deque
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fluxserve.server.http.paths import HEALTH_PATHS
@@ -17,23 +19,43 @@ REQUESTS_A_TURN = 4
 
 
 class Pacing:
-    """Wraps the application. Belongs to one event loop."""
+    """Wraps the application. Those who send many wait for their own, not others. Belongs to one event loop."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._begun = 0
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in HEALTH_PATHS:
-            await self._turn()
+            await self._turn(_sender(scope))
         await self._app(scope, receive, send)
 
-    async def _turn(self) -> None:
-        while self._begun >= REQUESTS_A_TURN:
-            await asyncio.sleep(0)
-        if not self._begun:
+    async def _turn(self, sender: str) -> None:
+        if self._begun == 0:
             asyncio.get_running_loop().call_soon(self._next_turn)
-        self._begun += 1
+        if self._begun < REQUESTS_A_TURN:
+            self._begun += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(sender, deque()).append(turn)
+        await turn
 
     def _next_turn(self) -> None:
+        """Begins requests of different senders, one of each as it goes round."""
         self._begun = 0
+        while self._waiting and self._begun < REQUESTS_A_TURN:
+            sender, turns = self._waiting.popitem(last=False)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[sender] = turns
+            if not turn.done():
+                turn.set_result(None)
+                self._begun += 1
+        if self._begun:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+
+
+def _sender(scope: Scope) -> str:
+    """By the key that is sent, not looked at yet, else the peer's address."""
+    return Headers(scope=scope).get("authorization") or str((scope.get("client") or ("",))[0])

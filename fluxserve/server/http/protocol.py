@@ -29,6 +29,8 @@ FREE_CHUNKS, CHUNK_BYTES = 1_000, 256
 """Of a chunked body: so many chunks of any size, and one more for each of so many bytes: each costs as much to read."""
 OVER_CAPACITY = "crowded"
 """In scope["state"]: there are too many connections to serve this one."""
+ABORT = "abort"
+"""In scope["state"]: ends the connection at once."""
 
 BAD_REQUEST = InvalidRequest("the request is not valid HTTP/1.1")
 """What is no HTTP is answered with."""
@@ -78,6 +80,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
         super().connection_made(transport)
+        self.app_state = {**self.app_state, ABORT: transport.abort}
         if len(self.connections) > self.most and not self._make_room():
             self.app_state = {**self.app_state, OVER_CAPACITY: True}
         self._begin_phase()

@@ -95,7 +95,7 @@ class AsyncJobs:
         """Runs the work to its end, whoever asks for it."""
         new.expires_at = new.created + self._ttl_s
         self._jobs[new.id] = new
-        entry = self._answers.open(new.scope, new.fingerprint, self._noted(new, work))
+        entry = self._answers.open(new.client, new.scope, new.fingerprint, self._noted(new, work))
         assert entry.work is not None
         new.work = entry.work
         new.work.add_done_callback(lambda task: self._ended(new, task))
@@ -155,7 +155,8 @@ class AsyncJobs:
     def _take_over(self, name: str) -> None:
         """Goes on with a job of an earlier process, if its answer is there."""
         try:
-            told = json.loads(self._folder.read(name))
+            with self._folder.open(name) as file:
+                told = json.load(file)
             old = AsyncJob(**{**told, "resolved": _resolved(told["resolved"])})
             known = self._name(old.id) == name and self._answers.find(old.scope, old.fingerprint) is not None
         except (OSError, ValueError, TypeError, KeyError, InvalidRequest):

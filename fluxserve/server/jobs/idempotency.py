@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import OrderedDict
+import weakref
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,7 +20,6 @@ from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.jobs.store_folder import StoreFolder
 from fluxserve.server.jobs.stored_answers import (
     FINAL_ERRORS,
-    LONGEST_HEAD,
     DamagedRecord,
     RecordHead,
     read_head,
@@ -28,8 +28,8 @@ from fluxserve.server.jobs.stored_answers import (
 )
 
 _KEEP_S = 24 * 3600.0
-_MOST_ENTRIES = 1000
-_QUOTA_BYTES = 512 * 2**20
+MOST_ENTRIES, QUOTA_BYTES = 5_000, 512 * 2**20
+"""Of all clients together. Beyond it the one who holds most loses its oldest."""
 _SUFFIX = ".answer"
 
 
@@ -37,14 +37,16 @@ _SUFFIX = ".answer"
 class Entry:
     """One key. file: its name. work: the running or just finished generation; None once the file alone has the answer.
 
-    expires_at: monotonic, s. size: bytes of the file.
+    expires_at: monotonic, s. size: bytes of the file. client: who opened it. read: while somebody is being given it.
     """
 
+    client: str
     fingerprint: str
     file: str
     work: asyncio.Task[Outcome] | None
     expires_at: float
     size: int = 0
+    read: weakref.ref[Outcome] | None = None
 
 
 class IdempotencyStore:
@@ -58,6 +60,7 @@ class IdempotencyStore:
         self._url_ttl_s = url_ttl_s
         self._clock = clock
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._reading = asyncio.Lock()
         self._take_over()
 
     def find(self, scope: str, fingerprint: str) -> Entry | None:
@@ -77,10 +80,10 @@ class IdempotencyStore:
             )
         return entry
 
-    def open(self, scope: str, fingerprint: str, work: Coroutine[Any, Any, Outcome]) -> Entry:
+    def open(self, client: str, scope: str, fingerprint: str, work: Coroutine[Any, Any, Outcome]) -> Entry:
         """Runs `work` to its end under a key that is not in use, whoever waits for it."""
         name = self._name(scope)
-        entry = Entry(fingerprint, name, None, self._clock() + _KEEP_S)
+        entry = Entry(client, fingerprint, name, None, self._clock() + _KEEP_S)
         entry.work = asyncio.ensure_future(self._run(name, entry, work))
         entry.work.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._entries[name] = entry
@@ -88,13 +91,21 @@ class IdempotencyStore:
 
     async def recall(self, entry: Entry) -> asyncio.Future[Outcome] | None:
         """The answer of a generation that has ended, done or failed as it was; None: it is lost, and its key free."""
-        recalled = asyncio.ensure_future(asyncio.to_thread(self._read, entry))
-        await asyncio.wait([recalled])
+        async with self._reading:  # one after the other, and one reading for all who want it at a time
+            recalled = asyncio.ensure_future(self._recall(entry))
+            await asyncio.wait([recalled])
         if not isinstance(recalled.exception(), OSError | DamagedRecord):
             return recalled
         self._folder.doubt("a stored answer")
         self.forget(entry)
         return None
+
+    async def _recall(self, entry: Entry) -> Outcome:
+        outcome = entry.read() if entry.read else None
+        if outcome is None:
+            outcome = await asyncio.to_thread(self._read, entry)
+            entry.read = weakref.ref(outcome)
+        return outcome
 
     def forget(self, entry: Entry) -> None:
         """Frees the key of an answer that can no longer be given."""
@@ -121,7 +132,7 @@ class IdempotencyStore:
         expires_at = time.time() + entry.expires_at - self._clock()
 
         def write() -> int:
-            return self._folder.write(entry.file, record_pieces(entry.fingerprint, expires_at, answer))
+            return self._folder.write(entry.file, record_pieces(entry.client, entry.fingerprint, expires_at, answer))
 
         with suppress(OSError):
             entry.size = await asyncio.to_thread(write)
@@ -129,13 +140,20 @@ class IdempotencyStore:
             self._make_room()
 
     def _make_room(self) -> None:
-        settled = [name for name, entry in self._entries.items() if entry.work is None]
-        total = sum(entry.size for entry in self._entries.values())
-        for name in settled:
-            if len(self._entries) <= _MOST_ENTRIES and total <= _QUOTA_BYTES:
-                return
-            total -= self._entries[name].size
-            self._drop(name)
+        """Nobody's answers push out those of a client who holds less."""
+        entries, sizes = Counter[str](), Counter[str]()
+        for entry in self._entries.values():
+            entries[entry.client] += 1
+            sizes[entry.client] += entry.size
+        for held, most in ((entries, MOST_ENTRIES), (sizes, QUOTA_BYTES)):
+            while held.total() > most and (oldest := self._oldest_settled(held.most_common(1)[0][0])):
+                entries[oldest.client] -= 1
+                sizes[oldest.client] -= oldest.size
+                self._drop(oldest.file)
+
+    def _oldest_settled(self, client: str) -> Entry | None:
+        settled = (entry for entry in self._entries.values() if entry.work is None and entry.client == client)
+        return next(settled, None)
 
     def _drop(self, name: str) -> None:
         if self._entries.pop(name, None) is not None:
@@ -145,7 +163,8 @@ class IdempotencyStore:
         return self._folder.name(hashlib.sha256(scope.encode()).hexdigest(), _SUFFIX)
 
     def _read(self, entry: Entry) -> Outcome:
-        return read_record(self._folder.read(entry.file))
+        with self._folder.open(entry.file) as file:
+            return read_record(file)
 
     def _take_over(self) -> None:
         """Goes on with the answers of an earlier process."""
@@ -156,11 +175,12 @@ class IdempotencyStore:
             if head is None or life_s <= 0:
                 self._folder.delete(name)
             else:
-                self._entries[name] = Entry(head.fingerprint, name, None, now + life_s, status.st_size)
+                self._entries[name] = Entry(head.client, head.fingerprint, name, None, now + life_s, status.st_size)
 
     def _read_head(self, name: str) -> RecordHead | None:
         try:
-            return read_head(self._folder.read(name, LONGEST_HEAD))
+            with self._folder.open(name) as file:
+                return read_head(file)
         except (OSError, DamagedRecord):
             return None
 

@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from fluxserve.errors import InvalidRequest, StorageFull
 from fluxserve.request import GeneratedImage
@@ -35,10 +36,10 @@ class _Entry:
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """data: the file. expires_in_s: seconds its URL still lives."""
+    """data: the file. expires_at: monotonic, s, when its URL ends."""
 
     data: bytes
-    expires_in_s: float
+    expires_at: float
 
 
 class ImageStore:
@@ -55,6 +56,7 @@ class ImageStore:
         self._quota_bytes = quota_bytes
         self._clock = clock
         self._expired: OrderedDict[str, None] = OrderedDict()
+        self._read_now: WeakValueDictionary[str, StoredPicture] = WeakValueDictionary()
         now, wall = clock(), time.time()
         self._entries = OrderedDict(
             (name, _Entry(status.st_size, now - max(0.0, wall - status.st_mtime)))
@@ -81,7 +83,7 @@ class ImageStore:
         return names
 
     async def get(self, name: str) -> StoredPicture:
-        """The picture of that file name.
+        """The picture of that file name; one object for all who are being given it.
 
         Raises:
             InvalidRequest: `image_not_found`, or `image_expired` for one that was here.
@@ -90,6 +92,8 @@ class ImageStore:
         entry = self._entries.get(name)
         if entry is None:
             raise self._missing(name)
+        if (picture := self._read_now.get(name)) is not None:
+            return picture
         try:
             data = await asyncio.to_thread(self._read, name)
         except FileNotFoundError:
@@ -98,7 +102,7 @@ class ImageStore:
             raise self._missing(name) from None
         except OSError:
             raise self._missing(name) from None
-        return StoredPicture(data, entry.stored_at + self._ttl_s - self._clock())
+        return self._read_now.setdefault(name, StoredPicture(data, entry.stored_at + self._ttl_s))
 
     async def has(self, names: Sequence[str]) -> bool:
         """Whether all these pictures can still be fetched, as they were written."""
@@ -134,7 +138,8 @@ class ImageStore:
 
     def _read(self, name: str) -> bytes:
         """Raises FileNotFoundError where the file is not what was written, too."""
-        data = self._folder.read(name)
+        with self._folder.open(name) as file:
+            data = file.read()
         if not name.startswith(_fingerprint(data), _RANDOM_CHARACTERS):
             raise FileNotFoundError(name)
         return data

@@ -13,11 +13,13 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import threading
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from fluxserve.errors import ConfigError, InUse
 
@@ -49,7 +51,7 @@ class StoreFolder:
         self._path = path
         self._key = b""
         self._held: FileIO | None = None
-        self._taking = threading.Lock()
+        self._taking, self._trying = threading.Lock(), threading.Lock()
         self.writable = True
         try:
             self._take()
@@ -74,10 +76,14 @@ class StoreFolder:
             ((name, status) for name, status in found if self._wrote(name)), key=lambda item: item[1].st_mtime
         )
 
-    def read(self, name: str, most: int = -1) -> bytes:
-        """A file, or its first `most` bytes. Raises OSError, FileNotFoundError where it is gone."""
-        with open(os.open(self._path / name, os.O_RDONLY | os.O_NONBLOCK | _PRIVATE), "rb") as file:
-            return file.read(most)
+    def open(self, name: str) -> BinaryIO:
+        """A file, to be read. Raises OSError, FileNotFoundError where it is gone."""
+        return open(os.open(self._path / name, os.O_RDONLY | os.O_NONBLOCK | _PRIVATE), "rb")
+
+    def scratch(self) -> BinaryIO:
+        """A file without a name, gone when it is closed. Raises OSError."""
+        self._ensure()
+        return tempfile.TemporaryFile(dir=self._path)
 
     def write(self, name: str, pieces: Iterable[bytes]) -> int:
         """Writes a file whole or not at all; returns its bytes. Raises OSError, after which `writable` is false."""
@@ -103,12 +109,12 @@ class StoreFolder:
         """Whether it takes files: made anew if somebody removed it, tried if the last write failed."""
         try:
             self._ensure()
-            if not self.writable:
-                self._try_write()
+            with self._trying:
+                if not self.writable:
+                    self._try_write()
+                    self.writable = True
         except _LOST:
             self.writable = False
-        else:
-            self.writable = True
         return self.writable
 
     def close(self) -> None:

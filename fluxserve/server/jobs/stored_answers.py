@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from fluxserve.engine.events import JobResult
 from fluxserve.errors import FluxserveError, NonFiniteOutput, WorkerCrashed
@@ -24,45 +24,48 @@ class DamagedRecord(Exception):
 
 @dataclass(frozen=True)
 class RecordHead:
-    """What is known of an answer without its pictures. expires_at: Unix time, s. content: see `_head`."""
+    """What is known of an answer without its pictures. expires_at: Unix time, s. content: see `_head`.
+
+    client: who it was drawn for; empty in files of versions that did not note it.
+    """
 
     fingerprint: str
     expires_at: float
     content: dict[str, Any]
+    client: str = ""
 
 
-def record_pieces(fingerprint: str, expires_at: float, answer: Outcome | FluxserveError) -> list[bytes]:
+def record_pieces(client: str, fingerprint: str, expires_at: float, answer: Outcome | FluxserveError) -> list[bytes]:
     """The file's content. expires_at: Unix time, s."""
     images = () if isinstance(answer, FluxserveError) else answer.result.images
     content = _error(answer) if isinstance(answer, FluxserveError) else _head(answer)
-    head = json.dumps({"fingerprint": fingerprint, "expires_at": expires_at, "content": content}).encode()
+    about = {"client": client, "fingerprint": fingerprint, "expires_at": expires_at, "content": content}
+    head = json.dumps(about).encode()
     return [hashlib.sha256(head).hexdigest().encode(), b"\n", head, b"\n", *(image.data for image in images)]
 
 
-def read_head(data: bytes) -> RecordHead:
-    """data: the file, or its first LONGEST_HEAD bytes. Raises DamagedRecord."""
-    digest, _, rest = data.partition(b"\n")
-    head, _, _ = rest.partition(b"\n")
+def read_head(file: BinaryIO) -> RecordHead:
+    """From the file's first bytes; leaves it where the pictures begin. Raises DamagedRecord."""
+    digest, head = (file.readline(LONGEST_HEAD).rstrip(b"\n") for _ in range(2))
     if hashlib.sha256(head).hexdigest().encode() != digest:
         raise DamagedRecord
     return RecordHead(**json.loads(head))
 
 
-def read_record(data: bytes) -> Outcome:
+def read_record(file: BinaryIO) -> Outcome:
     """The stored answer.
 
     Raises:
         FluxserveError: the stored answer is this error.
         DamagedRecord: the file was altered or cut.
     """
-    content = read_head(data).content
+    content = read_head(file).content
     if "error" in content:
         raise FINAL_ERRORS[content["error"]["code"]](content["error"]["message"])
-    rest = memoryview(data)[data.index(b"\n", data.index(b"\n") + 1) + 1 :]
     images = []
     for image in content["images"]:
         length, digest = image.pop("length"), image.pop("sha256")
-        picture, rest = bytes(rest[:length]), rest[length:]
+        picture = file.read(length)
         if hashlib.sha256(picture).hexdigest() != digest:
             raise DamagedRecord
         images.append(GeneratedImage(data=picture, **image))

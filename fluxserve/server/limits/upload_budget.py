@@ -1,4 +1,4 @@
-"""What bodies that are being received may hold in memory, counted by the bytes that have come."""
+"""What bodies that are being received may take together, counted by the bytes that have come."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fluxserve.errors import QueueFull
 from fluxserve.server.limits.pace import Pace
 
-ALL_BODIES_CAP, CLIENT_CAP = 256 * 2**20, 128 * 2**20
+ALL_BODIES_CAP, CLIENT_CAP = 512 * 2**20, 256 * 2**20
 _RETRY_AFTER_S = 5
 
 

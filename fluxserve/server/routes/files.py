@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.answers.images import MEDIA_TYPES
+from fluxserve.server.answers.parts import PartsAnswer
 from fluxserve.server.contract.openapi import FILE_ANSWERS
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.paths import PICTURES
@@ -28,7 +30,7 @@ async def get_image(name: str, request: Request, services: ServicesOf) -> Respon
     picture = await services.store.get(name)
     headers = {
         "accept-ranges": "bytes",
-        "cache-control": f"private, max-age={int(picture.expires_in_s)}, immutable",
+        "cache-control": f"private, max-age={max(0, int(picture.expires_at - time.monotonic()))}, immutable",
         "content-security-policy": "sandbox",
         "cross-origin-resource-policy": "cross-origin",
         "etag": f'"{name}"',
@@ -37,7 +39,7 @@ async def get_image(name: str, request: Request, services: ServicesOf) -> Respon
     media_type = MEDIA_TYPES[name.rpartition(".")[2]]
     wanted = _range(request, headers["etag"])
     if wanted is None:
-        return Response(picture.data, media_type=media_type, headers=headers)
+        return PartsAnswer([picture.data], media_type, picture, headers=headers)
     part = _part(wanted, len(picture.data))
     if not part:
         context_of(request.scope).headers["content-range"] = f"bytes */{len(picture.data)}"
@@ -45,7 +47,7 @@ async def get_image(name: str, request: Request, services: ServicesOf) -> Respon
             f"the range lies outside the image's {len(picture.data)} bytes", code="range_not_satisfiable"
         )
     headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{len(picture.data)}"
-    return Response(picture.data[part.start : part.stop], 206, media_type=media_type, headers=headers)
+    return PartsAnswer([picture.data[part.start : part.stop]], media_type, picture, 206, headers)
 
 
 def _range(request: Request, etag: str) -> tuple[str, str] | None:

@@ -9,17 +9,20 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fluxserve.completion import check_count
-from fluxserve.input_images import EditInputs
+from fluxserve.decoding.decoder import Decoder
+from fluxserve.input_images import EditInputs, check_mask_mode
+from fluxserve.request import MaskMode
 from fluxserve.server.answers.images import image_answer
 from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.resolve import resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, ImageParameters, VariationParameters
-from fluxserve.server.contract.uploads import upload_box
+from fluxserve.server.contract.uploads import read_pictures, upload_box
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import IMAGE_REQUESTS
+from fluxserve.server.http.spool import Spool
 from fluxserve.server.serve_images import ImageCall, Render
 from fluxserve.server.serve_jobs import serve_now_or_later
 from fluxserve.server.services import Services, ServicesOf
@@ -49,35 +52,40 @@ async def create_images(request: Request, services: ServicesOf) -> Response:
 @router.post("/edits", responses=IMAGE_ANSWERS)
 async def edit_image(request: Request, services: ServicesOf) -> Response:
     """Redraws a picture, or the transparent part of its mask."""
-    return await serve(request, services, await _read_edit(request, services, EditParameters))
+    return await _serve_edit(request, services, EditParameters)
 
 
 @router.post("/variations", responses=IMAGE_ANSWERS)
 async def vary_image(request: Request, services: ServicesOf) -> Response:
     """Draws other pictures like the one sent."""
-    return await serve(request, services, await _read_edit(request, services, VariationParameters))
+    return await _serve_edit(request, services, VariationParameters)
 
 
-async def _read_edit(request: Request, services: Services, schema: EditSchema) -> Asked:
+async def _serve_edit(request: Request, services: Services, schema: EditSchema) -> Response:
     """What was uploaded is let go of before the job begins."""
-    body = await services.bodies.form(request)
+    async with services.bodies.form(request) as body:
+        asked = await while_connected(request.receive, _read_edit(request, services, schema, body))
+    return await serve(request, services, asked)
+
+
+async def _read_edit(request: Request, services: Services, schema: EditSchema, body: Spool) -> Asked:
+    """Only uploads whose turn it is are in memory."""
     content_type = request.headers["content-type"]
-    sent = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), len(body))
-    return await shrink(request, services, sent, schema)
+    async with services.uploads.turn(context_of(request.scope).client, body.size) as decoder:
+        sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), body.size)
+        return await shrink(services, sent, decoder)
 
 
-async def shrink(request: Request, services: Services, sent: EditBody, schema: EditSchema) -> Asked:
-    """An edit or a variation with its pictures made small. Raises as `UploadReader.read` does."""
-    pictures, box = sent.pictures, upload_box(sent.parameters.size, services.serving_limits)
-    check_count(len(pictures.images), services.card.max_input_images if schema is EditParameters else 1)
-    client, uploads = context_of(request.scope).client, services.uploads
-    if box.references is None:
-        reading = uploads.read(pictures.images[0], pictures.mask, box, client, pictures.redrawn)
-    else:
-        reading = uploads.read_references(pictures.images, pictures.mask, box, client, pictures.redrawn)
-    inputs = await while_connected(request.receive, reading)
+async def shrink(services: Services, sent: EditBody, decoder: Decoder) -> Asked:
+    """An edit or a variation with its pictures made small. Raises as `read_pictures` does."""
+    edits = isinstance(sent.parameters, EditParameters)
+    box = upload_box(sent.parameters.size, services.serving_limits)
+    mode: MaskMode = sent.parameters.mask_mode if isinstance(sent.parameters, EditParameters) else "alpha"
+    check_mask_mode(mode, sent.pictures.mask is not None)
+    check_count(len(sent.pictures.images), services.card.max_input_images if edits else 1)
+    inputs = await read_pictures(decoder, sent.pictures, box, mode)
     # A variation's own transparency keeps nothing.
-    return Asked(sent.parameters, inputs if schema is EditParameters else EditInputs(inputs.image), sent.digest)
+    return Asked(sent.parameters, inputs if edits else EditInputs(inputs.image), sent.digest)
 
 
 async def serve(request: Request, services: Services, asked: Asked, render: Render = image_answer) -> Response:

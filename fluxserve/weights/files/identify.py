@@ -15,6 +15,7 @@ from fluxserve.weights.files.bitsandbytes import FourBitReader, is_four_bit
 from fluxserve.weights.files.file_map import FileCopy
 from fluxserve.weights.files.fp8 import Float8Reader, is_float8, refuse_other_formats
 from fluxserve.weights.files.gguf_file import GgufFile
+from fluxserve.weights.files.nvfp4 import Nvfp4Reader, is_nvfp4
 from fluxserve.weights.files.safetensors_file import SafetensorsFile
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
@@ -64,6 +65,12 @@ def components(reader: TensorReader) -> dict[Part, TensorReader]:
     return found
 
 
+def are_unread(keys: Collection[str], some: Collection[str]) -> bool:
+    """Whether there is a family that reads none of `some`. keys: all tensors of the network that they are of."""
+    known = [part for part in registry.parts() if any(marker in keys for marker in part.markers)]
+    return any(part.reads is not None and not any(map(part.reads, some)) for part in known)
+
+
 def refuse_foreign(reader: TensorReader) -> None:
     """Raises: CheckpointError that says what the file is, if it is no family's network or packed unreadably."""
     what = foreign_name(reader)
@@ -99,6 +106,7 @@ def _stripped(reader: TensorReader, prefix: str, keys: Collection[str]) -> Tenso
 def _whole_tensors(group: TensorReader) -> TensorReader:
     """`group` with each quantised tensor under its one name, whatever companions it has in the file."""
     reader = FourBitReader(group) if is_four_bit(group) else group
+    reader = Nvfp4Reader(reader) if is_nvfp4(reader) else reader
     return Float8Reader(reader) if is_float8(reader) else reader
 
 

@@ -5,7 +5,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSO
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,10 @@ class SafetensorsFile:
         self._map.release(self._entries[key].begin, self._entries[key].end)
 
 
+def _nothing(*_: Collection[str]) -> bool:
+    return False
+
+
 class Joined:
     """Several readers with different keys, as one."""
 
@@ -115,23 +119,38 @@ class Joined:
         self._home[key].release(key)
 
 
-def open_shards(index: Path) -> Joined:
-    """The files that `*.safetensors.index.json` names; each must hold exactly the tensors the index gives it.
+def shards_of(index: Path) -> dict[str, set[str]]:
+    """What `*.safetensors.index.json` says: file name -> the tensors in it, sorted by name.
 
     Raises:
-        CheckpointError: a shard is missing or damaged, or index and shards disagree.
+        CheckpointError: it is damaged, or names something else than safetensors files beside it.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index}: has no weight_map from tensor names to file names")
-    expected: dict[str, set[str]] = {}
+    shards: dict[str, set[str]] = {}
     for key, name in weight_map.items():
-        expected.setdefault(name, set()).add(key)
-    shards = {}
-    for name in sorted(expected):
+        shards.setdefault(name, set()).add(key)
+    for name in shards:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index}: {name!r} is not the name of a safetensors file beside it")
-        shards[name] = SafetensorsFile(index.parent / name)
+    return dict(sorted(shards.items()))
+
+
+def open_shards(index: Path, may_lack: Callable[[Collection[str], Collection[str]], bool] = _nothing) -> Joined:
+    """The files that an index names; each must hold exactly the tensors the index gives it.
+
+    may_lack: told all tensors and those of a shard that is not there, whether the others do.
+
+    Raises:
+        CheckpointError: a shard is missing or damaged, or index and shards disagree.
+    """
+    expected = shards_of(index)
+    everything = frozenset().union(*expected.values())
+    shards = {}
+    for name, keys in expected.items():
+        if (index.parent / name).exists() or not may_lack(everything, keys):
+            shards[name] = SafetensorsFile(index.parent / name)
     for name, shard in shards.items():
         _require_indexed(index, shard, expected[name])
     return Joined(str(index), shards.values())

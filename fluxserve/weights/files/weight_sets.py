@@ -14,7 +14,7 @@ from pathlib import Path
 from fluxserve.errors import CheckpointError
 from fluxserve.tensors.reader import TensorReader, name_some
 from fluxserve.weights.files.gguf_file import GgufFile
-from fluxserve.weights.files.identify import open_file
+from fluxserve.weights.files.identify import are_unread, open_file
 from fluxserve.weights.files.json_file import read_json
 from fluxserve.weights.files.safetensors_file import Joined, open_shards
 
@@ -50,7 +50,7 @@ class WeightSet:
     def open(self) -> TensorReader:
         """Raises: CheckpointError: a file is missing, damaged or refused."""
         if _INDEX.fullmatch(self.path.name):
-            return open_shards(self.path)
+            return open_shards(self.path, are_unread)
         if len(self.files) == 1:
             return _require_whole(open_file(self.path))
         missing = [path.name for path in self.files if not path.is_file()]

@@ -35,11 +35,11 @@ from huggingface_hub.utils.tqdm import tqdm
 from fluxserve.errors import SourceError
 from fluxserve.models import registry
 from fluxserve.weights.hub.resume import fetch_resumably
+from fluxserve.weights.hub.unread_shards import INDEX, without_unread
 
 ByteProgress = Callable[[str, int, int], None]
 """(what is being fetched, bytes done, bytes in all)."""
 
-INDEX = "model_index.json"
 _SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 _OTHER_PRECISIONS = ["*.fp16.*", "*.fp8.*", "*.bf16.*", "*.fp16-0*"]
 """Second copies of the weights that some repositories hold beside the first."""
@@ -152,7 +152,8 @@ def _list_folder(repo_id: str, subfolders: tuple[str, ...]) -> list[HubFile]:
     )
     if not any(file.filename.startswith(subfolders) for file in files):
         raise SourceError(_other_layout(repo_id))
-    return [_hub_file(repo_id, file) for file in files]
+    whole = set(subfolders) >= set(model_folders())  # of a part alone, it is not known who reads it
+    return [_hub_file(repo_id, file) for file in (without_unread(repo_id, files) if whole else files)]
 
 
 def _hub_file(repo_id: str, told: DryRunFileInfo) -> HubFile:

@@ -11,7 +11,7 @@ from fluxserve.errors import ConfigError
 from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.checkpoint import Checkpoint
 from fluxserve.weights.lora.apply import MergedReader, Weighted, weigh
-from fluxserve.weights.lora.file import Branch, Lora, read_lora
+from fluxserve.weights.lora.file import Lora, read_lora
 from fluxserve.weights.lora.strength import PEFT_WEIGHTS
 
 LORA_SUFFIX = ".safetensors"
@@ -30,13 +30,13 @@ class Adapters:
     @property
     def requestable_values(self) -> int:
         """How many numbers the largest LoRA that requests may name has: so much room is kept for requests' LoRAs."""
-        return max((sum(map(_values, lora.all_branches)) for lora in self.by_name.values()), default=0)
+        return max((lora.values for lora in self.by_name.values()), default=0)
 
     @property
     def values(self) -> int:
         """How many numbers lie beside the weights, at most as planned."""
         linears = (own for weighted in self.beside.values() for own in weighted.values())
-        return self.requestable_values + sum(_values(branch) for own in linears for branch, _ in own)
+        return self.requestable_values + sum(branch.values for own in linears for branch, _ in own)
 
 
 NO_ADAPTERS = Adapters({}, {})
@@ -113,7 +113,3 @@ def lora_at(path: Path) -> Path | None:
     """The file that a path to a LoRA means: itself, or the one in a folder as peft and diffusers write them."""
     candidates = (path, *(path / name for name in FOLDER_NAMES))
     return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def _values(branch: Branch) -> int:
-    return branch.down.numel() + branch.up.numel()

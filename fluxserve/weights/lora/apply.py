@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fluxserve.tensors.packed import PackedWeight
 from fluxserve.tensors.reader import TensorReader
-from fluxserve.weights.lora.file import Branch, Branches, Lora
+from fluxserve.weights.lora.branch import Branch
+from fluxserve.weights.lora.file import Branches, Lora
 
 Weighted = Mapping[str, tuple[tuple[Branch, float], ...]]
 """A network's Linears with their branches and the strength of each."""
@@ -58,7 +58,7 @@ class MergedReader:
             return weight
         wide = weight.to(torch.float32, copy=True)
         for branch, strength in self._merged[key]:
-            wide[branch.rows].addmm_(branch.up.float(), branch.down.float(), alpha=strength * branch.scale)
+            branch.add_to(wide, strength)
         return wide.to(weight.dtype)
 
     def packed(self, key: str) -> PackedWeight | None:
@@ -123,6 +123,5 @@ def _hook(network: nn.Module, branches: Weighted) -> list[RemovableHandle]:
 
 def _add(branches: Sequence[tuple[Branch, float]], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     for branch, strength in branches:
-        change = F.linear(F.linear(inputs[0], branch.down), branch.up)
-        output[..., branch.rows] += strength * branch.scale * change
+        output[..., branch.rows] += strength * branch.scale * branch.answer(inputs[0])
     return output

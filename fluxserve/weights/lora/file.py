@@ -1,47 +1,25 @@
-"""LoRA files: low-rank changes of Linears, read for the networks at hand.
+"""LoRA files: changes of Linears, read for the networks at hand.
 
-delta W = scale * up @ down, scale = alpha / rank (1 without alpha), added to rows of the networks' matrices.
+scale * the matrix of a branch, scale = alpha / rank (1 without alpha), is added to rows of the networks' matrices.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from fluxserve.errors import CheckpointError
 from fluxserve.models.lora_keys import CONTROL, EMBEDDINGS, Kind, is_control, is_lora, parse_key, unsupported
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.tensors.reader import TensorReader, name_some
 from fluxserve.weights.files.identify import open_copy, open_file
+from fluxserve.weights.lora.branch import Branch
+from fluxserve.weights.lora.matrices import read_branch
 from fluxserve.weights.lora.strength import PEFT_CONFIG, Strengths
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One change. down: (rank, in), up: (rows, rank); it adds to the Linear's rows from `first_row` on."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
-    first_row: int
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.first_row, self.first_row + self.up.shape[0])
-
-    @property
-    def nbytes(self) -> int:
-        return self.down.nbytes + self.up.nbytes
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Branch:
-        return replace(self, down=self.down.to(device, dtype), up=self.up.to(device, dtype))
 
 
 Branches = Mapping[str, tuple[Branch, ...]]
@@ -64,6 +42,11 @@ class Lora:
     @property
     def nbytes(self) -> int:
         return sum(branch.nbytes for branch in self.all_branches)
+
+    @property
+    def values(self) -> int:
+        """How many numbers its matrices have."""
+        return sum(branch.values for branch in self.all_branches)
 
 
 def read_lora(path: Path, targets: Mapping[str, LoraTarget]) -> Lora:
@@ -89,7 +72,7 @@ def read_lora(path: Path, targets: Mapping[str, LoraTarget]) -> Lora:
     for module, keys in modules.items():
         target = targets[module]
         linears = branches.setdefault(target.network, {})
-        branch = _branch(reader, module, keys, target, strengths)
+        branch = read_branch(reader, module, keys, target, strengths)
         linears[target.linear] = (*linears.get(target.linear, ()), branch)
     _tell(path, zero, words, strengths)
     return Lora(path.stem, branches, (*zero, *words))
@@ -123,30 +106,3 @@ def _modules(
     if not modules:
         raise CheckpointError(f"{reader.source}: holds no LoRA but for tensors that are all zero")
     return modules
-
-
-def _branch(
-    reader: TensorReader, module: str, keys: Mapping[Kind, str], target: LoraTarget, strengths: Strengths
-) -> Branch:
-    if "down" not in keys or "up" not in keys:
-        raise CheckpointError(f"{reader.source}: {module} lacks its {'down' if 'up' in keys else 'up'} matrix")
-    down, up = reader.read(keys["down"]), reader.read(keys["up"])
-    rank = down.shape[0] if down.ndim else 0
-    if rank == 0 or down.shape != (rank, target.columns) or up.shape != (target.rows, rank):
-        raise CheckpointError(
-            f"{reader.source}: {module} has matrices {tuple(down.shape)} and {tuple(up.shape)}; "
-            f"this model takes (rank, {target.columns}) and ({target.rows}, rank), of a rank of at least 1"
-        )
-    if not all(matrix.is_floating_point() and matrix.float().isfinite().all() for matrix in (down, up)):
-        raise CheckpointError(f"{reader.source}: the matrices of {module} are not all finite floating point numbers")
-    if target.swap_halves:
-        up = torch.cat(up.chunk(2)[::-1])
-    alpha = _alpha(reader, keys["alpha"]) if "alpha" in keys else None
-    return Branch(down, up, strengths.scale(module, rank, alpha), target.first_row)
-
-
-def _alpha(reader: TensorReader, key: str) -> float:
-    alpha = reader.read(key)
-    if alpha.numel() != 1:
-        raise CheckpointError(f"{reader.source}: {key} is no single number")
-    return float(alpha)

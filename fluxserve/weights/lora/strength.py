@@ -41,7 +41,7 @@ class Strengths:
     """Scales of a file's modules.
 
     Raises:
-        CheckpointError: a configuration is damaged, or of an adapter that is no plain LoRA; names the field.
+        CheckpointError: a configuration is damaged, or of an adapter of another kind; names the field.
     """
 
     def __init__(self, path: Path, reader: SafetensorsFile) -> None:
@@ -52,17 +52,22 @@ class Strengths:
         }
         self.peft_without_config = not self._configs and any(key.startswith(PEFT_PREFIX) for key in reader.keys())
 
-    def scale(self, module: str, rank: int, alpha: float | None) -> float:
+    def scale(self, module: str, rank: float | None, alpha: float | None) -> float:
         """rank: of the module's matrices. alpha: its own, which goes before any configuration's.
+
+        Where the matrices tell no rank (a LoKr of whole factors), as in lycoris: an alpha of its own means nothing.
 
         Raises:
             CheckpointError: alpha is not finite, or a configuration gives the module another rank.
         """
         prefix = max((prefix for prefix in self._configs if module.startswith(prefix)), key=len, default=None)
         config = None if prefix is None else self._configs[prefix]
+        if rank is None:
+            alpha = None
         if alpha is None and config is not None:
-            alpha = config.alpha(module.removeprefix(prefix or ""), rank)
-        if alpha is None:
+            name = module.removeprefix(prefix or "")
+            alpha, rank = config.alpha(name, rank), rank or config.rank(name)
+        if alpha is None or not rank:
             return 1.0
         if not math.isfinite(alpha):
             raise CheckpointError(f"{self.source}: the alpha of {module} is {alpha}, expected a finite number")
@@ -100,16 +105,20 @@ class _Config:
         _require_plain(source, fields)
         self._source = source
         self.rslora = fields.get("use_rslora") is True
-        self._alpha = _number(source, "lora_alpha", fields.get("lora_alpha"), PEFT_ALPHA)
+        alpha = "lora_alpha" if fields.get("peft_type") in (None, "LORA") else "alpha"
+        self._alpha = _number(source, alpha, fields.get(alpha), PEFT_ALPHA)
         self._rank = _number(source, "r", fields.get("r"), None)
         self._alphas = Patterns(source, "alpha_pattern", fields.get("alpha_pattern"))
         self._ranks = Patterns(source, "rank_pattern", fields.get("rank_pattern"))
 
-    def alpha(self, name: str, rank: int) -> float | None:
-        """name: of a module within its network. rank: that of its matrices."""
-        expected = self._ranks.first(name, self._rank)
-        if expected is not None and expected != rank:
-            raise CheckpointError(f"{self._source}: gives {name} the rank {expected:g}; its matrices have {rank}")
+    def rank(self, name: str) -> float | None:
+        return self._ranks.first(name, self._rank)
+
+    def alpha(self, name: str, rank: float | None) -> float | None:
+        """name: of a module within its network. rank: that of its matrices, if they tell one."""
+        expected = self.rank(name)
+        if None not in (expected, rank) and expected != rank:
+            raise CheckpointError(f"{self._source}: gives {name} the rank {expected:g}; its matrices have {rank:g}")
         return self._alphas.first(name, self._alpha)
 
 
@@ -177,7 +186,7 @@ def _compiled(source: str, pattern: str) -> Any:
 def _require_plain(source: str, fields: Mapping[str, Any]) -> None:
     what = next((what for field, what in REFUSED_FIELDS.items() if fields.get(field)), None)
     kind, start = fields.get("peft_type"), fields.get("init_lora_weights")
-    if kind not in (None, "LORA"):
+    if kind not in (None, "LORA", "LOHA", "LOKR"):
         what = str(kind)[:40]
     if start not in HARMLESS_STARTS:
         what = f"a LoRA that began as {str(start)[:40]}, which changes the model's own weights too"

@@ -32,7 +32,9 @@ def stored(network: SyntheticNetwork, make: Callable[[str, tuple[int, ...]], Ten
             tensor = torch.cat(tensor.chunk(2)[::-1])
         elif recipe.op == "conv1x1":
             tensor = tensor[..., 0, 0]
-        for part, rows in zip(recipe.parts, tensor.split(_rows(network, recipe, shape)), strict=True):
+        elif recipe.op == "flat":
+            tensor = tensor[None]
+        for part, rows in zip(recipe.parts, tensor.split(_rows(network, recipe, tensor.shape[0])), strict=True):
             yield part, _packed(network.packing, rows)
 
 
@@ -57,7 +59,7 @@ def _packed(packing: Packing, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _rows(network: SyntheticNetwork, recipe: Recipe, shape: tuple[int, ...]) -> list[int]:
+def _rows(network: SyntheticNetwork, recipe: Recipe, rows: int) -> list[int]:
     """How many rows each part has: all are as wide as the model, but the last, which takes the rest."""
     others = len(recipe.parts) - 1
-    return [network.width] * others + [shape[0] - network.width * others]
+    return [network.width] * others + [rows - network.width * others]

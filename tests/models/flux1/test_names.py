@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fluxserve.models.companions.flux1_autoencoder import FLUX1_AE, autoencoder_shapes
 from fluxserve.models.flux1 import dimensions
 from fluxserve.models.flux1.family import AUTOENCODER, CLIP, T5, TRANSFORMER
-from fluxserve.models.flux1.shapes import autoencoder_shapes, transformer_shapes
-from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, FLUX1_AE, T5_XXL, FluxParams
+from fluxserve.models.flux1.shapes import transformer_shapes
+from fluxserve.models.flux1.sizes import CLIP_L, FLUX1, T5_XXL, FluxParams
 from fluxserve.models.flux1.text.names import clip_shapes, t5_shapes
 from fluxserve.models.parts.autoencoder import AutoencoderParams
 from fluxserve.models.parts.autoencoder_sizes import autoencoder_params

@@ -89,6 +89,15 @@ def test_variants_are_told_by_width_flag_and_name(params: Flux2Params, told: Tol
     assert FLUX2_FAMILY.variant(Component(ListedReader(shapes), {}), told).name == variant
 
 
+@pytest.mark.fault(106)
+@pytest.mark.parametrize("name", ["black-forest-labs/FLUX.2-klein-9b-kv", "flux-2-klein-9b-kv-fp8", "klein_KV"])
+def test_the_kv_edition_is_refused_by_name(name: str) -> None:
+    component = Component(ListedReader(ARCHITECTURES["full-9b"]), {})
+    with pytest.raises(CheckpointError, match=r"is FLUX\.2 \[klein\] KV.*use FLUX\.2-klein-9B"):
+        FLUX2_FAMILY.variant(component, Told(name=name))
+    assert FLUX2_FAMILY.variant(component, Told(name="klein-kvasir")).name == "klein-9b"
+
+
 def test_dev_is_refused_by_name() -> None:
     shapes = ARCHITECTURES["full"] | {"guidance_in.in_layer.weight": (3072, 256)}
     with pytest.raises(CheckpointError, match=r"is FLUX\.2 \[dev\]"):

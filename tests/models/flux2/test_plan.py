@@ -11,15 +11,11 @@ from fluxserve.errors import DeviceError
 from fluxserve.models.flux2.family import FLUX2_FAMILY, Flux2Architecture
 from fluxserve.models.flux2.sizes import FULL, FULL_9B, Flux2Sizes
 from fluxserve.models.flux2.variants import VARIANTS
+from fluxserve.pipeline.cards import readable
 from fluxserve.pipeline.networks import Blueprint, work_of
 from fluxserve.placement.plan import GIB, make_plan
 from fluxserve.weights.checkpoint import Checkpoint
-from tests.weights.stored_files import ListedReader
-
-
-class HalfReader(ListedReader):
-    def dtype(self, key: str) -> torch.dtype:
-        return torch.bfloat16
+from tests.weights.stored_files import HalfReader
 
 
 def blueprint(sizes: Flux2Sizes) -> Blueprint:
@@ -53,6 +49,8 @@ def test_a_picture_to_draw_by_is_planned_where_there_is_room() -> None:
         assert plan.peak_bytes >= plan.budget_bytes - plan.room_bytes + plan.work.step_bytes
         assert plan.samples_together(512, 512, reference_tokens=1024) >= 1
         assert plan.samples_together(256, 256, 4096) <= plan.samples_together(256, 256)
+    read = {budget: readable(VARIANTS["klein"].references, plan) for budget, plan in plans.items()}
+    assert [rule.area for rule in read.values() if rule] == [plans[3].max_pixels // 2, *[1024**2] * 3]
 
 
 def test_what_is_read_of_a_klein_4b() -> None:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline
+from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from openai import OpenAI
 from PIL import Image
 
 from fluxserve import FluxPipeline
 from fluxserve.completion import complete_request
 from fluxserve.errors import Cancelled, InvalidRequest
-from fluxserve.input_images import read_inputs
+from fluxserve.input_images import read_inputs, scaled
 from fluxserve.pipeline.images import Pixels
 from fluxserve.pipeline.samples import Sample
 from tests.conftest import MakeCheckpoint
@@ -89,6 +90,31 @@ def test_a_large_picture_is_shrunk_as_by_diffusers(klein: FluxPipeline, tiny_che
     assert np.abs(draw(klein, picture, **options).astype(float) - np.round(expected * 255)).max() <= 2
     assert klein.card.references is not None
     assert klein.card.references.frame(1300, 900).size == (1216, 848)
+
+
+@pytest.mark.parametrize(
+    "size", [(64, 64), (65, 200), (1024, 1024), (1025, 1024), (3000, 400), (4000, 500), (500, 4000), (1500, 1499)]
+)
+def test_pictures_are_framed_as_by_diffusers(klein: FluxPipeline, size: tuple[int, int]) -> None:
+    picture, rule = sketch(*size), klein.card.references
+    assert rule is not None
+    processor = Flux2ImageProcessor()
+    shrunk = processor._resize_if_exceeds_area(processor.check_image_input(picture))
+    expected = processor._resize_and_crop(shrunk, shrunk.width // 16 * 16, shrunk.height // 16 * 16)
+    frame = rule.frame(*size)
+    drawn = scaled(picture, frame)
+    assert drawn.size == frame.size == expected.size
+    assert (np.asarray(drawn) == np.asarray(expected)).all()
+    again = rule.frame_of_size(frame.size, *frame.size)
+    assert (again.scaled, again.size) == (frame.size, frame.size), "nothing is done to what has been read"
+
+
+@pytest.mark.parametrize("size", [(63, 64), (64, 63), (64, 513), (513, 64)])
+def test_what_diffusers_refuses_is_refused(klein: FluxPipeline, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="too"):
+        Flux2ImageProcessor.check_image_input(sketch(*size))
+    with pytest.raises(InvalidRequest, match="at least 64 pixels, the longer at most 8 times"):
+        begin(klein, sketch(*size))
 
 
 def test_each_picture_and_their_order_change_what_is_drawn(klein: FluxPipeline) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from fluxserve.input_images import shrink_image
+from fluxserve.server.contract.multipart import MOST_FILES
 from fluxserve.sizes import Box
+from tests.reliability.answers import assert_answer
 from tests.server import running
 from tests.server.conftest import StartServer
 from tests.server.reading_worker import RULE
@@ -74,14 +76,17 @@ def test_pictures_in_json(server: Server) -> None:
     assert [each["data"] for each in request["references"]] == [read(data) for data in sent]
 
 
+@pytest.mark.fault(100)
 @pytest.mark.behaviour(100)
-@pytest.mark.parametrize("count", [5, 16, 17])
+@pytest.mark.parametrize("count", [5, 16, 17, 40])
 def test_one_too_many_is_refused_by_name_before_decoding(server: Server, count: int) -> None:
     files = [("image[]", b"not even a picture")] * count
     for sent in (files, [*files, ("mask", b"nor this")]):
-        error = assert_error(server.send_form(EDITS, FIELDS, sent), 400, "too_many_images", "image")
-        assert "at most 4" in error["message"]
-        assert str(count) in error["message"]
+        response = server.send_form(EDITS, FIELDS, sent)
+        assert_answer(100, response)
+        error = assert_error(response, 400, "too_many_images", "image")
+        assert "at most" in error["message"]
+        assert len(sent) > MOST_FILES or f"at most 4 images (--max-input-images), got {count}" in error["message"]
     one = server.send_form(VARIATIONS, {}, files[:2])
     assert_error(one, 400, "too_many_images", "image")
 
@@ -111,13 +116,16 @@ def test_a_limit_on_pixels_is_kept_by_auto_and_not_by_references(start_server: S
     assert (request["references"][0]["width"], request["references"][0]["height"]) == (144, 96)
 
 
+@pytest.mark.fault(101)
 @pytest.mark.behaviour(101)
 @pytest.mark.parametrize("size", [(63, 64), (64, 513), (2000, 70)])
 def test_what_the_model_cannot_read_is_refused(server: Server, size: tuple[int, int]) -> None:
     error = assert_error(server.send_form(EDITS, FIELDS, [("image", png(*size))]), 400, "invalid_image", "image")
     assert f"{size[0]}x{size[1]}" in error["message"]
     second = [("image", png()), ("image", png(*size))]
-    assert_error(server.send_form(EDITS, FIELDS, second), 400, "invalid_image", "image")
+    assert_answer(101, server.send_form(EDITS, FIELDS, second))
+    masked = [("image", png(70, 70)), ("mask", png(*size, CLEAR, "RGBA"))]
+    assert_answer(101, server.send_form(EDITS, FIELDS, masked))
 
 
 @pytest.mark.behaviour(101)
@@ -152,6 +160,40 @@ def test_transparency_is_a_mask_where_a_picture_comes_alone(server: Server) -> N
     assert (together["image"], together["mask"]) == (None, None)
 
 
+@pytest.mark.fault(102)
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_damaged_picture_among_others(server: Server, place: int) -> None:
+    for bad in (b"", b"junk", png()[:-60]):
+        files = [("image[]", bad if i == place else png()) for i in range(4)]
+        response = server.send_form(EDITS, {**FIELDS, "seed": "102"}, files)
+        assert_answer(102, response)
+        assert_error(response, 400, "invalid_image", "image")
+    assert server.count("begin", 102) == 0
+
+
+@pytest.mark.behaviour(22)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_content_filter_sees_every_picture(start_server: StartServer, place: int) -> None:
+    server = start_server("--content-filter", "tests.server.content_filters:no_red", worker=READING_WORKER)
+    colors = [(255, 0, 0) if i == place else (0, 0, 255) for i in range(3)]
+    response = server.send_form(EDITS, FIELDS, [("image[]", png(color=color)) for color in colors])
+    assert_error(response, 400, "content_policy_violation", "prompt")
+    blue = server.send_form(EDITS, FIELDS, [("image[]", png(color=(0, 0, 255)))] * 3)
+    assert blue.status_code == 200
+
+
+@pytest.mark.fault(104)
+def test_the_worker_dies_while_it_draws_by_pictures(start_server: StartServer) -> None:
+    server = start_server(worker=READING_WORKER)
+    sent = pictures(2)
+    fields = {**FIELDS, "prompt": "a cat [exit:step2:once]", "seed": "104"}
+    response = server.send_form(EDITS, fields, [("image[]", data) for data in sent])
+    assert_answer(104, response)
+    request = echo(response.json()["data"][0])
+    assert [each["data"] for each in request["references"]] == [read(data) for data in sent]
+    assert server.count("begin", 104) == 2
+
+
 @pytest.mark.behaviour(103)
 def test_strength_means_nothing_and_is_warned_of(server: Server) -> None:
     fields = {**FIELDS, "strength": "0.3", "input_fidelity": "high"}
@@ -169,6 +211,7 @@ def test_a_variation_is_an_edit_without_words(server: Server) -> None:
     assert (request["prompt"], request["image"], request["mask"]) == ("", None, None)
 
 
+@pytest.mark.fault(103)
 @pytest.mark.behaviour(104)
 def test_references_count_in_usage_work_and_memory(server: Server, start_server: StartServer) -> None:
     files = [("image[]", data) for data in pictures()]
@@ -182,7 +225,9 @@ def test_references_count_in_usage_work_and_memory(server: Server, start_server:
         assert response.status_code == status, response.text
     large = [("image[]", png(128, 128))] * 4
     assert server.send_form(EDITS, {**FIELDS, "size": "256x128"}, large).status_code == 200
-    error = assert_error(server.send_form(EDITS, {**FIELDS, "size": "256x144"}, large), 400, "invalid_size", "size")
+    response = server.send_form(EDITS, {**FIELDS, "size": "256x144"}, large)
+    assert_answer(103, response)
+    error = assert_error(response, 400, "invalid_size", "size")
     assert "128x128" in error["message"]
     assert "--memory-budget" in error["message"]
 

@@ -193,7 +193,92 @@ def test_a_mask_that_changes_nothing_says_so(echo_server: Server) -> None:
     opaque = png(color=OPAQUE, mode="RGBA")
     for mask in (black_and_white, opaque, encoded(Image.new("RGB", (64, 64)), "JPEG")):
         answer = echo_server.send_form(EDITS, FIELDS, [("image", IMAGE), ("mask", mask)])
-        assert "transparent" in assert_error(answer, 400, "invalid_mask", "mask")["message"]
+        message = assert_error(answer, 400, "invalid_mask", "mask")["message"]
+        assert "transparent" in message
+        assert "mask_mode" in message
+
+
+def halved(mode: str, left: Any, right: Any) -> Image.Image:
+    """64 x 64."""
+    picture = Image.new(mode, (64, 64), left)
+    picture.paste(right, (32, 0, 64, 64))
+    return picture
+
+
+def painted(picture: Image.Image) -> Image.Image:
+    """Indexed, as painting programs save few colours."""
+    return picture.convert("RGB").quantize(4)
+
+
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+WHITE_MASKS = {
+    "grey": encoded(halved("L", 255, 0), "PNG"),
+    "one bit": encoded(halved("1", 1, 0), "PNG"),
+    "RGB": encoded(halved("RGB", WHITE, BLACK), "PNG"),
+    "opaque RGBA": encoded(halved("RGBA", (*WHITE, 255), (*BLACK, 255)), "PNG"),
+    "white on nothing": encoded(halved("RGBA", (*WHITE, 255), (*WHITE, 0)), "PNG"),
+    "grey and alpha": encoded(halved("LA", (255, 255), (0, 255)), "PNG"),
+    "indexed": encoded(painted(halved("L", 255, 0)), "PNG"),
+    "16 bits": encoded(halved("I;16", 65535, 0), "PNG"),
+    "WebP": encoded(halved("RGB", WHITE, BLACK), "WEBP", lossless=True),
+}
+CLEAR_LEFT = encoded(halved("RGBA", CLEAR, OPAQUE), "PNG")
+
+
+@pytest.mark.behaviour(130)
+@pytest.mark.parametrize("name", WHITE_MASKS)
+def test_a_white_mask_is_one_that_is_transparent_there(echo_server: Server, name: str) -> None:
+    fields, mask = FIELDS | {"response_format": "b64_json"}, WHITE_MASKS[name]
+    form = echo_server.send_form(EDITS, fields | {"mask_mode": "white"}, [("image", IMAGE), ("mask", mask)])
+    body = {"prompt": "a", "response_format": "b64_json", "image": data_url(), "mask": data_url(mask)}
+    for request in (drawn(form), drawn(post_json(echo_server, json.dumps(body | {"mask_mode": "white"}), EDITS))):
+        assert (request["mask"], request["strength"]) == (digest(CLEAR_LEFT, "mask"), 1.0)
+
+
+@pytest.mark.behaviour(130)
+def test_grey_repaints_in_part_and_jpeg_nearly_so(echo_server: Server) -> None:
+    fields = FIELDS | {"response_format": "b64_json", "mask_mode": "white"}
+    for mask, opacity in (
+        (encoded(halved("L", 128, 0), "PNG"), 127),
+        (encoded(halved("RGB", (255, 0, 0), BLACK), "PNG"), 179),
+        (encoded(halved("RGBA", (*WHITE, 64), BLACK), "PNG"), 191),
+        (encoded(halved("L", 255, 0), "JPEG", quality=95), 0),
+    ):
+        request = drawn(echo_server.send_form(EDITS, fields, [("image", IMAGE), ("mask", mask)]))
+        assert request["mask"] == digest(encoded(halved("LA", (0, opacity), (0, 255)), "PNG"), "mask")
+
+
+@pytest.mark.behaviour(130)
+@pytest.mark.parametrize(
+    ("mask", "mode", "code", "param"),
+    [
+        (encoded(Image.new("L", (64, 64)), "PNG"), "white", "invalid_mask", "mask"),
+        (encoded(Image.new("RGBA", (64, 64), (*WHITE, 0)), "PNG"), "white", "invalid_mask", "mask"),
+        (encoded(Image.new("L", (64, 80), 255), "PNG"), "white", "invalid_mask", "mask"),
+        (b"junk", "white", "invalid_mask", "mask"),
+        (None, "white", "conflicting_parameters", "mask_mode"),
+        (b"", "white", "conflicting_parameters", "mask_mode"),
+        (WHITE_MASKS["grey"], "luminance", "invalid_value", "mask_mode"),
+        (WHITE_MASKS["grey"], "alpha", "invalid_mask", "mask"),
+        (WHITE_MASKS["grey"], "", "invalid_mask", "mask"),
+    ],
+)
+def test_masks_that_their_mode_cannot_read(
+    echo_server: Server, mask: bytes | None, mode: str, code: str, param: str
+) -> None:
+    files = [("image", IMAGE), *([] if mask is None else [("mask", mask)])]
+    assert_error(echo_server.send_form(EDITS, FIELDS | {"mask_mode": mode}, files), 400, code, param)
+
+
+@pytest.mark.behaviour(130)
+def test_a_mode_where_no_mask_is_taken_is_told(echo_server: Server) -> None:
+    for path in (GENERATIONS, VARIATIONS):
+        fields = {"response_format": "b64_json", "mask_mode": "white"}
+        if path == GENERATIONS:
+            answer = post_json(echo_server, json.dumps({"prompt": "a", **fields}))
+        else:
+            answer = echo_server.send_form(path, fields, [("image", IMAGE)])
+        assert answer.headers["x-fluxserve-warning"].startswith("unknown:mask_mode")
 
 
 REFERENCES: list[dict[str, Any]] = [

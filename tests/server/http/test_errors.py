@@ -85,7 +85,7 @@ def test_malformed_forms(server: Server) -> None:
 def test_forms_beyond_their_bounds(server: Server) -> None:
     many_fields = {f"f{i}": "x" for i in range(65)}
     assert_error(server.send_form(EDITS, many_fields, [("image", png())]), 413, "request_too_large")
-    many_files = [(f"f{i}", b"x") for i in range(17)]
+    many_files = [(f"f{i}", b"x") for i in range(18)]
     assert_error(server.send_form(EDITS, {"prompt": "a"}, many_files), 413, "request_too_large")
     long_field = {"prompt": "x" * (256 * 1024 + 1)}
     assert_error(server.send_form(EDITS, long_field, [("image", png())]), 413, "request_too_large")

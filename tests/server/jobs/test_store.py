@@ -78,9 +78,9 @@ async def test_times_are_of_the_monotonic_clock(make_store: MakeStore, monkeypat
     store = make_store(clock)
     [name] = await store.put([image()])
     monkeypatch.setattr(time, "time", lambda: 4e9)
-    assert (await store.get(name)).expires_in_s == 3600
+    assert (await store.get(name)).expires_at == clock.now + 3600
     clock.now += 3599
-    assert (await store.get(name)).expires_in_s == 1
+    assert (await store.get(name)).expires_at == clock.now + 1
     clock.now += 1
     assert not await store.has([name])
 
@@ -142,9 +142,9 @@ def kept(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "store").iterdir() if path.name != MARK]
 
 
-async def answer_of(store: IdempotencyStore, scope: str, answer: Outcome) -> Outcome:
+async def answer_of(store: IdempotencyStore, scope: str, answer: Outcome, client: str = "me") -> Outcome:
     """What the first request under a key is given."""
-    entry = store.open(scope, "f", made(answer))
+    entry = store.open(client, scope, "f", made(answer))
     assert entry.work is not None
     return await entry.work
 
@@ -174,8 +174,8 @@ async def test_answers_end_by_age(folder: StoreFolder, tmp_path: Path) -> None:
 async def test_answers_end_by_number_and_size(
     folder: StoreFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(idempotency, "_MOST_ENTRIES", 3)
-    monkeypatch.setattr(idempotency, "_QUOTA_BYTES", 2500)
+    monkeypatch.setattr(idempotency, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(idempotency, "QUOTA_BYTES", 2500)
     store = IdempotencyStore(folder, url_ttl_s=60)
     for i in range(5):
         await answer_of(store, str(i), outcome(100))
@@ -184,10 +184,29 @@ async def test_answers_end_by_number_and_size(
     assert len(kept(tmp_path)) < 3
 
 
+@pytest.mark.fault(112)
+async def test_nobodys_answers_push_out_anothers(folder: StoreFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "MOST_ENTRIES", 10)
+    monkeypatch.setattr(idempotency, "QUOTA_BYTES", 100_000)
+    store = IdempotencyStore(folder, url_ttl_s=60)
+    await answer_of(store, "first", outcome(1000), "other")
+    await answer_of(store, "second", outcome(1000), "other")
+    for i in range(30):
+        await answer_of(store, str(i), outcome(100))
+    for i in range(3):
+        await answer_of(store, f"large {i}", outcome(60_000))
+    assert await recalled(store, "first") == await recalled(store, "second") == outcome(1000)
+    assert [store.find(f"large {i}", "f") is not None for i in range(3)] == [False, False, True]
+    again = IdempotencyStore(folder, url_ttl_s=60)
+    for i in range(30):
+        await answer_of(again, str(i), outcome(100))
+    assert await recalled(again, "first") == outcome(1000), "a restart forgets no client"
+
+
 async def test_a_failure_that_is_not_final_frees_its_key(folder: StoreFolder) -> None:
     store = IdempotencyStore(folder, url_ttl_s=60)
     for error, is_kept in ((ValueError("bug"), False), (StorageFull("full"), False), (NonFiniteOutput("nan"), True)):
-        entry = store.open(type(error).__name__, "f", failed(error))
+        entry = store.open("me", type(error).__name__, "f", failed(error))
         assert entry.work is not None
         with pytest.raises(type(error)):
             await entry.work

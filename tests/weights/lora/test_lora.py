@@ -353,8 +353,8 @@ def test_packed_weights_keep_their_bytes_and_get_the_change_beside(packed_model:
     [
         ("dora_scale", "DoRA"),
         ("lora_magnitude_vector", "DoRA"),
-        ("lokr_w1", "LoKr"),
-        ("hada_w1_a", "LoHa"),
+        ("lokr_t2", "LoKr of a convolution"),
+        ("hada_t1", "LoHa of a convolution"),
         ("oft_blocks", "OFT"),
         ("diff", "a full-rank difference"),
         ("diff_b", "a difference of a bias"),

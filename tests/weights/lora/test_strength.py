@@ -222,7 +222,7 @@ def configured(tiny: Targets, folder: Path, config: object) -> Lora:
         ({"alpha_pattern": {"(img_in": 3}}, r"'\(img_in' is no regular expression"),
         ({"alpha_pattern": {"a" * 301: 3}}, "a pattern has 301 characters, allowed are 300"),
         ({"use_dora": True}, "is DoRA, which fluxserve does not support"),
-        ({"peft_type": "LOHA"}, "is LOHA, which"),
+        ({"peft_type": "OFT"}, "is OFT, which"),
         ({"init_lora_weights": "pissa_niter_16"}, "began as pissa_niter_16"),
         ("[]", "holds no JSON object"),
         ("{", "holds no valid JSON"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from fluxserve.errors import CheckpointError
 from fluxserve.models.flux1.lora_names import lora_targets
 from fluxserve.models.flux1.sizes import TINY
+from fluxserve.models.lora_keys import LOHA
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.weights.describe import describe
 from fluxserve.weights.lora.file import read_lora
@@ -38,6 +39,11 @@ def xlabs() -> dict[str, Tensor]:
     return tensors
 
 
+def product(factor: str) -> dict[str, Tensor]:
+    """A LoKr of whole factors, 64 x 64."""
+    return {f"{factor}1": torch.ones(4, 4), f"{factor}2": torch.ones(16, 16)}
+
+
 TAKEN = {
     "kohya": kohya(TARGETS, "lora_unet_") | kohya(TARGETS, "lora_te1_") | kohya(TARGETS, "lora_te3_"),
     "comfyui": kohya(TARGETS, "diffusion_model.") | kohya(TARGETS, "text_encoders."),
@@ -49,6 +55,10 @@ TAKEN = {
     "default": pair("transformer.x_embedder", "lora_A.default.weight", "lora_B.default.weight"),
     "adapter": pair("x_embedder", "lora_A.style.weight", "lora_B.style.weight"),
     "old diffusers": pair("transformer.x_embedder", "lora.down.weight", "lora.up.weight"),
+    "older diffusers": pair("transformer.x_embedder", "lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
+    "lokr": product("lora_unet_img_in.lokr_w"),
+    "lokr, ai-toolkit": product("lycoris_transformer_blocks_0_attn_to_q.lokr_w"),
+    "loha": {f"lora_transformer_x_embedder.{name}": torch.ones(64, 64) for name in LOHA},
     "zero": kohya(TARGETS, IMG_IN) | {f"{IMG_IN}.diff_b": torch.zeros(64)},
 }
 REFUSED = {
@@ -71,8 +81,11 @@ REFUSED = {
         | {"base_model.model.x_embedder.lora_magnitude_vector": torch.ones(64)},
         "lora_magnitude_vector is DoRA, which fluxserve does not support",
     ),
-    "lokr": ({f"{IMG_IN}.lokr_w1": torch.ones(4, 4), f"{IMG_IN}.alpha": torch.ones(())}, "is LoKr, which fluxserve"),
-    "loha": ({"lora_unet_img_in.hada_w1_a": torch.ones(64, 4)}, "is LoHa, which fluxserve"),
+    "lokr, dora": (
+        product(f"{IMG_IN}.lokr_w") | {f"{IMG_IN}.dora_scale": torch.ones(64, 1)},
+        "dora_scale is DoRA, which fluxserve does not support",
+    ),
+    "lokr, tucker": ({f"{IMG_IN}.lokr_t2": torch.ones(4, 4, 3, 3)}, "is LoKr of a convolution, which fluxserve"),
     "difference": ({f"{IMG_IN}.diff": torch.ones(64, 64)}, "is a full-rank difference, which fluxserve"),
     "bias": (kohya(TARGETS, IMG_IN) | {f"{IMG_IN}.lora_B.bias": torch.ones(64)}, "is a change of a bias, which"),
     "sdxl": (
@@ -93,7 +106,7 @@ def test_what_is_taken_is_called_a_lora(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.safetensors"
     save_file(TAKEN[name], path)
     assert read_lora(path, TARGETS).all_branches
-    with pytest.raises(CheckpointError, match=r"is a LoRA with .*FLUX\.1's names, .*; give it with --lora"):
+    with pytest.raises(CheckpointError, match=r"is a LoRA with .*FLUX\.1's .*names, .*; give it with --lora"):
         describe(path)
 
 

@@ -1,0 +1,1 @@
+"""Z-Image: its transformer, names, sizes and variants."""

@@ -1,0 +1,64 @@
+"""Who is next at what there are few of."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from fluxserve.errors import QueueFull
+from fluxserve.server.limits.turns import Room, Turns
+
+pytestmark = pytest.mark.anyio
+ROOM = Room(8, 1000, 0.2, "full")
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.fault(117)
+async def test_one_client_never_holds_all_and_who_holds_fewest_is_next() -> None:
+    turns, order = Turns(range(4), 3, ROOM), list[str]()
+
+    async def ask(client: str) -> int:
+        thing = await turns.take(client)
+        order.append(client)
+        return thing
+
+    asked = [asyncio.create_task(ask("greedy")) for _ in range(6)]
+    await settle()
+    assert order == ["greedy"] * 3
+    asked += [asyncio.create_task(ask(client)) for client in ("greedy", "late", "latest", "late")]
+    await settle()
+    assert order[3:] == ["late"]
+    turns.give_back(asked[0].result(), "greedy")
+    await settle()
+    assert order[4:] == ["latest"], "who holds none goes before who holds some"
+    turns.give_back(asked[7].result(), "late")
+    await settle()
+    assert order[5:] == ["late"]
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+@pytest.mark.fault(117)
+async def test_half_of_the_room_is_for_others_and_a_place_is_given_up_in_time() -> None:
+    turns = Turns(range(1), 1, ROOM)
+    assert await turns.take("greedy") == 0
+    waiting = [asyncio.create_task(turns.take("greedy", 10)) for _ in range(4)]
+    await settle()
+    with pytest.raises(QueueFull, match="full") as refusal:
+        await turns.take("greedy", 10)
+    assert (refusal.value.retry_after_s or 0) >= 1
+    other = asyncio.create_task(turns.take("other", 500))
+    await settle()
+    with pytest.raises(QueueFull):
+        await turns.take("third", 900)
+    turns.give_back(0, "greedy")
+    assert await other == 0
+    assert all(isinstance(error, QueueFull) for error in await asyncio.gather(*waiting, return_exceptions=True))
+    turns.give_back(0, "other")
+    assert await turns.take("greedy") == 0
