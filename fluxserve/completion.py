@@ -22,6 +22,7 @@ from fluxserve.request import (
     OutputFormat,
     Range,
     Reference,
+    Solver,
     consecutive_seeds,
 )
 from fluxserve.sizes import MAX_PIXELS, check_size, fit_size, nearest_size
@@ -38,7 +39,8 @@ class RequestOptions(TypedDict, total=False):
 
     n: images, with seeds seed, seed + 1, ...; a random seed is below 2**32. width, height: multiples of 16; by default
     the model's own size, or the input picture's. strength: by default 0.75, 1 with a mask, 0.6 without a prompt;
-    nothing to a model that draws by references. loras: by name alone, or with their scales.
+    nothing to a model that draws by references. loras: by name alone, or with their scales. solver: euler or dpmpp2m;
+    by default what the model was loaded with.
     """
 
     n: int | None
@@ -52,6 +54,7 @@ class RequestOptions(TypedDict, total=False):
     true_cfg_scale: float | None
     strength: float | None
     loras: Sequence[str | LoraChoice] | None
+    solver: Solver | None
     partial_images: int | None
     output_format: OutputFormat | None
     output_compression: int | None
@@ -91,6 +94,7 @@ def complete_request(
         negative_prompt=clean_text("negative_prompt", given.get("negative_prompt", "")),
         references=references,
         output_format=_output_format(given.get("output_format", "png")),
+        solver=_solver(given.get("solver", card.solver)),
         loras=_loras(given.get("loras", ()), card),
         **_drawn_over(given, prompt, inputs, card),
         **{name: given[name] for name in _AS_GIVEN if name in given},
@@ -252,6 +256,13 @@ def _output_format(name: Any) -> OutputFormat:
     if lowered not in formats:
         raise InvalidRequest(f"output_format must be one of png, jpeg, webp, got {name!r}", param="output_format")
     return formats[lowered]
+
+
+def _solver(name: Any) -> Solver:
+    solvers: dict[Any, Solver] = {solver: solver for solver in get_args(Solver)}
+    if not isinstance(name, str) or name not in solvers:
+        raise InvalidRequest(f"solver must be one of {', '.join(solvers)}, got {str(name)[:40]!r}", param="solver")
+    return solvers[name]
 
 
 def _loras(choices: Sequence[str | LoraChoice], card: ModelCard) -> tuple[LoraChoice, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from fluxserve.errors import ConfigError
+from fluxserve.request import Solver
 from fluxserve.sizes import MAX_INPUT_IMAGES, MIN_PIXELS
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -124,6 +125,24 @@ class PipelineConfig:
             "device",
         ),
     ] = "exact"
+    solver: Annotated[
+        Solver,
+        Option(
+            "How requests that do not say get from step to step: euler, as the models were published, or dpmpp2m, of "
+            "second order, which needs about half the steps.",
+            "model",
+        ),
+    ] = "euler"
+    step_cache: Annotated[
+        float | None,
+        Option(
+            "Skip most blocks of steps whose first block changes nearly what it changed before: how far it may be off, "
+            "such as 0.1; lossy, for requests of more than 8 steps.",
+            "model",
+            gt=0,
+            le=1,
+        ),
+    ] = None
     compile: Annotated[
         bool,
         Option("Compile the transformer's blocks: slower to the first picture of each size, then faster.", "device"),

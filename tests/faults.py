@@ -308,4 +308,13 @@ FAULTS: dict[int, Fault] = {
         (OK,),
         (0,),
     ),
+    120: Fault(
+        "clients that time out again and again as their large pictures are done",
+        "pictures kept for a retry have a bound in bytes; the oldest go first",
+    ),
+    121: Fault(
+        "SIGTERM beside uploads whose decoding processes are stopped",
+        "the end within 2 s of --drain-timeout, and no process is left",
+        exit_codes=(0,),
+    ),
 }

@@ -52,6 +52,7 @@ def test_the_defaults_are_the_cards() -> None:
         {"n": 3, "num_inference_steps": 9, "guidance_scale": 2, "true_cfg_scale": 4.0, "negative_prompt": "a\x07 dog"},
         {"width": 128, "height": 96, "max_sequence_length": 12, "output_format": "jpeg", "output_compression": 3},
         {"strength": 0.3},
+        {"solver": "dpmpp2m"},
         {"loras": ["style"]},
     ],
 )
@@ -98,6 +99,8 @@ def test_what_lies_outside_its_range_is_refused_by_name_everywhere(name: str, va
         ({"negative_prompt": "\ud800"}, "negative_prompt", "invalid_value"),
         ({"negative_prompt": "a" * (LONGEST_PROMPT + 1)}, "negative_prompt", "string_above_max_length"),
         ({"output_format": "gif"}, "output_format", "invalid_value"),
+        ({"solver": "heun"}, "solver", "invalid_value"),
+        ({"solver": ["euler"]}, "solver", "invalid_value"),
         ({"loras": ["../style"]}, "loras", "lora_not_found"),
         ({"loras": "nowhere"}, "loras", "lora_not_found"),
         ({"loras": [LoraChoice("style", 4.5)]}, "loras", "invalid_value"),

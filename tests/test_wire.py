@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxserve import wire
-from fluxserve.request import GeneratedImage, GenerationRequest, Reference, Timings
+from fluxserve.request import GeneratedImage, GenerationRequest, Reference, Solver, Timings
 
 REQUEST = GenerationRequest("a cat", 64, 64, (7,), 4, None, 256)
 
@@ -31,6 +31,7 @@ requests = st.builds(
     max_sequence_length=st.integers(1, 512),
     negative_prompt=texts,
     true_cfg_scale=finite,
+    solver=st.sampled_from(get_args(Solver)),
     image=st.none() | st.binary(max_size=300),
     mask=st.none() | st.binary(max_size=300),
     references=st.lists(st.from_type(Reference), max_size=3).map(tuple),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.models.sizes import Config
+from fluxserve.models.step_cache import BlockCache
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
 from fluxserve.models.variant import Variant
 from fluxserve.tensors.reader import Shapes, TensorReader
@@ -142,7 +143,7 @@ class StepInputs:
     latents: (B, I, F) image tokens. text: (B, T, width) states. rows: (B, M) of this time, see `Model.rows`.
     positions: what `Model.positions` gave for these sizes. references: (B, R, F) tokens of pictures that stand in the
     sequence behind the image's, and are cut from what is predicted. channels: (B, I, C') further values of each image
-    token, the same at every step.
+    token, the same at every step. caches: of each sample, for a network that can skip blocks; None: all run.
     """
 
     latents: Tensor
@@ -151,6 +152,7 @@ class StepInputs:
     positions: Tensor
     references: Tensor | None = None
     channels: Tensor | None = None
+    caches: Sequence[BlockCache | None] | None = None
 
     @property
     def image(self) -> Tensor:

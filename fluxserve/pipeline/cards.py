@@ -11,15 +11,23 @@ from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
 from fluxserve.placement.rates import measure_rates, packed_anew, packed_sample, step_seconds
 from fluxserve.placement.weight_format import WeightFormat
-from fluxserve.request import ModelCard, Placement
+from fluxserve.request import ModelCard, Placement, Solver
 from fluxserve.sizes import References
 from fluxserve.weights.checkpoint import Checkpoint
 
 
 def model_card(
-    checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: WeightFormat, loras: Iterable[str] = ()
+    checkpoint: Checkpoint,
+    plan: Plan,
+    device: torch.device,
+    fmt: WeightFormat,
+    loras: Iterable[str] = (),
+    solver: Solver = "euler",
 ) -> ModelCard:
-    """What clients and the front may know of the model. fmt: of its blocks. loras: the names that requests may use."""
+    """What clients and the front may know of the model. fmt: of its blocks. loras: the names that requests may use.
+
+    solver: of requests that do not say.
+    """
     variant = checkpoint.variant
     return ModelCard(
         id=checkpoint.id,
@@ -42,6 +50,7 @@ def model_card(
         max_batch=min(largest_batch(device), plan.samples_together(plan.work.width, plan.work.height)),
         placement=placement_of(checkpoint, plan, device, fmt),
         loras=tuple(loras),
+        solver=solver,
         true_cfg_scale=variant.true_cfg_scale,
         references=readable(variant.references, plan),
     )

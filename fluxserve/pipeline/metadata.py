@@ -22,6 +22,8 @@ def about(sample: Sample, model: str) -> dict[str, str]:
     }
     if request.true_cfg_scale > 1:
         told |= {"negative_prompt": request.negative_prompt, "true_cfg_scale": str(request.true_cfg_scale)}
+    if request.solver != "euler":
+        told["solver"] = request.solver
     if request.loras:
         told["loras"] = ", ".join(f"{lora.name}:{lora.scale:g}" for lora in request.loras)
     return told

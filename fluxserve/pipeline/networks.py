@@ -19,6 +19,7 @@ from fluxserve.placement.flat import FlatLayout
 from fluxserve.placement.place import Placer, block_keys, blocks_of, keys_by_place
 from fluxserve.placement.plan import ModelBytes, Plan, Work, make_plan, resident_plan, streaming_plan
 from fluxserve.placement.weight_format import WeightFormat
+from fluxserve.request import Solver
 from fluxserve.tensors.eight_bit import product_bytes
 from fluxserve.tensors.quantize import QuantMode
 from fluxserve.tensors.reader import TensorReader
@@ -44,7 +45,8 @@ class Blueprint:
     """All that is decided before any weight is read.
 
     reason: for the dtype. quant: how blocks are packed at load. compile: the denoiser's blocks. adapters: LoRAs that
-    the checkpoint's weights do not hold. product: the 8-bit arithmetic of blocks; None: exact.
+    the checkpoint's weights do not hold. product: the 8-bit arithmetic of blocks; None: exact. solver: of requests that
+    do not say. step_cache: see `BlockCache`; None: every block runs at every step.
     """
 
     checkpoint: Checkpoint
@@ -55,6 +57,8 @@ class Blueprint:
     compile: bool
     adapters: Adapters = NO_ADAPTERS
     product: QuantMode | None = None
+    solver: Solver = "euler"
+    step_cache: float | None = None
 
     def format_of(self, part: Part) -> WeightFormat:
         """Of the part's blocks, or of all of it where it has none."""
@@ -95,11 +99,11 @@ class Blueprint:
         )
 
     def _work(self) -> Work:
-        """One image at the model's own size."""
+        """One image at the model's own size. A step cache holds three streams: two remembered, one at hand."""
         work, costs = work_of(self.checkpoint, self.dtype), self.checkpoint.architecture.arithmetic
-        if self.product is None:
-            return work
-        return replace(work, product_bytes=product_bytes(self.product, costs.hidden + costs.mlp_hidden))
+        products = product_bytes(self.product, costs.hidden + costs.mlp_hidden) if self.product else 0
+        cached = 3 * costs.hidden * self.dtype.itemsize if self.step_cache else 0
+        return replace(work, extra_bytes=products + cached)
 
     def _part_bytes(self, part: Part) -> _PartBytes:
         reader, fmt = self.checkpoint.readers[part.name], self.format_of(part)
@@ -210,7 +214,18 @@ def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Bluepr
     checkpoint, adapters = adapt(_reading(checkpoint, config.max_input_images), config.loras, config.lora_dir)
     quant: QuantMode | None = None if config.storage == "native" else config.storage
     product: QuantMode | None = None if config.compute == "exact" else config.compute
-    return Blueprint(checkpoint, device, choice.dtype, choice.reason, quant, config.compile, adapters, product)
+    return Blueprint(
+        checkpoint,
+        device,
+        choice.dtype,
+        choice.reason,
+        quant,
+        config.compile,
+        adapters,
+        product,
+        config.solver,
+        config.step_cache,
+    )
 
 
 def _reading(checkpoint: Checkpoint, most: int | None) -> Checkpoint:

@@ -31,7 +31,7 @@ from fluxserve.pipeline.loras import LoraSet
 from fluxserve.pipeline.metadata import about
 from fluxserve.pipeline.networks import Blueprint, Networks, draw_blueprint
 from fluxserve.pipeline.pictures import Pictures
-from fluxserve.pipeline.samples import EncodedReferences, Inpaint, Sample, latent_weights
+from fluxserve.pipeline.samples import EncodedReferences, Inpaint, Sample, StepMemory, latent_weights
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
 from fluxserve.request import GeneratedImage, GenerationRequest, MaskMode, Progress
@@ -57,7 +57,12 @@ class FluxPipeline:
         self.blueprint = blueprint
         self.variant = blueprint.checkpoint.variant
         self.card = model_card(
-            blueprint.checkpoint, networks.plan, blueprint.device, blueprint.block_format, blueprint.adapters.by_name
+            blueprint.checkpoint,
+            networks.plan,
+            blueprint.device,
+            blueprint.block_format,
+            blueprint.adapters.by_name,
+            blueprint.solver,
         )
         self.max_batch = largest_batch(blueprint.device)
         self._positions = ByteBoundedCache[Tensor](POSITION_CACHE_BYTES, lambda positions: positions.nbytes)
@@ -154,6 +159,7 @@ class FluxPipeline:
                     picture=picture,
                     inpaint=inpaint,
                     loras=loras,
+                    memory=StepMemory.of(self.blueprint.step_cache, len(times) - 1),
                     references=references,
                 )
             )
@@ -169,11 +175,12 @@ class FluxPipeline:
         velocity = self._velocity(samples)
         latents = torch.stack([sample.latents for sample in samples])
         t, t_next = (self._tensor([sample.times[sample.step + i] for sample in samples]) for i in (0, 1))
-        moved = solvers.euler_step(latents, velocity, t, t_next)
+        clean = solvers.clean_estimate(latents, velocity, t)
+        moved = solvers.euler_step(latents, velocity, t, t_next) + self._second_order(samples, clean)
         if any((sample.step + 1) % FINITE_CHECK_STEPS == 0 for sample in samples) and not moved.isfinite().all():
             raise NonFiniteOutput("the latents are no longer finite; other seeds or sizes may do")
-        for sample, x, v in zip(samples, moved, velocity, strict=True):
-            sample.advance(x, v)
+        for sample, x, x0 in zip(samples, moved, clean, strict=True):
+            sample.advance(x, x0)
 
     def preview(self, sample: Sample, cancellation: CancellationCallback = never_cancelled) -> Pixels:
         """The picture as predicted at the last step, at the size asked."""
@@ -334,16 +341,29 @@ class FluxPipeline:
         samples = [sample for sample, _ in rows]
         latents = torch.stack([sample.latents for sample in samples]).to(self.blueprint.dtype)
         text = torch.stack([cond.text.states for _, cond in rows])
+        caches = [sample.memory.cond if cond is sample.cond else sample.memory.uncond for sample, cond in rows]
         inputs = StepInputs(
             latents=latents,
             text=text,
             rows=torch.stack([cond.rows[sample.step] for sample, cond in rows]).to(self.device),
             positions=self._positions_of(text.shape[1], samples[0].grids),
             references=self._beside(rows),
+            caches=caches if any(caches) else None,
         )
         model = self.networks.model
         with samples[0].loras.beside(self.networks.denoiser, model.denoiser):
             return model.velocity(inputs).float()
+
+    def _second_order(self, samples: Sequence[Sample], clean: Tensor) -> Tensor | float:
+        """What the samples' solvers add to Euler's step. clean: (B, I, F) as predicted now."""
+        weights = [sample.second_order_weight for sample in samples]
+        if not any(weights):
+            return 0.0
+        before = [
+            now if sample.memory.clean is None else sample.memory.clean
+            for sample, now in zip(samples, clean, strict=True)
+        ]
+        return self._tensor(weights)[:, None, None] * (clean - torch.stack(before))
 
     def _beside(self, rows: Sequence[tuple[Sample, Conditioning]]) -> Tensor | None:
         """(B, R, F): what each row is drawn by."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fluxserve.models import solvers
 from fluxserve.models.family import LatentSpace
+from fluxserve.models.step_cache import BlockCache
 from fluxserve.pipeline.conditioning import Conditioning
 from fluxserve.pipeline.images import InputPicture
 from fluxserve.pipeline.loras import NO_LORAS, LoraSet
 from fluxserve.request import GenerationRequest, Timings
+
+STEPS_NEVER_SKIPPED = 8
+"""A sample of so few steps runs every block at each."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,39 @@ class EncodedReferences:
 
 
 @dataclass
+class StepMemory:
+    """What steps leave for those after them.
+
+    clean: (I, F) latents of the picture as predicted at the last step, None before the first. cond, uncond: the blocks'
+    changes under either prompt; None: every block runs at every step.
+    """
+
+    clean: Tensor | None = None
+    cond: BlockCache | None = None
+    uncond: BlockCache | None = None
+
+    @classmethod
+    def of(cls, threshold: float | None, steps: int) -> StepMemory:
+        """threshold: None to run all blocks, as a sample of few steps does: they differ too much."""
+        if threshold is None or steps <= STEPS_NEVER_SKIPPED:
+            return cls()
+        return cls(None, BlockCache(threshold), BlockCache(threshold))
+
+    def take(self, clean: Tensor) -> None:
+        """What a whole step has found."""
+        self.clean = clean
+        for cache in (self.cond, self.uncond):
+            if cache is not None:
+                cache.keep()
+
+
+@dataclass
 class Sample:
     """Image `index` of a request at time times[step].
 
     native_size: (width, height) in pixels that the model draws; latent_size: (h, w). latents: (I, F) float32 tokens, on
-    the device. velocity: of the last step, None before the first. uncond: of the negative prompt, with true CFG.
-    inpaint, picture: of an edit. loras: what acts beside the denoiser. references: None without any.
+    the device. uncond: of the negative prompt, with true CFG. inpaint, picture: of an edit. loras: what acts beside the
+    denoiser. references: None without any.
     """
 
     request: GenerationRequest
@@ -57,7 +88,7 @@ class Sample:
     picture: InputPicture | None
     inpaint: Inpaint | None
     step: int = 0
-    velocity: Tensor | None = None
+    memory: StepMemory = field(default_factory=StepMemory)
     loras: LoraSet = NO_LORAS
     references: EncodedReferences | None = None
 
@@ -92,23 +123,31 @@ class Sample:
             **spent_ms,
             total_ms=sum(spent_ms.values()),
             steps=self.steps,
+            skipped_steps=self.memory.cond.skipped if self.memory.cond else 0,
             prompt_cached=self.cond.cached,
             native_size=f"{width}x{height}" if resampled else None,
         )
 
-    def advance(self, latents: Tensor, velocity: Tensor) -> None:
+    @property
+    def second_order_weight(self) -> float:
+        """How much the change of what is predicted counts in the next step; 0: Euler's step."""
+        if self.request.solver == "euler" or self.memory.clean is None:
+            return 0.0
+        return solvers.second_order_weight(*self.times[self.step - 1 : self.step + 2])
+
+    def advance(self, latents: Tensor, clean: Tensor) -> None:
         """Takes the result of one whole step."""
         t_next = self.times[self.step + 1]
         self.latents = latents if self.inpaint is None else self.inpaint.blend(latents, t_next)
-        self.velocity = velocity
+        self.memory.take(clean)
         self.step += 1
 
     def predicted(self) -> Tensor:
         """The picture's latents as predicted at the last step: x0, (I, F) float32."""
-        if self.velocity is None or self.done:
+        clean = self.memory.clean
+        if clean is None or self.done:
             return self.latents
-        x0 = solvers.clean_estimate(self.latents, self.velocity, self.times[self.step])
-        return x0 if self.inpaint is None else self.inpaint.blend(x0, 0.0)
+        return clean if self.inpaint is None else self.inpaint.blend(clean, 0.0)
 
 
 def latent_weights(picture: InputPicture, latents: LatentSpace, size: tuple[int, int]) -> Tensor | None:

@@ -50,7 +50,8 @@ class Work:
     """What a request of a certain size needs beside weights. width, height: pixels the model draws.
 
     reference_tokens: of what it is drawn by. token_area: pixels of an image token. decoder_channels: of the
-    autoencoder's widest full-size map. product_bytes: what 8-bit products take a token beside the activations.
+    autoencoder's widest full-size map. extra_bytes: what 8-bit products and the step cache take a token beside the
+    activations.
     """
 
     width: int
@@ -62,7 +63,7 @@ class Work:
     token_area: int
     decoder_channels: int
     itemsize: int
-    product_bytes: int = 0
+    extra_bytes: int = 0
     reference_tokens: int = 0
 
     @property
@@ -72,7 +73,7 @@ class Work:
     @property
     def step_bytes(self) -> int:
         """Activations of one step: the widest moment of a block, per token."""
-        token = (8 * self.hidden + 5 * self.mlp_hidden) * self.itemsize + self.product_bytes
+        token = (8 * self.hidden + 5 * self.mlp_hidden) * self.itemsize + self.extra_bytes
         return self.batch * self.tokens * token
 
     def decode_bytes(self, tiled: bool) -> int:

@@ -103,12 +103,19 @@ def quantize_rows(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _quantized(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """On a GPU the largest values take one pass, without the rows' absolute values in between."""
-    if rows.device.type == "cuda":
-        largest = torch.linalg.vector_norm(rows, ord=math.inf, dim=1, keepdim=True, dtype=torch.float32)
-    else:
-        rows = rows.float()
-        largest = rows.abs().amax(dim=1, keepdim=True)
-    scale = (largest * (1 / LARGEST[dtype])).clamp_(min=torch.finfo(torch.float32).tiny)
-    scaled = rows * scale.reciprocal()
+    scale = (_largest(rows) / LARGEST[dtype]).clamp_(min=torch.finfo(torch.float32).tiny)
+    scaled = rows.to(torch.float32, copy=True).mul_(scale.reciprocal()) if rows.is_cpu else rows * scale.reciprocal()
     return (scaled.round_() if dtype == torch.int8 else scaled).to(dtype), scale
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """The largest absolute value of each row, (n, 1) float32, in few passes over memory.
+
+    On a CPU bfloat16 is compared by its bits without the sign, in which not a number is above infinity.
+    """
+    if rows.is_cuda:
+        return torch.linalg.vector_norm(rows, ord=math.inf, dim=1, keepdim=True, dtype=torch.float32)
+    if rows.is_cpu and rows.dtype == torch.bfloat16:
+        bits = rows.view(torch.int16) & 0x7FFF
+        return bits.amax(dim=1, keepdim=True).view(torch.bfloat16).float()
+    return rows.float().abs().amax(dim=1, keepdim=True)

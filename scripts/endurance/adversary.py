@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import httpx
 
@@ -20,7 +19,7 @@ from scripts.endurance.attacks import ATTACKS
 from scripts.endurance.client import Client, Reply
 from scripts.endurance.flood import PROBE
 from scripts.endurance.goals import Goal, Scale, at_most, none_of, percentile
-from scripts.endurance.servers import loads, rss_mb, serving, worker_pid
+from scripts.endurance.servers import children, loads, rss_mb, serving, worker_pid
 from tests.server.running import EDITS, Server, png
 
 SECONDS, CONNECTIONS = 300.0, 30
@@ -110,19 +109,11 @@ async def _weigh(server: Server, watch: Watch, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         total = 0.0
-        for pid in {server.process.pid, *_children(server.process.pid)} - {worker_pid(server)}:
+        for pid in {server.process.pid, *children(server.process.pid)} - {worker_pid(server)}:
             with suppress(OSError):
                 total += rss_mb(pid)
         watch.memory = max(watch.memory, total)
         await asyncio.sleep(0.05)
-
-
-def _children(pid: int) -> set[int]:
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(OSError):
-            found |= {int(child) for child in (task / "children").read_text().split()}
-    return found
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scripts.endurance.client import Client
@@ -96,3 +96,12 @@ async def ready(client: Client, timeout_s: float = 60.0) -> float:
             raise TimeoutError("not ready")
         await asyncio.sleep(0.02)
     return loop.time() - began
+
+
+def children(pid: int) -> set[int]:
+    """The processes that it has started."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            found |= {int(child) for child in (task / "children").read_text().split()}
+    return found

@@ -202,6 +202,8 @@ def test_what_is_told_to_another_command_is_what_was_read() -> None:
         memory_budget=12345678901,
         storage="int8",
         compute="int8",
+        solver="dpmpp2m",
+        step_cache=0.25,
         compile=True,
         offload="stream",
     )

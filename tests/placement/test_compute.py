@@ -49,9 +49,10 @@ def load(model: Path, compute: Compute, **changes: object) -> FluxPipeline:
 
 def velocity(pipeline: FluxPipeline) -> Tensor:
     (sample,) = pipeline.begin(complete_request(pipeline.card, "a cat", width=64, height=96, seed=5))
+    noise = sample.latents
     pipeline.step([sample])
-    assert sample.velocity is not None
-    return sample.velocity
+    assert sample.memory.clean is not None
+    return noise - sample.memory.clean
 
 
 def relative(value: Tensor, exact: Tensor) -> float:
@@ -139,10 +140,10 @@ def test_the_plan_counts_a_byte_a_value_and_what_products_take() -> None:
     exact = replace(drawn, product=None)
     costs = drawn.checkpoint.architecture.arithmetic
     plans = [one.plan("auto", GIB * 4) for one in (drawn, exact)]
-    assert plans[0].work.product_bytes == product_bytes("int8", costs.hidden + costs.mlp_hidden) > 0
-    assert plans[1].work.product_bytes == 0
+    assert plans[0].work.extra_bytes == product_bytes("int8", costs.hidden + costs.mlp_hidden) > 0
+    assert plans[1].work.extra_bytes == 0
     more = plans[0].work.step_bytes - plans[1].work.step_bytes
-    assert more == plans[0].work.tokens * plans[0].work.product_bytes
+    assert more == plans[0].work.tokens * plans[0].work.extra_bytes
     reader, layout = drawn.checkpoint.readers[drawn.checkpoint.denoiser.name], drawn.checkpoint.denoiser.layout
     assert layout is not None
     own = [key for key in reader.keys() if key.startswith(layout.prefixes) and not layout.on_host(key)]

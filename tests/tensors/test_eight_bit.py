@@ -59,9 +59,12 @@ def test_rows_and_columns_of_any_size_keep_their_precision(mode: QuantMode, boun
 
 
 @pytest.mark.parametrize("mode", ["int8", "fp8"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_stays_so_and_touches_no_other_token(mode: QuantMode, value: float) -> None:
-    x, factor = drawn(2, 20, 64), eight_bit.as_factor(drawn(32, 64, seed=1), mode)
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_stays_so_and_touches_no_other_token(
+    mode: QuantMode, value: float, dtype: torch.dtype
+) -> None:
+    x, factor = drawn(2, 20, 64).to(dtype), eight_bit.as_factor(drawn(32, 64, seed=1), mode)
     whole = eight_bit.linear(x, factor, None)
     x[1, 3, 9] = value
     broken = eight_bit.linear(x, factor, None)
@@ -112,6 +115,16 @@ def test_compiled_it_is_one_graph_and_the_same(mode: QuantMode, dtype: torch.dty
     x = drawn(1, 600, 512, seed=1).to(dtype)
     compiled = torch.compile(lambda x: eight_bit.linear(x, factor, bias), backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(x).float(), eight_bit.linear(x, factor, bias).float(), rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_largest_value_of_a_row_has_the_largest_number(dtype: torch.dtype) -> None:
+    rows = drawn(300, 2048).to(dtype)
+    kept = rows.clone()
+    values, scale = quantize_rows(rows, torch.int8)
+    assert torch.equal(rows, kept)
+    assert torch.equal(scale, rows.float().abs().amax(1, keepdim=True) / 127)
+    assert (values.abs().amax(1) == 127).all()
 
 
 def test_weights_packed_in_pieces_are_those_packed_whole() -> None:

@@ -116,7 +116,7 @@ class Flux1Model:
         return self.denoiser.rope(text_tokens, [(h // 2, w // 2) for h, w in grids])
 
     def velocity(self, inputs: StepInputs) -> Tensor:
-        predicted = self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions)
+        predicted = self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions, inputs.caches)
         return predicted[:, : inputs.latents.shape[1]]
 
 

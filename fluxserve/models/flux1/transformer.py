@@ -19,6 +19,7 @@ from fluxserve.models.flux1.sizes import FluxParams
 from fluxserve.models.parts.attention import rotary_table
 from fluxserve.models.parts.embedders import MLPEmbedder, sinusoidal_embedding
 from fluxserve.models.parts.modulation import LastLayer
+from fluxserve.models.step_cache import BlockCache, Rows, run_others
 
 TIME_DIM = 256
 
@@ -67,20 +68,37 @@ class FluxTransformer(nn.Module):
         ids = torch.cat([torch.zeros(text_tokens, 3, device=device), *images])
         return rotary_table(ids, self.params.axes_dim, self.params.theta)
 
-    def forward(self, img: Tensor, txt: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:
+    def forward(
+        self,
+        img: Tensor,
+        txt: Tensor,
+        modulation: Tensor,
+        rope: Tensor,
+        caches: Sequence[BlockCache | None] | None = None,
+    ) -> Tensor:
         """The velocity at one time a sample.
 
         img: (B, I, in_channels) packed latents. txt: (B, T, context_in_dim) T5 states. modulation: (B, M) rows of
-        this time. rope: (L, D / 2, 2). Returns (B, I, out_channels).
+        this time. rope: (L, D / 2, 2). caches: of each sample, None to run all blocks. Returns (B, I, out_channels).
         """
         double, single, last = modulation.split(self._modulation_split(), dim=-1)
-        img, txt = self.img_in(img), self.txt_in(txt)
-        for block, rows in zip(self.double_blocks, double.chunk(len(self.double_blocks), -1), strict=True):
-            img, txt = block(img, txt, rows, rope)
-        x = torch.cat([txt, img], dim=1)  # (B, L, hidden)
-        for block, rows in zip(self.single_blocks, single.chunk(len(self.single_blocks), -1), strict=True):
-            x = block(x, rows, rope)
-        return self.final_layer(x[:, txt.shape[1] :], last)
+        double_rows, single_rows = (
+            rows.chunk(len(blocks), -1) for rows, blocks in ((double, self.double_blocks), (single, self.single_blocks))
+        )
+        before, txt = self.img_in(img), self.txt_in(txt)
+        img, txt = self.double_blocks[0](before, txt, double_rows[0], rope)
+
+        def others(some: Rows) -> Tensor:
+            image, words = img[some], txt[some]
+            for block, rows in zip(self.double_blocks[1:], double_rows[1:], strict=True):
+                image, words = block(image, words, rows[some], rope)
+            x = torch.cat([words, image], dim=1)  # (B, L, hidden)
+            for block, rows in zip(self.single_blocks, single_rows, strict=True):
+                x = block(x, rows[some], rope)
+            return x[:, words.shape[1] :]
+
+        x = others(slice(None)) if caches is None else run_others(before, img, others, caches)
+        return self.final_layer(x, last)
 
     def _modulation_split(self) -> list[int]:
         hidden = self.params.hidden_size

@@ -106,7 +106,7 @@ class Flux2Model:
         return self.denoiser.rope(text_tokens, grids)
 
     def velocity(self, inputs: StepInputs) -> Tensor:
-        predicted = self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions)
+        predicted = self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions, inputs.caches)
         return predicted[:, : inputs.latents.shape[1]]
 
 

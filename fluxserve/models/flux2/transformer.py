@@ -19,6 +19,7 @@ from fluxserve.models.parts.attention import rotary_table
 from fluxserve.models.parts.embedders import MLPEmbedder, sinusoidal_embedding
 from fluxserve.models.parts.modulation import LastLayer, Modulation
 from fluxserve.models.parts.streams import OneStream, TwoStreams
+from fluxserve.models.step_cache import BlockCache, Rows, run_others
 
 TIME_DIM = 256
 THETA = 2000
@@ -104,20 +105,35 @@ class Flux2Transformer(nn.Module):
         images = [_grid_ids(n * REFERENCE_TIME, *grid, device) for n, grid in enumerate(grids)]
         return rotary_table(torch.cat([text, *images]), self.params.axes_dim, THETA)
 
-    def forward(self, img: Tensor, txt: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:
+    def forward(
+        self,
+        img: Tensor,
+        txt: Tensor,
+        modulation: Tensor,
+        rope: Tensor,
+        caches: Sequence[BlockCache | None] | None = None,
+    ) -> Tensor:
         """The velocity at one time a sample, of all image tokens that are given.
 
-        img: (B, I, in_channels). txt: (B, T, context_in_dim). modulation: (B, M). rope: (L, D / 2, 2).
+        img: (B, I, in_channels). txt: (B, T, context_in_dim). modulation: (B, M). rope: (L, D / 2, 2). caches: of each
+        sample, None to run all blocks.
         """
         rows = modulation.unflatten(-1, (-1, 1, self.params.hidden_size)).unbind(1)  # 17 x (B, 1, hidden)
-        img_rows, txt_rows, single_rows = rows[:6], rows[6:12], rows[12:15]
-        img, txt = self.img_in(img), self.txt_in(txt)
-        for block in self.double_blocks:
-            img, txt = block(img, txt, img_rows, txt_rows, rope)
-        x = torch.cat([txt, img], dim=1)  # (B, L, hidden)
-        for block in self.single_blocks:
-            x = block(x, single_rows, rope)
-        return self.final_layer(x[:, txt.shape[1] :], torch.cat(rows[15:], dim=-1).squeeze(1))
+        before, txt = self.img_in(img), self.txt_in(txt)
+        img, txt = self.double_blocks[0](before, txt, rows[:6], rows[6:12], rope)
+
+        def others(some: Rows) -> Tensor:
+            own = [row[some] for row in rows[:15]]
+            image, words = img[some], txt[some]
+            for block in self.double_blocks[1:]:
+                image, words = block(image, words, own[:6], own[6:12], rope)
+            x = torch.cat([words, image], dim=1)  # (B, L, hidden)
+            for block in self.single_blocks:
+                x = block(x, own[12:], rope)
+            return x[:, words.shape[1] :]
+
+        x = others(slice(None)) if caches is None else run_others(before, img, others, caches)
+        return self.final_layer(x, torch.cat(rows[15:], dim=-1).squeeze(1))
 
 
 def _grid_ids(time: int, rows: int, columns: int, device: torch.device) -> Tensor:

@@ -87,7 +87,7 @@ class ZImageModel:
         return self.denoiser.rope(text_tokens, h // 2, w // 2)
 
     def velocity(self, inputs: StepInputs) -> Tensor:
-        return -self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions)
+        return -self.denoiser(inputs.image, inputs.text, inputs.rows, inputs.positions, inputs.caches)
 
 
 @dataclass(frozen=True)

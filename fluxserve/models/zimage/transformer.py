@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fluxserve.models.parts.attention import attention, rotary_table
 from fluxserve.models.parts.embedders import sinusoidal_embedding
 from fluxserve.models.parts.norms import clamp_half
+from fluxserve.models.step_cache import BlockCache, Rows, run_others
 from fluxserve.models.zimage.sizes import ZImageParams
 
 TIME_DIM = 256
@@ -156,11 +157,18 @@ class ZImageTransformer(nn.Module):
         text[:, 0] = torch.arange(1, length + 1, device=device)
         return rotary_table(torch.cat([image, text]), self.params.axes_dim, THETA)
 
-    def forward(self, img: Tensor, txt: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:
+    def forward(
+        self,
+        img: Tensor,
+        txt: Tensor,
+        modulation: Tensor,
+        rope: Tensor,
+        caches: Sequence[BlockCache | None] | None = None,
+    ) -> Tensor:
         """What leads from noise to the picture at one time a sample: the velocity's negative.
 
         img: (B, I, in_channels). txt: (B, T, context_in_dim). modulation: (B, M). rope: (I' + T', D / 2, 2).
-        Returns (B, I, in_channels).
+        caches: of each sample, None to run all joint blocks. Returns (B, I, in_channels).
         """
         tokens = img.shape[1]
         rows = modulation.unflatten(-1, (-1, 1, self.params.hidden_size)).unbind(1)  # M / hidden x (B, 1, hidden)
@@ -172,10 +180,19 @@ class ZImageTransformer(nn.Module):
             img = block(img, own, img_rope)
         for block in self.context_refiner:
             txt = block(txt, UNMODULATED, txt_rope)
-        x = torch.cat([img, txt], dim=1)  # (B, I' + T', hidden)
-        for block, own in zip(self.layers, of_block[len(self.noise_refiner) :], strict=True):
-            x = block(x, own, rope)
-        return self.final_layer(x[:, :tokens], rows[-1])
+        first, *later = of_block[len(self.noise_refiner) :]
+        before = torch.cat([img, txt], dim=1)  # (B, I' + T', hidden)
+        after = self.layers[0](before, first, rope)
+
+        def others(some: Rows) -> Tensor:
+            x = after[some]
+            for block, own in zip(self.layers[1:], later, strict=True):
+                x = block(x, [row[some] for row in own], rope)
+            return x[:, :tokens]
+
+        around = before[:, :tokens], after[:, :tokens]
+        x = others(slice(None)) if caches is None else run_others(*around, others, caches)
+        return self.final_layer(x, rows[-1])
 
 
 def _padded(x: Tensor, pad: Tensor) -> Tensor:

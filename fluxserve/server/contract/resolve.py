@@ -126,6 +126,7 @@ def _to_request(
         true_cfg_scale=parameters.true_cfg_scale,
         strength=_strength(parameters, inputs),
         loras=[LoraChoice(lora.name, lora.scale) for lora in parameters.loras],
+        solver=parameters.solver,
         partial_images=parameters.partial_images if parameters.stream else 0,
         output_format=output_format,
         output_compression=parameters.output_compression,

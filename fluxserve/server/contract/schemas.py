@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from fluxserve.completion import LONGEST_PROMPT, clean_text
-from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, MaskMode, OutputFormat, Range
+from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, MaskMode, OutputFormat, Range, Solver
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 EchoedQuality = Literal["low", "medium", "high", "xhigh", "max"]
@@ -91,6 +91,7 @@ class ImageParameters(BaseModel):
     loras: list[LoraChoice] = Field(
         [], max_length=MAX_LORAS, description="Names, or objects of name and scale (-4 to 4). Alias: lora (one object)."
     )
+    solver: Solver | None = Field(None, description="euler, or dpmpp2m, which needs about half the steps.")
     strength: float | None = _number(
         "strength",
         None,
@@ -168,7 +169,10 @@ class Usage(BaseModel):
 
 
 class TimingsBody(BaseModel):
-    """Where the time went, in milliseconds. native_size: what the model drew at, when the picture was resampled."""
+    """Where the time went, in milliseconds. skipped_steps: of the steps, those that ran one block of all.
+
+    native_size: what the model drew at, when the picture was resampled.
+    """
 
     queue_ms: float
     text_ms: float
@@ -177,6 +181,7 @@ class TimingsBody(BaseModel):
     encode_ms: float
     total_ms: float
     steps: int
+    skipped_steps: int
     prompt_cached: bool
     native_size: str | None = None
 
@@ -251,6 +256,7 @@ class ModelDefaults(BaseModel):
     steps: dict[str, int]
     guidance_scale: float | None
     true_cfg_scale: float
+    solver: Solver
     response_format: str
 
 

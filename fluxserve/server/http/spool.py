@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from fluxserve.errors import StorageFull
 
-IN_MEMORY_BYTES = 256 * 1024
+IN_MEMORY_BYTES = 64 * 1024
 
 
 class Spool:

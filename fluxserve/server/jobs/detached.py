@@ -14,7 +14,8 @@ from fluxserve.engine.job import Job
 
 KEEP_RUNNING_S = 3.0
 KEEP_FINISHED_S = 60.0
-_MOST = 32
+MOST_JOBS, MOST_BYTES = 32, 64 * 2**20
+"""Bytes of finished pictures; the oldest are let go of first."""
 
 
 @dataclass(eq=False)
@@ -34,7 +35,7 @@ class DetachedJobs:
         """Takes over the leaving client's place."""
         timer = asyncio.get_running_loop().call_later(KEEP_RUNNING_S, self._time_up, job)
         self._kept[job.id] = _Detached(fingerprint, job, timer)
-        if len(self._kept) > _MOST:
+        if len(self._kept) > MOST_JOBS:
             self._let_go(next(iter(self._kept)))
 
     def reattach(self, fingerprint: str) -> Job | None:
@@ -55,10 +56,26 @@ class DetachedJobs:
         if job.done and job.error is None:
             later = asyncio.get_running_loop().call_later(KEEP_FINISHED_S - KEEP_RUNNING_S, self._let_go, job.id)
             self._kept[job.id].timer = later
+            self._keep_within(MOST_BYTES)
         else:
             self._let_go(job.id)
+
+    def _keep_within(self, most: int) -> None:
+        sizes = {job_id: _size(kept.job) for job_id, kept in self._kept.items()}
+        held = sum(sizes.values())
+        for job_id, size in sizes.items():
+            if held <= most:
+                return
+            if size:
+                self._let_go(job_id)
+                held -= size
 
     def _let_go(self, job_id: int) -> None:
         kept = self._kept.pop(job_id)
         kept.timer.cancel()
         kept.job.leave()
+
+
+def _size(job: Job) -> int:
+    """Bytes of the pictures that it has made."""
+    return sum(len(image.data) for image in job.progress.images)

@@ -57,6 +57,7 @@ def _describe(services: Services, name: str) -> ModelBody:
             steps=card.steps,
             guidance_scale=card.guidance_scale,
             true_cfg_scale=card.true_cfg_scale,
+            solver=card.solver,
             response_format=config.default_response_format,
         ),
         loras=list(card.loras),

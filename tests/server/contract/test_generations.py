@@ -81,6 +81,9 @@ EXTRAS: list[tuple[dict[str, Any], str, object]] = [
     ({"prompt": "a\x01b\tc\n\x1fd"}, "prompt", "ab\tc\nd"),
     ({"prompt": "عربي \U0001f408 \u200b汉字"}, "prompt", "عربي \U0001f408 \u200b汉字"),
     ({"output_format": "PNG"}, "output_format", "png"),
+    ({}, "solver", "euler"),
+    ({"solver": "dpmpp2m"}, "solver", "dpmpp2m"),
+    ({"extra_body": {"solver": "dpmpp2m"}}, "solver", "dpmpp2m"),
 ]
 
 
@@ -90,6 +93,14 @@ def test_each_extra_reaches_the_pipeline(echo_server: Server, fields: dict[str, 
     response = echo_server.generate(**{"response_format": "b64_json", "prompt": "a cat", **fields})
     assert response.status_code == 200, response.text
     assert echo(response.json()["data"][0])[name] == value
+
+
+@pytest.mark.behaviour(120)
+def test_a_request_names_its_solver_and_the_models_list_the_default(echo_server: Server) -> None:
+    (model,) = echo_server.get("/v1/models").json()["data"]
+    for solver in ("euler", "dpmpp2m", None):
+        data = echo_server.generate(response_format="b64_json", solver=solver).json()["data"]
+        assert echo(data[0])["solver"] == (solver or model["defaults"]["solver"])
 
 
 @pytest.mark.behaviour(6)
@@ -104,6 +115,7 @@ def test_null_is_not_given(echo_server: Server) -> None:
         "seed",
         "loras",
         "strength",
+        "solver",
         "stream",
     )
     response = echo_server.generate(response_format="b64_json", **dict.fromkeys(names))
@@ -199,6 +211,8 @@ BAD_VALUES: list[tuple[dict[str, Any], str, str]] = [
     *(({"output_format": f}, "unsupported_value", "output_format") for f in ("gif", "svg", "bmp", "tiff")),
     *(({"background": b}, "unsupported_value", "background") for b in ("transparent", "blue")),
     ({"quality": "ultra"}, "invalid_value", "quality"),
+    *(({"solver": solver}, "invalid_value", "solver") for solver in ("heun", "DPM++ 2M")),
+    ({"solver": 2}, "invalid_value", "solver"),
     ({"response_format": "xml"}, "invalid_value", "response_format"),
     ({"model": 5}, "invalid_type", "model"),
     ({"size": 512}, "invalid_type", "size"),

@@ -144,6 +144,15 @@ def test_a_mask_belongs_to_the_first(server: Server, asked: dict[str, str], size
     assert request["strength"] == 1.0
 
 
+@pytest.mark.behaviour(102, 130)
+def test_a_white_mask_is_one_that_is_transparent_there(server: Server) -> None:
+    image, white, black = png(300, 200), png(300, 200, (255, 255, 255)), png(300, 200, (0, 0, 0))
+    request = edit(server, ("image", image), ("mask", white), size="64x64", mask_mode="white")
+    assert request["mask"] == drawn(png(300, 200, CLEAR, "RGBA"), (64, 64), 1)
+    answer = server.send_form(EDITS, FIELDS | {"mask_mode": "white"}, [("image", image), ("mask", black)])
+    assert_error(answer, 400, "invalid_mask", "mask")
+
+
 @pytest.mark.behaviour(102)
 def test_a_mask_that_fits_another_picture_is_refused(server: Server) -> None:
     for mask in (png(80, 80, CLEAR, "RGBA"), png(8, 8, CLEAR, "RGBA"), png(300, 200), b"junk"):

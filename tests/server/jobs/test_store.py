@@ -383,3 +383,17 @@ async def test_detached_jobs_are_bounded() -> None:
     assert [one.done for one in jobs] == [True] * 8 + [False] * 32
     detached_jobs.close()
     assert all(one.done for one in jobs)
+
+
+@pytest.mark.fault(120)
+async def test_pictures_that_wait_for_a_retry_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detached, "KEEP_RUNNING_S", 0.05)
+    monkeypatch.setattr(detached, "MOST_BYTES", 1000)
+    detached_jobs, jobs = DetachedJobs(), [job(number) for number in range(5)]
+    for number, one in enumerate(jobs):
+        detached_jobs.detach(str(number), one)
+        one.completed(image(400), Timings())
+        one.finish(Timings())
+    await asyncio.sleep(0.3)
+    assert [detached_jobs.reattach(str(number)) is not None for number in range(5)] == [False] * 3 + [True] * 2
+    detached_jobs.close()

@@ -186,6 +186,7 @@ def test_models(server: Server) -> None:
     limits = model["limits"]
     assert (limits["max_n"], limits["max_pixels"], limits["max_batch"]) == (10, 4_194_304, 1)
     assert (model["native_area"], model["default_size"]) == (4096, "64x64")
+    assert model["defaults"]["solver"] == "euler"
     assert model["defaults"]["steps"] == {"low": 2, "medium": 4, "high": 4, "xhigh": 8, "max": 8}
     for name in ("fluxserve/fake", "fluxserve%2Ffake", "default", "fake", "gpt-image-1"):
         assert server.get(f"/v1/models/{name}").json() == model
