@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import re
 import secrets
 import time
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -20,7 +22,6 @@ from fluxserve.server.http.client_timeout import read_client_timeout
 from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.errors import LONGEST_RETRY_AFTER_S, error_body
 from fluxserve.server.http.paths import JOBS
-from fluxserve.server.http.preferences import wait_before_202_s
 from fluxserve.server.jobs.async_jobs import AsyncJob
 from fluxserve.server.serve_images import (
     ImageCall,
@@ -36,6 +37,8 @@ from fluxserve.server.serve_images import (
 from fluxserve.server.services import Services
 
 _ID_BYTES = 16
+_LONGEST_WAIT_S = 60
+_PREFERENCE = re.compile(r'\s*([A-Za-z-]+)\s*(?:=\s*"?([0-9]{1,9})"?)?\s*(?:;[^,]*)?')
 
 
 async def serve_now_or_later(call: ImageCall) -> Response:
@@ -53,6 +56,20 @@ async def serve_now_or_later(call: ImageCall) -> Response:
     if wait_s:
         await while_connected(call.http.receive, _settle(opened, wait_s))
     return await promise(opened, call.http, call.services)
+
+
+def wait_before_202_s(headers: Headers) -> int | None:
+    """Seconds to wait for the answer before it is promised instead; None: it is waited for, however long it takes.
+
+    The Prefer header, RFC 7240: respond-async and wait.
+    """
+    preferences: dict[str, str] = {}
+    for each in ",".join(headers.getlist("prefer")).split(","):
+        if match := _PREFERENCE.fullmatch(each):
+            preferences.setdefault(match[1].lower(), match[2] or "")
+    if "respond-async" not in preferences:
+        return None
+    return min(int(preferences.get("wait") or 0), _LONGEST_WAIT_S)
 
 
 async def _open(call: ImageCall) -> AsyncJob:

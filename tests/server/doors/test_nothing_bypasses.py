@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -123,7 +122,7 @@ def refused(way: str, answer: Answer, status: int, code: str) -> None:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A key for each way, each with a rate of its own, a short queue, and a filter of words."""
     flags = ["--rate-limit", "2", "--max-queue", "1", "--content-filter", "tests.server.content_filters:no_dogs"]
-    for key in (*KEYS.values(), "busy", "queued"):
+    for key in KEYS.values():
         flags += ["--api-key", key]
     server = running.start(flags, tmp_path_factory.mktemp("guarded")).wait_ready()
     yield server
@@ -174,18 +173,21 @@ def test_no_door_passes_by_filter_or_rate(guarded: Server) -> None:
 
 @pytest.fixture
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One is drawn, one waits, and no more may."""
+    """One is drawn, and others wait until even those have no place who have nothing in the queue."""
+    fillers = [f"filler-{number}" for number in range(8)]
     flags = ["--max-queue", "1"]
-    for key in (*KEYS.values(), "busy", "queued"):
+    for key in (*KEYS.values(), *fillers):
         flags += ["--api-key", key]
     server = running.start(flags, tmp_path_factory.mktemp("full")).wait_ready()
-    with ThreadPoolExecutor() as pool:
-        for seed, key in ((1561, "busy"), (1562, "queued")):
-            headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
-            fields = {"seed": seed, "num_inference_steps": 200}
-            pool.submit(server.generate, "a cat [slow:step:0.5]", headers=headers, **fields).result()
-            until(lambda: server.count("step", 1561) >= 1)
-        yield server
+    statuses = []
+    for number, key in enumerate(fillers):
+        headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
+        fields = {"seed": 1561 + number, "num_inference_steps": 200}
+        statuses.append(server.generate("a cat [slow:step:0.5]", headers=headers, **fields).status_code)
+        until(lambda: server.count("step", 1561) >= 1)
+    assert statuses[0] == 202
+    assert statuses[-1] == 429
+    yield server
     server.stop(9)
 
 
