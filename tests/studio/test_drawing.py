@@ -47,7 +47,7 @@ def test_what_is_set_is_asked_for(page: Page, server: Server) -> None:
     page.get_by_text("Free", exact=True).click()
     draw(page, "a dog", seed="140100", width="128", height="96", steps="7")
     assert (fact(page, "Size"), fact(page, "Steps")) == ("128 × 96", "7")
-    page.get_by_text("Auto", exact=True).click()
+    page.locator("#sizes").get_by_text("Auto", exact=True).click()
     page.locator("#quality").select_option("low")
     draw(page, "a dog", seed="140101", steps="")
     assert (fact(page, "Size"), fact(page, "Steps")) == ("64 × 64", "2")
