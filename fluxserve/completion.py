@@ -6,7 +6,7 @@ Fills in the defaults of the model's card and checks every range.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict, Unpack, get_args
 
@@ -16,6 +16,8 @@ from fluxserve.request import (
     LORA_SCALE,
     MAX_LORAS,
     RANGES,
+    REDUX_WEIGHT,
+    Control,
     GenerationRequest,
     LoraChoice,
     ModelCard,
@@ -25,7 +27,7 @@ from fluxserve.request import (
     Solver,
     consecutive_seeds,
 )
-from fluxserve.sizes import MAX_PIXELS, check_size, fit_size, nearest_size
+from fluxserve.sizes import MAX_PIXELS, References, check_size, fit_size, nearest_size
 
 LONGEST_PROMPT = 32_000
 EDIT_STRENGTH, MASKED_STRENGTH, VARIATION_STRENGTH = 0.75, 1.0, 0.6
@@ -39,8 +41,10 @@ class RequestOptions(TypedDict, total=False):
 
     n: images, with seeds seed, seed + 1, ...; a random seed is below 2**32. width, height: multiples of 16; by default
     the model's own size, or the input picture's. strength: by default 0.75, 1 with a mask, 0.6 without a prompt;
-    nothing to a model that draws by references. loras: by name alone, or with their scales. solver: euler or dpmpp2m;
-    by default what the model was loaded with.
+    nothing to a model that draws by references. control: the map to make of the picture, for models that draw from one;
+    by default the picture is the map. redux: the weight of each picture, for models with an image encoder; 1 where they
+    vary a picture. loras: by name alone, or with their scales. solver: euler or
+    dpmpp2m; by default what the model was loaded with.
     """
 
     n: int | None
@@ -53,6 +57,8 @@ class RequestOptions(TypedDict, total=False):
     negative_prompt: str | None
     true_cfg_scale: float | None
     strength: float | None
+    control: Control | None
+    redux: Sequence[float] | None
     loras: Sequence[str | LoraChoice] | None
     solver: Solver | None
     partial_images: int | None
@@ -78,10 +84,10 @@ def complete_request(
     """
     check_options(options)
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    references = _references(inputs, card)
-    width, height = _size(given, card, inputs, references, max_pixels)
-    seed = given["seed"] if "seed" in given else secrets.randbelow(2**32)
     prompt = _prompt(prompt, required=inputs is None)
+    pictures = _pictures(given, prompt, inputs, card)
+    width, height = _size(given, card, inputs, pictures, max_pixels)
+    seed = given["seed"] if "seed" in given else secrets.randbelow(2**32)
     return GenerationRequest(
         prompt=prompt,
         width=width,
@@ -92,11 +98,10 @@ def complete_request(
         max_sequence_length=_at_most(card.max_sequence_length, given, "max_sequence_length"),
         true_cfg_scale=given.get("true_cfg_scale", card.true_cfg_scale),
         negative_prompt=clean_text("negative_prompt", given.get("negative_prompt", "")),
-        references=references,
         output_format=_output_format(given.get("output_format", "png")),
         solver=_solver(given.get("solver", card.solver)),
         loras=_loras(given.get("loras", ()), card),
-        **_drawn_over(given, prompt, inputs, card),
+        **pictures,
         **{name: given[name] for name in _AS_GIVEN if name in given},
     )
 
@@ -162,13 +167,15 @@ def _prompt(prompt: str, required: bool) -> str:
     return cleaned
 
 
-def default_size(card: ModelCard, inputs: EditInputs | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def default_size(
+    card: ModelCard, inputs: EditInputs | None = None, max_pixels: int = MAX_PIXELS, redux: bool = False
+) -> tuple[int, int]:
     """(width, height) where none is asked for: the model's own, or the input picture's, within both limits."""
     most = min(max_pixels, card.max_pixels or max_pixels)
     if inputs is None:
         own = card.default_width, card.default_height
         return fit_size(*own, own[0] * own[1], most)
-    if card.references is not None:
+    if card.references is not None and not redux:
         return nearest_size(*card.references.frame(*inputs.size).size, most)
     return fit_size(*inputs.size, edit_area(card), most)
 
@@ -177,20 +184,44 @@ def _size(
     given: dict[str, Any],
     card: ModelCard,
     inputs: EditInputs | None,
-    references: Sequence[Reference],
+    pictures: Mapping[str, Any],
     max_pixels: int,
 ) -> tuple[int, int]:
-    size = default_size(card, inputs, max_pixels)
+    """pictures: what `_pictures` gave."""
+    size = default_size(card, inputs, max_pixels, bool(pictures["redux"]))
     width, height = given.get("width", size[0]), given.get("height", size[1])
     check_size(width, height, max_pixels, card.max_pixels or max_pixels)
-    _check_room(width, height, references, card)
+    _check_room(width, height, pictures["references"], card)
     return width, height
 
 
-def _references(inputs: EditInputs | None, card: ModelCard) -> tuple[Reference, ...]:
+def _redux_weights(weights: Any, card: ModelCard, inputs: EditInputs | None, prompt: str) -> tuple[float, ...]:
+    """Of each picture that the image encoder reads; none where none is to be read so.
+
+    Raises:
+        InvalidRequest: `redux`: there is no such encoder, or not a weight for each picture.
+    """
+    pictures = len(inputs.images) if inputs else 0
+    if weights is None:
+        varied = inputs is not None and not prompt.strip() and not _has_mask(inputs)
+        return (1.0,) * pictures if card.redux and varied else ()
+    if card.redux is None:
+        raise InvalidRequest(
+            "redux needs a model with an image encoder (--redux)", param="redux", code="unsupported_value"
+        )
+    given = tuple(weights) if isinstance(weights, Sequence) else (weights,)
+    for weight in given:
+        check_range("redux", weight, REDUX_WEIGHT)
+    if len(given) != pictures or not pictures:
+        raise InvalidRequest(f"redux must have a weight for each image, got {len(given)} for {pictures}", param="redux")
+    if inputs is not None and _has_mask(inputs):
+        raise InvalidRequest("mask is not taken with redux", param="mask", code="unsupported_value")
+    return given
+
+
+def _references(inputs: EditInputs | None, card: ModelCard, rule: References | None) -> tuple[Reference, ...]:
     """The pictures as the model reads them, where it does."""
-    check_count(len(inputs.images) if inputs else 0, card.max_input_images)
-    rule = card.references
+    check_count(len(inputs.images) if inputs else 0, rule.most if rule else 1)
     if inputs is None or rule is None:
         return ()
     return tuple(Reference(image.data, *rule.frame(image.width, image.height).size) for image in inputs.images)
@@ -208,16 +239,24 @@ def _check_room(width: int, height: int, references: Sequence[Reference], card: 
         )
 
 
+def _pictures(given: dict[str, Any], prompt: str, inputs: EditInputs | None, card: ModelCard) -> dict[str, Any]:
+    """All that a request has of its pictures."""
+    redux = _redux_weights(given.get("redux"), card, inputs, prompt)
+    references = _references(inputs, card, card.redux if redux else card.references)
+    drawn_over = {} if redux else _drawn_over(given, prompt, _taken(inputs, card), card)
+    return {"references": references, "redux": redux, "control": _control(given, card), **drawn_over}
+
+
 def _drawn_over(given: dict[str, Any], prompt: str, inputs: EditInputs | None, card: ModelCard) -> dict[str, Any]:
     """image, mask and strength: of a model that draws by references, what a mask keeps of the first."""
-    if inputs is not None and not prompt.strip():
+    if inputs is not None and card.picture == "start" and not prompt.strip():
         inputs = _varied(inputs)
     if inputs is None or (card.references is not None and inputs.mask is None):
         return {}
     return {
         "image": (inputs.kept or inputs.image).data,
         "mask": inputs.mask.data if inputs.mask else None,
-        "strength": _strength(given, prompt, inputs) if card.references is None else 1.0,
+        "strength": _strength(given, prompt, inputs) if card.takes_strength else 1.0,
     }
 
 
@@ -236,9 +275,54 @@ def _at_most(limit: Any, given: dict[str, Any], param: str) -> Any:
     return value
 
 
+def _taken(inputs: EditInputs | None, card: ModelCard) -> EditInputs | None:
+    """The pictures as the model takes them. Raises: InvalidRequest: it needs one, or a mask, or takes no mask."""
+    if card.picture == "start":
+        return inputs
+    if inputs is None:
+        raise InvalidRequest(
+            f"image is required: {card.id} draws from a picture; send an edit",
+            param="image",
+            code="missing_required_parameter",
+        )
+    if card.picture == "control":
+        return _map_alone(inputs)
+    if inputs.mask is None:
+        raise InvalidRequest(
+            f"mask is required: {card.id} repaints what is transparent in it, or in the image itself; send an edit",
+            param="mask",
+            code="missing_required_parameter",
+        )
+    return inputs
+
+
 def _varied(inputs: EditInputs) -> EditInputs:
     """What a variation starts from: a picture's own transparency keeps nothing of it."""
     return replace(inputs, mask=None) if inputs.mask is inputs.image else inputs
+
+
+def _has_mask(inputs: EditInputs) -> bool:
+    """Whether one was sent beside a picture that is not its own."""
+    return inputs.mask is not None and not inputs.image.transparent
+
+
+def _map_alone(inputs: EditInputs) -> EditInputs:
+    """What is transparent in a map means nothing."""
+    if _has_mask(inputs):
+        raise InvalidRequest(
+            "mask is not taken: the model draws all of a picture, from a map", param="mask", code="unsupported_value"
+        )
+    return replace(inputs, mask=None)
+
+
+def _control(given: dict[str, Any], card: ModelCard) -> Control | None:
+    control = given.get("control")
+    if control is not None and control not in card.controls:
+        takes = f"one of {', '.join(card.controls)}" if card.controls else "left out with this model"
+        raise InvalidRequest(
+            f"control must be {takes}, got {str(control)[:40]!r}", param="control", code="unsupported_value"
+        )
+    return control
 
 
 def _strength(given: dict[str, Any], prompt: str, inputs: EditInputs) -> float:

@@ -7,9 +7,10 @@ it by `cli/options.py`, `cli/settings.py` and `takes_fields_of`.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
@@ -34,8 +35,9 @@ class Option:
     """What makes a field an option, which people may set.
 
     group: of the options it is shown with. name: as people write it, where that is not the field's name. size: bytes,
-    which people may write as 8GiB. gt, ge, le: bounds. check: returns a value, or raises ValueError. sensitive: it runs
-    code or decides who gets in, so that a settings file must have been named to set it.
+    which people may write as 8GiB. duration: seconds, which people may write as 15m. gt, ge, le: bounds. check: returns
+    a value, or raises ValueError. sensitive: it runs code or decides who gets in, so that a settings file must have
+    been named to set it.
     """
 
     help: str
@@ -43,6 +45,7 @@ class Option:
     _: KW_ONLY
     name: str | None = None
     size: bool = False
+    duration: bool = False
     gt: float | None = None
     ge: float | None = None
     le: float | None = None
@@ -81,6 +84,14 @@ class PipelineConfig:
             "model",
         ),
     ] = None
+    redux: Annotated[
+        str | None,
+        Option(
+            "A folder or Hub id with FLUX.1 Redux (image_encoder and image_embedder), by which dev and schnell vary "
+            "pictures.",
+            "model",
+        ),
+    ] = None
     loras: Annotated[
         Sequence[str],
         Option("A LoRA that changes the model from the start, as PATH or PATH:SCALE.", "model", name="lora"),
@@ -103,7 +114,9 @@ class PipelineConfig:
             "Check files of known SHA-256 first: auto those that are new or changed, always all, off none.", "model"
         ),
     ] = "auto"
-    device: Annotated[str, Option("auto, cpu, cuda, cuda:N or mps.", "device")] = "auto"
+    device: Annotated[
+        str, Option("auto, cpu, cuda, cuda:N or mps; of a server several, as in cuda:0,cuda:1.", "device")
+    ] = "auto"
     dtype: Annotated[Dtype, Option("What to compute in: auto, bfloat16, float16 or float32.", "device")] = "auto"
     memory_budget: Annotated[
         int | None,
@@ -169,6 +182,57 @@ class PipelineConfig:
             raise ConfigError(f"memory_budget must be a number of bytes above 0, got {self.memory_budget!r}")
         if isinstance(self.loras, str):
             raise ConfigError(f"loras must be a sequence of PATH or PATH:SCALE, got the text {self.loras!r}")
+
+
+@dataclass(frozen=True)
+class HostingConfig:
+    """How the workers of one model live. idle_timeout_s: None: as `ModelConfig.idle_timeout_s` says; 0: never."""
+
+    workers: Annotated[
+        int | None,
+        Option("How many workers draw, on the devices in turn; by default one a device.", "hosting", gt=0, le=64),
+    ] = None
+    idle_timeout_s: Annotated[
+        float | None,
+        Option(
+            "Unload a model that nobody has asked for so long, e.g. 15m; 0: never. By default never for one model, "
+            "15m for several.",
+            "hosting",
+            name="idle_timeout",
+            duration=True,
+            ge=0,
+        ),
+    ] = None
+    served_model_names: Annotated[
+        tuple[str, ...], Option("A further name for the model.", "hosting", name="served_model_name")
+    ] = ()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model that is served: what to load and where, and how its workers live.
+
+    pipeline: its device may be several, separated by commas. idle_timeout_s: seconds; None: it is never unloaded for
+    being idle. preload: it is loaded at the start; else when it is first asked for.
+    """
+
+    pipeline: PipelineConfig
+    hosting: HostingConfig = HostingConfig()  # it is frozen
+    _: KW_ONLY
+    idle_timeout_s: float | None = None
+    preload: bool = True
+
+    @property
+    def label(self) -> str:
+        """What it is called until its card is known: no path of this machine."""
+        return Path(self.pipeline.model).name if os.path.lexists(self.pipeline.model) else self.pipeline.model
+
+    @property
+    def pipelines(self) -> tuple[PipelineConfig, ...]:
+        """Of each worker."""
+        devices = [device.strip() for device in self.pipeline.device.split(",") if device.strip()] or ["auto"]
+        count = self.hosting.workers or len(devices)
+        return tuple(replace(self.pipeline, device=devices[i % len(devices)]) for i in range(count))
 
 
 @dataclass(frozen=True)
@@ -309,6 +373,15 @@ class ServerConfig:
     api_key_file: Annotated[
         Path | None, Option("A file of further keys, one a line; # begins a comment.", "access", sensitive=True)
     ] = None
+    admin_keys: Annotated[
+        tuple[str, ...],
+        Option(
+            "A key that may load and unload models; where there are keys, no other may.",
+            "access",
+            name="admin_key",
+            sensitive=True,
+        ),
+    ] = field(default=(), repr=False)
     insecure: Annotated[bool, Option("Listen beyond this machine without a key.", "access", sensitive=True)] = False
     rate_limit: Annotated[int | None, Option("Requests a minute for each client.", "access", gt=0)] = None
 
@@ -328,9 +401,9 @@ class ServerConfig:
     max_pixels: Annotated[int, Option("The most pixels of an image.", "limits", ge=MIN_PIXELS)] = 2048 * 2048
     max_input_pixels: Annotated[int, Option("The most pixels of an uploaded image.", "limits", gt=0)] = 4096 * 4096
 
-    served_model_names: Annotated[
-        tuple[str, ...], Option("A further name for the model.", "answers", name="served_model_name")
-    ] = ()
+    preload: Annotated[
+        bool, Option("Load several models at the start, not each when it is first asked for.", "hosting")
+    ] = False
     strict_model: Annotated[bool, Option("Refuse OpenAI's model names.", "answers")] = False
     default_response_format: Annotated[
         ResponseFormat, Option("What clients get that do not say: url or b64_json.", "answers")

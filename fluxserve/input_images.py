@@ -6,7 +6,7 @@ A file is told by its bytes, never by its name or the type it was sent under.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageChops
 
 from fluxserve.errors import FluxserveError, InvalidRequest
 from fluxserve.request import InputImage, MaskMode
-from fluxserve.sizes import Box, Frame
+from fluxserve.sizes import Box, Filter, Frame
 
 ImageSource = bytes | str | Path | Image.Image
 """A PNG, JPEG or WebP file's content, its path, or a picture that Pillow holds."""
@@ -24,6 +24,10 @@ ImageSource = bytes | str | Path | Image.Image
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 _BAND_ROWS = 128
+_FILTERS: Mapping[Filter, Image.Resampling] = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -199,7 +203,7 @@ def _stood_up(image: Image.Image) -> Image.Image:
 def scaled(picture: Image.Image, frame: Frame) -> Image.Image:
     """In RGB, in this frame, without the file's metadata; what is transparent shows white."""
     flat = _flat(picture) if picture.mode != "RGB" or picture.has_transparency_data else picture
-    drawn = flat.resize(frame.scaled, Image.Resampling.LANCZOS).crop(frame.edges)
+    drawn = flat.resize(frame.scaled, _FILTERS[frame.filter]).crop(frame.edges)
     drawn.info = {}  # profiles and the like, which a PNG would carry on
     return drawn
 

@@ -13,6 +13,16 @@ from fluxserve.sizes import References
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 Solver = Literal["euler", "dpmpp2m"]
+PictureUse = Literal["start", "fill", "control"]
+"""What a model makes of a request's picture: noise is added to it, or its masked part is repainted by the model itself,
+or it is a map (edges, depth) of what to draw."""
+_SERVES: dict[PictureUse, tuple[str, ...]] = {
+    "start": ("generations", "edits", "masks", "variations"),
+    "fill": ("edits", "masks"),
+    "control": ("edits",),
+}
+Control = Literal["canny"]
+"""A map that is made of a photo here."""
 MaskMode = Literal["alpha", "white"]
 """What of a mask asks for repainting: what is transparent, or what is white."""
 
@@ -56,6 +66,7 @@ RANGES = {
 }
 """Of any model; the card may allow less."""
 LORA_SCALE = Range(-4, 4, real=True)
+REDUX_WEIGHT = Range(0, 4, real=True)
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,9 @@ class GenerationRequest:
     guidance_scale: the embedded guidance of guidance-distilled models; None for models without.
     image, mask: encoded PNG, JPEG or WebP bytes of the picture to start from (None: from noise). Transparent mask
     pixels are repainted. strength: 1 ignores the picture, near 0 keeps it; means nothing without one.
+    control: the map to make of the image, for models that draw from one; None: the image is the map.
     references: what a model that reads pictures draws by, in order; `image` is then what a mask keeps of the first.
+    redux: the weights of the references, where the image encoder reads them beside the prompt.
     output_compression: 0..100, the encoder's quality for jpeg and webp.
     partial_images: how many previews each image sends on its way.
     loras: what acts beside the model's weights in this request; each one of the card's.
@@ -116,7 +129,9 @@ class GenerationRequest:
     image: bytes | None = None
     mask: bytes | None = None
     references: tuple[Reference, ...] = ()
+    redux: tuple[float, ...] = ()
     strength: float = 1.0
+    control: Control | None = None
     partial_images: int = 0
     output_format: OutputFormat = "png"
     output_compression: int = 95
@@ -218,6 +233,18 @@ class Placement:
     step_s: float
     compute: str = "exact"
 
+    @property
+    def summary(self) -> str:
+        """In one line, for the log."""
+        return (
+            f"{self.peak_bytes:,} of {self.budget_bytes:,} bytes at most, "
+            f"{self.resident_blocks} of {self.resident_blocks + self.streamed_blocks} blocks resident, "
+            f"{self.streamed_bytes:,} bytes streamed a step, "
+            f"text encoder {self.text_encoder}, autoencoder {self.autoencoder}, "
+            f"products {self.compute}, "
+            f"{self.step_s:.2f} s a step expected"
+        )
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -231,8 +258,9 @@ class ModelCard:
     max_pixels: the largest picture that the memory budget serves, together with what it is drawn by; None: no bound.
     max_batch: how many pictures of the model's own size one denoise step takes within that budget. placement: None: not
     planned. loras: the names that requests may use. true_cfg_scale: the default; 1: no negative prompt is read.
-    references: how it reads pictures to draw by; None: an edit starts from its one picture, by a strength. solver: the
-    default.
+    picture: what it makes of a request's picture. controls: the maps it draws from that are made here.
+    references: how it reads pictures to draw by; None: an edit has one picture. redux: how its image encoder does, of
+    variations, and of edits that give weights; None without one. solver: the default.
     """
 
     id: str
@@ -256,10 +284,29 @@ class ModelCard:
     placement: Placement | None = None
     true_cfg_scale: float = 1.0
     loras: tuple[str, ...] = ()
+    picture: PictureUse = "start"
+    controls: tuple[Control, ...] = ()
     references: References | None = None
     solver: Solver = "euler"
+    redux: References | None = None
 
     @property
     def max_input_images(self) -> int:
         """The most pictures of one edit."""
-        return 1 if self.references is None else self.references.most
+        rules = (self.references, self.redux)
+        return max((rule.most for rule in rules if rule), default=1)
+
+    @property
+    def takes_strength(self) -> bool:
+        """Whether noise is added to its picture."""
+        return self.references is None and self.picture != "control"
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What may be asked of it."""
+        return (*capabilities(self.picture, self.references), *(("redux",) if self.redux else ()))
+
+
+def capabilities(picture: PictureUse, references: References | None) -> tuple[str, ...]:
+    """What may be asked of a model."""
+    return (*_SERVES[picture], *(("references",) if references is not None else ()))

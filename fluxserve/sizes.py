@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Literal
 
 from fluxserve.errors import InvalidRequest
 
@@ -69,12 +70,16 @@ def fit_size(width: int, height: int, area: int, max_pixels: int) -> tuple[int, 
     return nearest_size(width * scale, height * scale, max_pixels)
 
 
+Filter = Literal["lanczos", "bicubic"]
+
+
 @dataclass(frozen=True)
 class Frame:
     """How a picture is brought to a size: scaled to `scaled`, of which the middle is kept. Both (width, height)."""
 
     scaled: tuple[int, int]
     size: tuple[int, int]
+    filter: Filter = "lanczos"
 
     @property
     def edges(self) -> tuple[int, int, int, int]:
@@ -95,6 +100,7 @@ class References:
     limit: int
     area: int
     sizes: tuple[tuple[int, int], ...] = ()
+    filter: Filter = "lanczos"
 
     def frame(self, width: int, height: int, param: str = "image") -> Frame:
         """What becomes of a picture of width x height. param: names it.
@@ -104,7 +110,7 @@ class References:
         """
         if self.sizes:
             nearest = min(self.sizes, key=lambda size: (abs(width / height - size[0] / size[1]), size))
-            return Frame(nearest, nearest)
+            return Frame(nearest, nearest, self.filter)
         if min(width, height) < MIN_SIDE or max(width, height) > LONGEST_REFERENCE * min(width, height):
             raise InvalidRequest(
                 f"{param} must have sides of at least {MIN_SIDE} pixels, the longer at most {LONGEST_REFERENCE} times "

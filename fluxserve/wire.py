@@ -41,10 +41,21 @@ class WireError(FluxserveError):
 
 @dataclass(frozen=True)
 class Load:
-    """The first message: what to load. ageing: see `scheduling.rank`."""
+    """The first message: what to load. ageing: see `scheduling.rank`.
+
+    threads: how many to compute with, unless the environment says; None: all.
+    """
 
     config: PipelineConfig
     ageing: float
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Describe:
+    """The first message to a process that loads nothing: answered by Described or Unusable, and its end."""
+
+    config: PipelineConfig
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,14 @@ class Ready:
 
     card: ModelCard
     max_batch: int
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the model would be, loaded beside nothing else. free_bytes: what the device has to give now."""
+
+    card: ModelCard
+    free_bytes: int
 
 
 @dataclass(frozen=True)
@@ -201,10 +220,11 @@ class Failed:
     param: str | None
 
 
-ToWorker = Load | Submit | Cancel | Decode | GoOn
+ToWorker = Load | Describe | Submit | Cancel | Decode | GoOn
 ToFront = (
     Loading
     | Ready
+    | Described
     | Unusable
     | Beat
     | Measured

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from fluxserve.cli.options import Setting, settings_of  # noqa: E402
-from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig  # noqa: E402
+from fluxserve.config import EngineConfig, HostingConfig, PipelineConfig, ServerConfig  # noqa: E402
+from scripts.models_page import models_page  # noqa: E402
 from scripts.reliability_page import reliability_page  # noqa: E402
 from tests.behaviours import BEHAVIOURS  # noqa: E402
 from tests.interop_files import BESIDES, COMFYUI_SOURCE, LORA_FILES  # noqa: E402
@@ -22,9 +23,9 @@ from tests.interop_files import BESIDES, COMFYUI_SOURCE, LORA_FILES  # noqa: E40
 
 def options() -> str:
     """docs/options.md"""
-    lines = ["# Options of `fluxserve serve [MODEL]`", "", *_PRECEDENCE, ""]
+    lines = ["# Options of `fluxserve serve [MODEL]...`", "", *_PRECEDENCE, ""]
     loading = settings_of(PipelineConfig)
-    settings = settings_of(PipelineConfig, ServerConfig, EngineConfig)
+    settings = settings_of(PipelineConfig, HostingConfig, ServerConfig, EngineConfig)
     for group, members in groupby(settings, key=lambda setting: setting.option.group):
         python = any(setting.option.group == group for setting in loading)
         names = ["option", "variable", *(["in Python"] if python else []), "default", "meaning"]
@@ -53,6 +54,21 @@ _PRECEDENCE = [
     "",
     "A `fluxserve.toml` that was found, not named, may not set what runs code or decides who gets in:",
     f"{_SENSITIVE}. A settings file that its group or others can write is refused.",
+    "",
+    "Several models are named one after the other, or stand in the file, each in a table of its own with the options",
+    "under *Model*, *Device* and *Hosting* (but for `preload`); a model that is named is served as its table says:",
+    "",
+    "```toml",
+    "[[models]]",
+    'model = "klein"',
+    'device = "cuda:0"',
+    'idle-timeout = "15m"',
+    "",
+    "[[models]]",
+    'model = "schnell"',
+    'device = "cuda:1"',
+    'served-model-name = ["fast"]',
+    "```",
     "",
     "The options under *Model* and *Device* are also those of `fluxserve generate` (where MODEL is `--model`), `bench`",
     "and `doctor`, which read variables but no file, and the parameters of `FluxPipeline.from_pretrained`.",
@@ -127,6 +143,7 @@ PAGES = {
     "conformance.md": conformance,
     "reliability.md": reliability,
     "interop_files.md": interop_files,
+    "models.md": models_page,
 }
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ Variables:
     FLUXSERVE_FAKE_LOAD   what happens at load: `slow:SECONDS`, `exit:CODE`, `exit:CODE:LAST` or `exit:CODE:FIRST-LAST`
                           for some loads of the folder's alone, counted from 1, or `checkpoint`, `source`, `config`,
                           `nan` for the error of that kind
+    FLUXSERVE_FAKE_DESCRIBE, FLUXSERVE_FAKE_FREE  the same for describing without loading; what the device has free
     FLUXSERVE_FAKE_BATCH  max_batch, default 1
     FLUXSERVE_FAKE_PIXELS the card's max_pixels, default none
     FLUXSERVE_FAKE_SIZE   the side of the card's own, square size, default 64
@@ -48,7 +49,7 @@ from PIL import Image, PngImagePlugin
 
 from fluxserve.config import PipelineConfig
 from fluxserve.errors import CheckpointError, ConfigError, InvalidRequest, NonFiniteOutput, SourceError
-from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Timings
+from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard, Placement, Timings
 from fluxserve.worker.pipeline_protocol import CancellationCallback, ProgressCallback
 
 Pixels = NDArray[np.uint8]
@@ -287,11 +288,26 @@ def load_fake(config: PipelineConfig, progress: ProgressCallback) -> FakePipelin
         pipeline.card = replace(pipeline.card, max_pixels=int(pixels))
     if side := int(os.environ.get("FLUXSERVE_FAKE_SIZE", "0")):
         pipeline.card = replace(pipeline.card, default_width=side, default_height=side, native_area=side * side)
+    pipeline.card = card_of(config, pipeline.card)
     pipeline._note("load", 0, os.getpid())
     progress("transformer", 50, 100)
     _fail_to_load(os.environ.get("FLUXSERVE_FAKE_LOAD", ""), pipeline._folder)
     progress("transformer", 100, 100)
     return pipeline
+
+
+def describe_fake(config: PipelineConfig) -> tuple[ModelCard, int]:
+    """What `tests.fake_worker` says of a model without loading it; FLUXSERVE_FAKE_DESCRIBE fails as at load."""
+    _fail_to_load(os.environ.get("FLUXSERVE_FAKE_DESCRIBE", ""), None)
+    return card_of(config, CARD), int(os.environ.get("FLUXSERVE_FAKE_FREE", str(2**40)))
+
+
+def card_of(config: PipelineConfig, card: ModelCard) -> ModelCard:
+    """The fake model's own, or one like it under the model's name. It takes its whole budget, if it has one."""
+    if config.memory_budget is not None:
+        budget = config.memory_budget
+        card = replace(card, placement=Placement(budget, budget, 1, 0, 0, "resident", "whole", 0.0))
+    return card if config.model == "demo" else replace(card, id=config.model, aliases=())
 
 
 def _fail_to_load(fault: str, folder: Path | None) -> None:

@@ -317,4 +317,16 @@ FAULTS: dict[int, Fault] = {
         "the end within 2 s of --drain-timeout, and no process is left",
         exit_codes=(0,),
     ),
+    140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
+    141: Fault(
+        "one model of several whose load fails", "the others are served; a later load is tried", (OK, UNAVAILABLE)
+    ),
+    142: Fault("one model of several whose configuration is refused", "told before anything loads", exit_codes=(78,)),
+    143: Fault("SIGKILL of a worker that loads for a request that waits", "loaded again", (OK,)),
+    144: Fault("loading or unloading without an admin key", "nothing is loaded", (Answer(403, "admin_key_required"),)),
+    145: Fault("more work for two models than fits, without end", "each has its turns; none starves", (OK,)),
+    146: Fault("a model is unloaded while it draws", "the job is finished first", (OK,)),
+    150: Fault(
+        "the worker dies in the middle of an edit of a model that draws from pictures", "the same picture", (OK,)
+    ),
 }

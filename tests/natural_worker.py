@@ -11,7 +11,7 @@ from fluxserve.config import PipelineConfig
 from fluxserve.pipeline import images
 from fluxserve.request import GeneratedImage
 from fluxserve.worker.process import serve
-from tests.fake_pipeline import CancellationCallback, FakePipeline, FakeSample, Pixels, load_fake
+from tests.fake_pipeline import CancellationCallback, FakePipeline, FakeSample, Pixels, describe_fake, load_fake
 
 SMOOTHNESS = (1.9, 1.5)
 """Amplitudes fall with frequency to this power: 1.9 as in a sky, 1.5 as in leaves; photographs lie between."""
@@ -51,4 +51,4 @@ def load_natural(config: PipelineConfig, progress: Callable[[str, int, int], Non
 
 
 if __name__ == "__main__":
-    serve(load_natural)
+    serve(load_natural, describe_fake)

@@ -83,7 +83,7 @@ class ToyModel:
         self.text_encoders = {"reader": networks["reader"]}
         self.velocity = self.denoiser.forward
 
-    def encode(self, prompt, max_length, cancellation) -> PromptStates:
+    def encode(self, prompt, max_length, cancellation, pictures) -> PromptStates:
         cancellation()
         letters = list(prompt.encode()) or [0]
         states = self.text_encoders["reader"](torch.tensor(letters[:max_length]))
@@ -97,7 +97,7 @@ class ToyModel:
 
 
 class ToyArchitecture:
-    latents = PackedLatents(4)
+    latents, control, sight = PackedLatents(4), None, None
     arithmetic = Arithmetic(WIDTH, WIDTH, 1, WIDTH, DEPTH, DEPTH * WIDTH**2, DEPTH * WIDTH**2, 4)
 
     def shapes(self):

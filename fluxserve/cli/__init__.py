@@ -10,6 +10,7 @@ from fluxserve.cli.generate import generate
 from fluxserve.cli.mcp import mcp
 from fluxserve.cli.models import models
 from fluxserve.cli.pull import pull
+from fluxserve.cli.remote import load, ps, unload
 from fluxserve.cli.serve import serve
 
 app = typer.Typer(
@@ -18,5 +19,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, generate, pull, models, doctor, bench, mcp):
+for command in (serve, ps, load, unload, generate, pull, models, doctor, bench, mcp):
     app.command()(command)

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -21,14 +21,14 @@ from typing import NoReturn
 import uvicorn
 
 from fluxserve import __version__, logs
-from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig
-from fluxserve.engine import Engine
+from fluxserve.config import EngineConfig, ModelConfig, ServerConfig
 from fluxserve.errors import ConfigError, InUse
 from fluxserve.memory import give_memory_back
-from fluxserve.request import Placement
+from fluxserve.pool import ModelPool
 from fluxserve.server.app import create_app
 from fluxserve.server.http.access.control import is_loopback
 from fluxserve.server.http.protocol import BAD_REQUEST, bounded
+from fluxserve.server.jobs.load_times import StoredLoadTimes
 from fluxserve.server.jobs.store_folder import FOLDER, StoreFolder
 from fluxserve.server.limits.open_files import AcceptErrors, allow_open_files, most_connections
 from fluxserve.server.services import open_services
@@ -45,7 +45,9 @@ _STOP_S = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def run_front(pipeline: PipelineConfig, limits: EngineConfig, config: ServerConfig, worker_module: str) -> NoReturn:
+def run_front(
+    models: Sequence[ModelConfig], limits: EngineConfig, config: ServerConfig, worker_module: str
+) -> NoReturn:
     """Serves until a signal or a failure, then ends the process with the exit code that tells which.
 
     Raises:
@@ -57,7 +59,7 @@ def run_front(pipeline: PipelineConfig, limits: EngineConfig, config: ServerConf
     allow_open_files()
     give_memory_back()
     with bind(config.host, config.port) as listener:
-        asyncio.run(_run(pipeline, limits, config, worker_module, listener))
+        asyncio.run(_run(models, limits, config, worker_module, listener))
     raise AssertionError("the server ends the process")
 
 
@@ -104,18 +106,21 @@ def open_folder(config: ServerConfig) -> StoreFolder:
 
 
 async def _run(
-    pipeline: PipelineConfig, limits: EngineConfig, config: ServerConfig, worker_module: str, listener: socket.socket
+    models: Sequence[ModelConfig],
+    limits: EngineConfig,
+    config: ServerConfig,
+    worker_module: str,
+    listener: socket.socket,
 ) -> NoReturn:
     asyncio.get_running_loop().set_exception_handler(AcceptErrors())
-    engine = Engine(pipeline, limits, worker_module=worker_module)
-    services = open_services(engine, config, limits, open_folder(config))
+    folder = open_folder(config)
+    pool = ModelPool(models, limits, StoredLoadTimes(folder), worker_module=worker_module)
+    services = open_services(pool, config, limits, folder)
     try:
         options = uvicorn.Config(
             create_app(services),
             lifespan="off",
-            http=bounded(
-                most_connections(config.max_connections), engine.metrics.rejected.labels(BAD_REQUEST.code).inc
-            ),
+            http=bounded(most_connections(config.max_connections), pool.metrics.rejected.labels(BAD_REQUEST.code).inc),
             backlog=_ACCEPTED_A_TURN,
             timeout_keep_alive=int(config.keep_alive_s),
             ws="none",
@@ -127,10 +132,11 @@ async def _run(
         gc.freeze()  # what lives as long as the server need not be looked through while bodies are parsed
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        log.info("fluxserve %s on %s/v1, loading %s", __version__, address, pipeline.model)
+        names = ", ".join(model.label for model in models)
+        log.info("fluxserve %s on %s/v1, loading %s", __version__, address, names)
         if config.studio:
             log.info("draw at %s/", address)
-        code = await Front(engine, _Server(options), limits.drain_timeout_s).run(listener)
+        code = await Front(pool, _Server(options), limits.drain_timeout_s).run(listener)
     finally:
         services.close()
     logging.shutdown()
@@ -158,10 +164,10 @@ class _Server(uvicorn.Server):
 
 
 class Front:
-    """Runs the engine and the HTTP server together, from start to the last answer."""
+    """Runs the models and the HTTP server together, from start to the last answer."""
 
-    def __init__(self, engine: Engine, server: _Server, drain_timeout_s: float) -> None:
-        self._engine = engine
+    def __init__(self, models: ModelPool, server: _Server, drain_timeout_s: float) -> None:
+        self._models = models
         self._server = server
         self._drain_timeout_s = drain_timeout_s
         self._exit_code = 0
@@ -174,13 +180,13 @@ class Front:
             if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue  # under nohup
             loop.add_signal_handler(number, self._on_signal, number)
-        await self._engine.start()
+        await self._models.start()
         watching = asyncio.create_task(self._watch())
         try:
             await self._server.serve(sockets=[listener])
         finally:
             watching.cancel()
-            await asyncio.wait({asyncio.create_task(self._engine.stop())}, timeout=_STOP_S)
+            await asyncio.wait({asyncio.create_task(self._models.stop())}, timeout=_STOP_S)
         return self._exit_code
 
     def _on_signal(self, number: int) -> None:
@@ -198,7 +204,7 @@ class Front:
         """Jobs, and the answers that are still being sent, share the time."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._drain_timeout_s
-        await self._engine.drain(self._drain_timeout_s)
+        await self._models.drain(self._drain_timeout_s)
         await self._end_within(end - loop.time())
 
     async def _end_within(self, seconds: float) -> None:
@@ -208,35 +214,10 @@ class Front:
         self._server.abort()
 
     async def _watch(self) -> None:
-        """Says when the model is ready; ends the server with the worker's own exit code when the engine gives up."""
-        announcing = asyncio.create_task(self._announce())
-        try:
-            fatal = await self._engine.wait_fatal()
-        finally:
-            announcing.cancel()
+        """Ends the server with the worker's own exit code when no model can be served."""
+        fatal = await self._models.wait_fatal()
         self._exit_code = fatal.exit_code
         await self._end_within(self._drain_timeout_s)
-
-    async def _announce(self) -> None:
-        await self._engine.wait_ready()
-        card = self._engine.card
-        assert card is not None
-        log.info("ready: %s on %s in %s. %s", card.id, card.device, card.dtype, card.notice or "")
-        if card.placement is not None:
-            log.info("placement: %s", placement_line(card.placement))
-
-
-def placement_line(placement: Placement) -> str:
-    """A plan in one line, for the log."""
-    blocks = placement.resident_blocks + placement.streamed_blocks
-    return (
-        f"{placement.peak_bytes:,} of {placement.budget_bytes:,} bytes at most, "
-        f"{placement.resident_blocks} of {blocks} blocks resident, "
-        f"{placement.streamed_bytes:,} bytes streamed a step, "
-        f"text encoder {placement.text_encoder}, autoencoder {placement.autoencoder}, "
-        f"products {placement.compute}, "
-        f"{placement.step_s:.2f} s a step expected"
-    )
 
 
 def _cache_folder() -> Path:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 import typer
 from pydantic import ByteSize
 
-from fluxserve.config import EngineConfig, Option, PipelineConfig, ServerConfig
+from fluxserve.config import EngineConfig, HostingConfig, Option, PipelineConfig, ServerConfig
 
 PREFIX = "FLUXSERVE_"
 
@@ -96,11 +96,14 @@ Flags = dict[str, Any]
 """What a command line says, by the options' names; None: nothing."""
 
 LoadingFlags = Annotated[Flags, PipelineConfig]
-ServeFlags = Annotated[Flags, PipelineConfig, ServerConfig, EngineConfig]
+ServeFlags = Annotated[Flags, PipelineConfig, HostingConfig, ServerConfig, EngineConfig]
 
 _MODEL = settings_of(PipelineConfig)[0]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help=_MODEL.help)]
 ModelArgument = Annotated[str | None, typer.Argument(help=_MODEL.help)]
+ModelsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[MODEL]...", help=f"The first is the default. {_MODEL.help}")
+]
 
 
 class _Member(NamedTuple):
@@ -155,6 +158,7 @@ def _group(annotation: Any) -> _Group | None:
 
 def _flag(setting: Setting) -> _Member:
     """Ranges and forms are checked with the settings."""
-    kind = str if setting.option.size else list[str] if setting.kind is tuple else setting.kind
+    is_text = setting.option.size or setting.option.duration
+    kind = str if is_text else list[str] if setting.kind is tuple else setting.kind
     told = typer.Option(setting.flag, help=setting.help, rich_help_panel=setting.option.group)
     return _Member(setting.name, Annotated[kind | None, told], None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,17 +20,19 @@ SettingsFile = Annotated[
 
 
 @options.spread
-def serve(*, model: options.ModelArgument = None, flags: options.ServeFlags, config: SettingsFile = None) -> None:
+def serve(*, models: options.ModelsArgument = None, flags: options.ServeFlags, config: SettingsFile = None) -> None:
     """Answer OpenAI's image API over HTTP."""
-    serve_with({"model": model, **flags}, config)
+    serve_with(models or (), flags, config)
 
 
-def serve_with(flags: options.Flags, file: Path | None, worker_module: str = "fluxserve.worker") -> None:
+def serve_with(
+    models: Sequence[str], flags: options.Flags, file: Path | None, worker_module: str = "fluxserve.worker"
+) -> None:
     """Serves until a signal or a failure, then ends this process. worker_module: what the worker process runs."""
     from fluxserve.cli.front import run_front
 
     with failures_to_exit_codes():
-        pipeline, server, engine = read_settings(flags, file)
-        if server.content_filter:
+        configs = read_settings(flags, file, models)
+        if configs.server.content_filter:
             sys.path.insert(0, os.getcwd())
-        run_front(pipeline, engine, server, worker_module)
+        run_front(configs.models, configs.engine, configs.server, worker_module)

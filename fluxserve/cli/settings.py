@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -20,16 +21,29 @@ from pydantic_settings import (
 )
 
 from fluxserve.cli.options import PREFIX, Flags, Setting, settings_of
-from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig
+from fluxserve.config import EngineConfig, HostingConfig, ModelConfig, PipelineConfig, ServerConfig
 from fluxserve.errors import ConfigError
 
 FILE = Path("fluxserve.toml")
 
 C = TypeVar("C")
+Table = dict[str, Any]
+
+
+SEVERAL_IDLE_S = 900.0
+"""When one of several models is unloaded, unless it is said."""
+
+
+SEVERAL_IDLE_S = 900.0
+"""When one of several models is unloaded, unless it is said."""
+TABLES = "models"
+"""The key of the file under which several models stand, a table each."""
 
 
 class ServeConfigs(NamedTuple):
-    pipeline: PipelineConfig
+    """models: the first is the default."""
+
+    models: tuple[ModelConfig, ...]
     server: ServerConfig
     engine: EngineConfig
 
@@ -40,19 +54,81 @@ def read_loading(flags: Flags) -> PipelineConfig:
     Raises:
         typer.BadParameter: a bad flag. ConfigError: a bad variable.
     """
-    return _config(PipelineConfig, _read(LoadingSettings, flags, None))
+    return _config(PipelineConfig, _read(LoadingSettings, flags, {}, ""))
 
 
-def read_settings(flags: Flags, file: Path | None) -> ServeConfigs:
+def read_settings(flags: Flags, file: Path | None, models: Sequence[str] = ()) -> ServeConfigs:
     """How the server runs, by flags, variables and the file. file: None: fluxserve.toml, if there is one.
 
+    models: what to serve; none: what the variable or the file names.
+
     Raises:
-        typer.BadParameter: a bad flag. ConfigError: a bad variable, or a bad or missing file.
+        typer.BadParameter: a bad flag. ConfigError: a bad variable, a bad or missing file, or a model twice.
     """
-    settings = _read(ServeSettings, flags, file or _found())
+    file = file or _found()
+    content = _content(file)
+    tables = _tables(content.pop(TABLES, []), file)
+    settings = _read(ServeSettings, flags, content, f" in {file}")
     server = _config(ServerConfig, settings)
     server = replace(server, api_keys=(*server.api_keys, *_read_keys(server.api_key_file)))
-    return ServeConfigs(_config(PipelineConfig, settings), server, _config(EngineConfig, settings))
+    named = bool(os.environ.get(PREFIX + "MODEL")) or not tables
+    chosen = _chosen(models or ([settings.model] if named else []), tables)  # type: ignore[attr-defined]
+    read = [_read_model(flags, content, table, file, first=table is chosen[0]) for table in chosen]
+    several = len(chosen) > 1
+    return ServeConfigs(
+        tuple(_model(each, several, server.preload) for each in read), server, _config(EngineConfig, settings)
+    )
+
+
+def _chosen(models: Sequence[str], tables: Sequence[Table]) -> Sequence[Table]:
+    """The models that are named, each as its table says where it has one; all tables, if none is named.
+
+    Raises:
+        ConfigError: two are the same, and only one has a name of its own.
+    """
+    by_model = {table["model"]: table for table in reversed(tables)}
+    chosen = [by_model.get(model, {"model": model}) for model in models] or tables
+    unnamed = [table["model"] for table in chosen if not table.get("served_model_name")]
+    if len(unnamed) > len(set(unnamed)):
+        twice = next(model for model in unnamed if unnamed.count(model) > 1)
+        raise ConfigError(f"{twice} is to be served twice: give each a served_model_name in its [[{TABLES}]] table")
+    return chosen
+
+
+def _read_model(flags: Flags, content: Table, table: Table, file: Path | None, first: bool) -> _Settings:
+    """What holds for one model. Names that are not said of one are the first one's."""
+    own = flags if first else {**flags, "served_model_name": None}
+    shared = {name: value for name, value in content.items() if first or name != "served_model_name"}
+    place = f" in the [[{TABLES}]] table of {table['model']!r} in {file}"
+    return _read(ServeSettings, own, {**shared, **table}, place, said=table.keys() & {"model", "served_model_name"})
+
+
+def _model(settings: _Settings, several: bool, preload: bool) -> ModelConfig:
+    hosting = _config(HostingConfig, settings)
+    idle_s = hosting.idle_timeout_s
+    if idle_s is None:
+        idle_s = SEVERAL_IDLE_S if several else 0
+    return ModelConfig(
+        _config(PipelineConfig, settings), hosting, idle_timeout_s=idle_s or None, preload=preload or not several
+    )
+
+
+def _tables(found: Any, file: Path | None) -> list[Table]:
+    """Raises ConfigError for what is no table of a model, and for what is said of the server there."""
+    allowed = {setting.name for setting in settings_of(PipelineConfig, HostingConfig)}
+    tables = [{str(name).replace("-", "_"): value for name, value in table.items()} for table in _list_of_tables(found)]
+    for table in tables:
+        for name in table.keys() - allowed:
+            raise ConfigError(f"{file} has the unknown key {name!r} in a [[{TABLES}]] table; see docs/options.md")
+        if not isinstance(table.get("model"), str):
+            raise ConfigError(f"{file} has a [[{TABLES}]] table without a model")
+    return tables
+
+
+def _list_of_tables(found: Any) -> list[dict[str, Any]]:
+    if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+        raise ConfigError(f"{TABLES} must be tables, each under a line [[{TABLES}]]")
+    return found
 
 
 def _found() -> Path | None:
@@ -63,8 +139,9 @@ def _found() -> Path | None:
     """
     if not FILE.exists():
         return None
-    for setting in settings_of(PipelineConfig, ServerConfig, EngineConfig):
-        if setting.option.sensitive and setting.name in _content(ServeSettings, FILE):
+    content = _content(FILE)
+    for setting in settings_of(PipelineConfig, HostingConfig, ServerConfig, EngineConfig):
+        if setting.option.sensitive and setting.name in content:
             raise ConfigError(
                 f"{FILE} in the working folder sets {setting.name}, which runs code or decides who gets in; "
                 f"to trust the file, name it: --config {FILE}"
@@ -104,8 +181,9 @@ def _field(setting: Setting) -> Any:
 
 def _type(setting: Setting) -> Any:
     """What pydantic makes of a value, which may be text."""
-    kind = _Size if setting.option.size else _KINDS.get(setting.kind, setting.kind)
-    kind = Annotated[kind, AfterValidator(setting.option.check)] if setting.option.check else kind
+    option = setting.option
+    kind = _Size if option.size else _Duration if option.duration else _KINDS.get(setting.kind, setting.kind)
+    kind = Annotated[kind, AfterValidator(option.check)] if option.check else kind
     return kind | None if setting.default is None else kind
 
 
@@ -113,14 +191,21 @@ def _split(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
+def _seconds(value: object) -> object:
+    """15m, 90s, 1h or a number of seconds."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([smh])", value.strip().lower()) if isinstance(value, str) else None
+    return value if match is None else float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 _Size = Annotated[ByteSize, AfterValidator(int)]
+_Duration = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_seconds)]
 _KINDS = {
     tuple: Annotated[tuple[str, ...], BeforeValidator(_split)],
     float: Annotated[float, Field(allow_inf_nan=False)],
 }
 
 LoadingSettings = _class("LoadingSettings", PipelineConfig)
-ServeSettings = _class("ServeSettings", PipelineConfig, ServerConfig, EngineConfig)
+ServeSettings = _class("ServeSettings", PipelineConfig, HostingConfig, ServerConfig, EngineConfig)
 
 
 class _Variables(EnvSettingsSource):
@@ -139,10 +224,10 @@ class _File(TomlConfigSettingsSource):
         return {name.replace("-", "_"): value for name, value in content.items()}
 
 
-def _read(settings: type[_Settings], flags: Flags, file: Path | None) -> _Settings:
+def _read(settings: type[_Settings], flags: Flags, content: Table, place: str, said: Collection[str] = ()) -> _Settings:
+    """place: where the content stands. said: what of it no variable changes."""
     given = {name: value for name, value in flags.items() if value is not None}
-    variables = _Variables(settings)()
-    content = _content(settings, file)
+    variables = {name: value for name, value in _Variables(settings)().items() if name not in said}
     try:
         return settings(**content | variables | given)
     except ValidationError as error:
@@ -150,18 +235,19 @@ def _read(settings: type[_Settings], flags: Flags, file: Path | None) -> _Settin
         name, message = str(first["loc"][0]), _WANTED.get(first["type"], first["msg"].removeprefix("Value error, "))
     if name in given:
         raise typer.BadParameter(message, param_hint=f"'--{name.replace('_', '-')}'")
-    place = PREFIX + name.upper() if name in variables else f"{name} in {file}"
-    raise ConfigError(f"{place}: {message}")  # never the value, which may be a key
+    source = PREFIX + name.upper() if name in variables else name + place
+    raise ConfigError(f"{source}: {message}")  # never the value, which may be a key
 
 
-def _content(settings: type[_Settings], file: Path | None) -> dict[str, Any]:
+def _content(file: Path | None) -> Table:
+    """What the file says, [[models]] tables among it."""
     try:
         if file is not None:
             _refuse_writable(file)
-        content = _File(settings, file)()
+        content = _File(ServeSettings, file)()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
-    for name in content.keys() - settings.model_fields.keys():
+    for name in content.keys() - ServeSettings.model_fields.keys() - {TABLES}:
         raise ConfigError(f"{file} has the unknown key {name!r}; see fluxserve serve --help")
     return content
 

@@ -39,6 +39,7 @@ def serve(shrink: Shrink = shrink) -> NoReturn:
         assert isinstance(message, wire.Decode)
         channel.send(wire.Began(0))
         _answer(channel, message, shrink)
+        del message  # the file, while it waits for the next
 
 
 def _pixels(message: wire.Decode) -> int:

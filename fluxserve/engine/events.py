@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from fluxserve.request import GeneratedImage, Progress, Timings
@@ -45,6 +45,25 @@ PREVIEW_BYTES = 4 * 2**20
 """What the previews of one job may hold for readers that are behind; the newest is kept in any case."""
 
 JobEvent = Progress | PartialImage | CompletedImage | JobResult
+
+
+class Changes:
+    """Wakes those who wait for something to be different. Belongs to one event loop. count: of the changes so far."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._noted = asyncio.Event()
+
+    def note(self) -> None:
+        """Something is different."""
+        self.count += 1
+        self._noted.set()
+        self._noted = asyncio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Returns once it holds; it is asked now, and whenever something is different."""
+        while not condition():
+            await self._noted.wait()
 
 
 class EventLog:

@@ -1,99 +1,112 @@
-"""The jobs the worker has, and what its messages mean for them."""
+"""The parts of jobs that one worker has, and what its messages mean for them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fluxserve import errors, wire
 from fluxserve.engine.events import PartialImage
-from fluxserve.engine.job import Job
+from fluxserve.engine.job import Job, Part
 from fluxserve.errors import FluxserveError, GenerationFailed, InvalidRequest
 from fluxserve.request import GeneratedImage, Progress
 
 _FAILURES = {cls.code: cls for cls in GenerationFailed.__subclasses__()}
 
 
-@dataclass
-class Dispatched:
-    """One job in the worker. places: where each of the seeds it was sent stands in its request."""
-
-    job: Job
-    places: tuple[int, ...]
-    began: bool = False
-
-
 class InFlight:
-    """By job id. A job leaves it when it ends, however that happens."""
+    """By the number it was submitted under, which no worker gets twice. A part leaves it when it or its job ends."""
 
     def __init__(self) -> None:
-        self._dispatched: dict[int, Dispatched] = {}
+        self._parts: dict[int, Part] = {}
+        self._submitted = 0
 
     def __len__(self) -> int:
-        return len(self._dispatched)
+        return len(self._parts)
 
-    def __iter__(self) -> Iterator[Job]:
-        return (dispatched.job for dispatched in self._dispatched.values())
+    def __iter__(self) -> Iterator[Part]:
+        return iter(self._parts.values())
 
     @property
-    def begun(self) -> int:
-        """Jobs the worker has taken up."""
-        return sum(dispatched.began for dispatched in self._dispatched.values())
+    def at_work(self) -> list[Part]:
+        """What the worker has taken up. A worker that has anything is at one of it."""
+        return [part for part in self if part.began] or list(self)[:1]
 
     @property
     def alone(self) -> bool:
-        """The worker must get nothing beside the job it has."""
-        return any(job.alone for job in self)
+        """The worker must get nothing beside what it has."""
+        return any(part.job.alone for part in self)
 
-    def dispatch(self, job: Job) -> wire.Submit:
-        """The message that gives the job to the worker: the request, with the seeds that are still missing."""
-        places = job.progress.missing()
-        self._dispatched[job.id] = Dispatched(job, places)
-        seeds = tuple(job.request.seeds[place] for place in places)
-        return wire.Submit(job.id, replace(job.request, seeds=seeds), job.clock.age_s)
+    def job(self, number: int) -> Job | None:
+        """Whose part was submitted under this number; None if it is not here any more."""
+        part = self._parts.get(number)
+        return part.job if part else None
 
-    def drop(self, job: Job) -> bool:
-        """Whether the worker had it."""
-        return self._dispatched.pop(job.id, None) is not None
+    def submit(self, part: Part) -> wire.Submit:
+        """The message that gives it to the worker: the request, with its seeds alone that are still missing."""
+        part.places = part.missing
+        self._submitted += 1
+        self._parts[self._submitted] = part
+        job = part.job
+        seeds = tuple(job.request.seeds[place] for place in part.places)
+        return wire.Submit(self._submitted, replace(job.request, seeds=seeds), job.clock.age_s)
 
-    def take_lost(self) -> list[Job]:
-        """The worker is gone: all it had, oldest first. Those it had begun have spent an attempt."""
-        lost = sorted(self._dispatched.values(), key=lambda dispatched: dispatched.job.id)
-        self._dispatched.clear()
-        for dispatched in lost:
-            dispatched.job.attempts += dispatched.began
-            dispatched.job.restart()
-        return [dispatched.job for dispatched in lost]
+    def withdraw(self, job: Job) -> list[wire.Cancel]:
+        """The messages that take all of the job back, if there is any of it here."""
+        numbers = [number for number, part in self._parts.items() if part.job is job]
+        return [self._cancel(number) for number in numbers]
+
+    def give_up(self) -> tuple[Part, wire.Cancel] | None:
+        """What the worker has not begun and would do last, for one that has nothing to do; see `at_work`."""
+        waiting = [number for number, part in self._parts.items() if not part.began and part not in self.at_work]
+        if not waiting:
+            return None
+        part = self._parts[waiting[-1]]
+        return part, self._cancel(waiting[-1])
+
+    def take_lost(self) -> list[Part]:
+        """The worker is gone: all it had, oldest first. What it had begun has spent an attempt."""
+        lost = sorted(self, key=lambda part: part.job.id)
+        self._parts.clear()
+        for part in lost:
+            part.restart()
+        return lost
 
     def on_message(self, message: wire.Message) -> None:
-        """What happened to a job happens to it here; jobs that ended in the meantime are not known any more."""
-        dispatched = self._dispatched.get(getattr(message, "job_id", 0))
-        if dispatched is None:
+        """What happened to a part happens to its job here; those that ended in the meantime are not known any more."""
+        part = self._parts.get(number := getattr(message, "job_id", 0))
+        if part is None:
             return
-        job = dispatched.job
+        job = part.job
         match message:
             case wire.Began():
-                dispatched.began = True
+                part.began = True
                 job.began()
             case wire.Prepared(_, text_tokens, truncated_from):
+                part.prepared = True
                 job.prepared(text_tokens, truncated_from)
             case wire.Stepped(_, index, step, steps):
-                job.stepped(Progress(dispatched.places[index], step, steps))
-            case wire.Previewed(_, number, image):
-                placed = _placed(image, dispatched)
-                job.previewed(PartialImage(placed.index, number, placed))
+                job.stepped(Progress(part.places[index], step, steps))
+            case wire.Previewed(_, preview, image):
+                placed = _placed(image, part)
+                job.previewed(PartialImage(placed.index, preview, placed))
             case wire.Finished(_, image, timings):
-                job.completed(_placed(image, dispatched), timings)
+                job.completed(_placed(image, part), timings)
             case wire.Done(_, timings):
-                del self._dispatched[job.id]
-                job.finish(timings)
+                del self._parts[number]
+                if not job.progress.missing():
+                    job.finish(timings)
             case wire.Failed():
-                del self._dispatched[job.id]
+                del self._parts[number]
                 job.fail(_error(message))
 
+    def _cancel(self, number: int) -> wire.Cancel:
+        del self._parts[number]
+        return wire.Cancel(number)
 
-def _placed(image: GeneratedImage, dispatched: Dispatched) -> GeneratedImage:
-    return replace(image, index=dispatched.places[image.index])
+
+def _placed(image: GeneratedImage, part: Part) -> GeneratedImage:
+    return replace(image, index=part.places[image.index])
 
 
 def _error(failed: wire.Failed) -> FluxserveError:

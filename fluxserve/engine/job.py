@@ -1,15 +1,17 @@
-"""One admitted request: what has happened to it, and who waits for it. Knows nothing of queues, pipes or HTTP."""
+"""One admitted request: what has happened to it, who waits for it, and its parts. Knows no queue, pipe or HTTP."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
 
 from fluxserve.engine.events import CompletedImage, EventLog, JobEvent, JobResult, PartialImage
 from fluxserve.engine.progress import JobClock, JobProgress
 from fluxserve.errors import Cancelled, FluxserveError
 from fluxserve.request import GeneratedImage, GenerationRequest, Progress, Timings
+from fluxserve.scheduling import RemainingWork
 
 
 class Job:
@@ -62,14 +64,8 @@ class Job:
 
     @property
     def queued(self) -> bool:
-        """The worker has not begun it yet."""
+        """No worker has begun it yet."""
         return self.clock.began_at is None and not self.done
-
-    async def waits(self, seconds: float) -> bool:
-        """Whether it is still queued after so many seconds; returns earlier once it is not."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.clock.started.wait(), seconds)
-        return self.queued
 
     async def result(self) -> JobResult:
         """Waits for the end.
@@ -143,10 +139,10 @@ class Job:
         self.progress.complete(image)
         self._events.append(CompletedImage(image, self.clock.stamp(timings)))
 
-    def restart(self) -> None:
-        """Its worker is lost: what is not finished begins again."""
+    def restart(self, places: Iterable[int]) -> None:
+        """A worker is lost: what it had not finished of these images begins again."""
         self.alone = True
-        self.progress.restart()
+        self.progress.restart(places)
 
     def finish(self, timings: Timings) -> None:
         """The job is done; every image has been given to `completed` before."""
@@ -160,5 +156,51 @@ class Job:
         for timer in self._timers:
             timer.cancel()
         self._events.close()
-        self.clock.started.set()
         self._on_end(self)
+
+
+@dataclass(eq=False)
+class Part:
+    """Images of a job that one worker draws, on their way through the queue and the worker.
+
+    places: where their seeds stand in the request. began: a worker has taken it up. prepared: the prompt is encoded
+    there.
+    """
+
+    job: Job
+    places: tuple[int, ...]
+    began: bool = False
+    prepared: bool = False
+
+    @property
+    def client(self) -> str:
+        return self.job.client
+
+    @property
+    def work(self) -> int:
+        """Pixel-steps of its images; see `GenerationRequest.work`."""
+        request = self.job.request
+        return request.work * len(self.places) // len(request.seeds)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Those of its places whose images have not arrived."""
+        still = set(self.job.progress.missing())
+        return tuple(place for place in self.places if place in still)
+
+    def remaining_work(self) -> RemainingWork:
+        return self.job.progress.remaining_work(self.places, self.prepared)
+
+    def restart(self) -> None:
+        """Its worker is lost."""
+        self.job.attempts += self.began
+        self.job.restart(self.places)
+        self.began = self.prepared = False
+
+
+def parts_of(job: Job, workers: int) -> list[Part]:
+    """The job's images as parts that differ by one image at most, one for each of `workers` if there are enough."""
+    places = job.progress.missing()
+    count = max(1, min(workers, len(places)))
+    bounds = [len(places) * i // count for i in range(count + 1)]
+    return [Part(job, places[begin:end]) for begin, end in pairwise(bounds)]

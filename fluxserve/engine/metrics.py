@@ -7,7 +7,7 @@ Cancelled: the client was gone first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -51,7 +51,9 @@ class Metrics:
             name("stage_seconds"), "One run of a stage.", ("stage",), buckets=SECONDS, registry=registry
         )
         self.restarts = Counter(name("worker_restarts"), "Workers lost, by reason.", ("reason",), registry=registry)
-        self.worker_up = Gauge(name("worker_up"), "1 while a worker takes jobs.", registry=registry)
+        self.worker_up = Gauge(name("worker_up"), "Workers that take jobs.", registry=registry)
+        self.loads = Counter(name("model_loads"), "Models loaded.", registry=registry)
+        self.unloads = Counter(name("model_unloads"), "Models unloaded, by reason.", ("reason",), registry=registry)
         self.rss = Gauge(name("rss_bytes"), "Resident memory.", ("process",), registry=registry)
         self.store_bytes = Gauge(name("store_bytes"), "Bytes of stored images.", registry=registry)
         self.store_up = Gauge(name("store_up"), "1 while images can be stored.", registry=registry)
@@ -75,16 +77,16 @@ class Metrics:
         self.cancelled.inc()
         self.in_flight.dec()
 
-    def watch_memory(self, process: str, pid_of: Callable[[], int | None]) -> None:
-        """Reads the process's memory at every scrape; 0 where there is none, or no /proc."""
-        self.rss.labels(process).set_function(lambda: _rss_bytes(pid_of()))
+    def watch_memory(self, process: str, pids_of: Callable[[], Iterable[int]]) -> None:
+        """Reads the processes' memory at every scrape; 0 where there are none, or no /proc."""
+        self.rss.labels(process).set_function(lambda: sum(map(_rss_bytes, pids_of())))
 
     def text(self) -> bytes:
         """The answer of `/metrics`, in `content_type`."""
         return generate_latest(self.registry)
 
 
-def _rss_bytes(pid: int | None) -> float:
+def _rss_bytes(pid: int) -> float:
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
     except OSError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from fluxserve.engine.events import PartialImage
@@ -13,14 +13,10 @@ from fluxserve.scheduling import RemainingWork
 
 @dataclass
 class JobClock:
-    """submitted_at, began_at: monotonic seconds; began_at is None until the worker takes the job up.
-
-    started: set once it has begun, or never will.
-    """
+    """submitted_at, began_at: monotonic seconds; began_at is None until the worker takes the job up."""
 
     submitted_at: float = field(default_factory=time.monotonic)
     began_at: float | None = None
-    started: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def age_s(self) -> float:
@@ -36,7 +32,6 @@ class JobClock:
         """Only the first start ends the wait."""
         if self.began_at is None:
             self.began_at = time.monotonic()
-            self.started.set()
 
     def stamp(self, timings: Timings) -> Timings:
         """The worker's timings with those that only the front knows."""
@@ -51,7 +46,6 @@ class JobProgress:
         self.text_tokens = 0
         self.truncated_from: int | None = None
         self._steps = request.num_inference_steps
-        self._prepared = False
         self._images: dict[int, GeneratedImage] = {}
         self._steps_left = dict.fromkeys(range(len(request.seeds)), self._steps)
         self._previews: set[tuple[int, int]] = set()
@@ -61,8 +55,10 @@ class JobProgress:
         """What has arrived, in the order of the request's seeds."""
         return tuple(self._images[index] for index in sorted(self._images))
 
-    def remaining_work(self) -> RemainingWork:
-        return RemainingWork(self.pixels, self._prepared, tuple(self._steps_left.values()))
+    def remaining_work(self, places: Iterable[int], prepared: bool) -> RemainingWork:
+        """Of the images at these places. prepared: their prompt is encoded where they are drawn."""
+        steps_left = tuple(self._steps_left[place] for place in places if place in self._steps_left)
+        return RemainingWork(self.pixels, prepared, steps_left)
 
     def steps_done(self) -> tuple[int, int]:
         """(steps that were done, steps in all) of all its images."""
@@ -74,7 +70,6 @@ class JobProgress:
         return tuple(self._steps_left)
 
     def prepare(self, text_tokens: int, truncated_from: int | None) -> None:
-        self._prepared = True
         self.text_tokens, self.truncated_from = text_tokens, truncated_from
 
     def step(self, progress: Progress) -> None:
@@ -91,7 +86,6 @@ class JobProgress:
         self._images[image.index] = image
         del self._steps_left[image.index]
 
-    def restart(self) -> None:
-        """What is not complete begins again."""
-        self._prepared = False
-        self._steps_left = dict.fromkeys(self._steps_left, self._steps)
+    def restart(self, places: Iterable[int]) -> None:
+        """What is not complete of these begins again."""
+        self._steps_left |= {place: self._steps for place in places if place in self._steps_left}

@@ -25,7 +25,7 @@ stopped for a while reads what has piled up before it blames the worker."""
 LAST_WORDS_S = 10.0
 """A worker that has closed its pipe gets this long to end with an exit code of its own."""
 
-FIRST_START_GUESS_S = 5.0
+START_GUESS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,17 @@ class Listener(Protocol):
 
 
 class Supervisor:
-    """ready: a worker takes jobs. loading: the progress of the present start, None while ready."""
+    """ready: a worker takes jobs. loading: the progress of the present start, None while ready.
+
+    start_s: how long a start takes, measured; None: not known yet. Before `run` it may be set to what is known.
+    """
 
     def __init__(
         self, module: str, load: wire.Load, limits: EngineConfig, costs: CostModel, listener: Listener
     ) -> None:
         self.ready = False
         self.loading: LoadingProgress | None = None
+        self.start_s: float | None = None
         self._module = module
         self._load = load
         self._limits = limits
@@ -67,7 +71,6 @@ class Supervisor:
         self._finished_a_job = False
         self._refusal: str | None = None
         self._start_due = time.monotonic()
-        self._start_s: float | None = None
 
     @property
     def pid(self) -> int | None:
@@ -84,7 +87,7 @@ class Supervisor:
         """Predicted seconds until a worker takes jobs; 0 while one does."""
         if self.ready:
             return 0.0
-        expected = self._start_s if self._start_s is not None else FIRST_START_GUESS_S
+        expected = START_GUESS_S if self.start_s is None else self.start_s
         return max(self._start_due + expected - time.monotonic(), 0.5)
 
     def send(self, message: wire.ToWorker) -> None:
@@ -94,6 +97,7 @@ class Supervisor:
 
     async def run(self) -> Fatal:
         """Runs one worker after the other; returns when no further one makes sense. Cancelling it ends the worker."""
+        self._start_due = time.monotonic()
         while True:
             death = await self._live()
             log.warning("the worker ended: %s, exit code %s", death.reason, death.exit_code)
@@ -144,7 +148,7 @@ class Supervisor:
                 self._listener.on_message(message)
 
     def _become_ready(self, ready: wire.Ready) -> None:
-        self._start_s = time.monotonic() - self._start_due
+        self.start_s = time.monotonic() - self._start_due
         self.ready, self.loading = True, None
         self._listener.on_ready(ready)
 

@@ -16,16 +16,21 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from fluxserve.models.lora_target import LoraTarget
+from fluxserve.models.lora_target import ControlTargets, LoraTarget
 from fluxserve.models.sizes import Config
 from fluxserve.models.step_cache import BlockCache
 from fluxserve.models.synthetic import Layout, Packing, SyntheticModel
 from fluxserve.models.variant import Variant
 from fluxserve.tensors.reader import Shapes, TensorReader
 
-Role = Literal["denoiser", "text_encoder", "autoencoder"]
+Role = Literal["denoiser", "text_encoder", "autoencoder", "image_encoder"]
+"""A family's image encoders are no part of a model unless they are asked for."""
 CancellationCallback = Callable[[], None]
 """Called from inside long forward passes; what it raises ends them."""
+
+
+PictureEncoder = Callable[[Tensor], Tensor]
+"""(3, height, width) pixels in [-1, 1] to (I, F) float32 image tokens, by the autoencoder."""
 
 
 def _never(_: str) -> bool:
@@ -116,6 +121,22 @@ class Arithmetic:
     token_values: int
     matrix_values: int
     decoder_channels: int
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What an image encoder sees. side: pixels of the square. tokens: those that then stand behind the text's."""
+
+    side: int
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class SeenPicture:
+    """A picture read as a prompt is. pixels: (3, side, side) float32 in [-1, 1]. weight: how strongly it acts."""
+
+    pixels: Tensor
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -213,14 +234,30 @@ class Model(Protocol):
     @property
     def autoencoder(self) -> Autoencoder: ...
 
-    def encode(self, prompt: str, max_length: int, cancellation: CancellationCallback) -> PromptStates:
-        """max_length: the most text tokens. cancellation: called before every block of a large encoder."""
+    def encode(
+        self,
+        prompt: str,
+        max_length: int,
+        cancellation: CancellationCallback,
+        pictures: Sequence[SeenPicture] = (),
+    ) -> PromptStates:
+        """max_length: the most text tokens. cancellation: called before every block of a large encoder.
+
+        pictures: for the image encoder, whose tokens stand behind the text's; none where there is no such encoder.
+        """
         ...
 
     def rows(self, times: Tensor, guidance: float | None, text: PromptStates) -> Tensor:
         """What depends on time, guidance and the pooled prompt alone, for all steps at once: (steps, M) on the host.
 
         times: (steps,) float32 on the CPU. guidance: None for models without.
+        """
+        ...
+
+    def channels(self, pixels: Tensor, repaint: Tensor, encode: PictureEncoder) -> Tensor:
+        """(I, C') float32 further values of each image token, made of a picture; asked of variants that draw from one.
+
+        pixels: (3, height, width) float32 in [-1, 1]. repaint: (height, width) float32 in 0..1, 1 = repaint.
         """
         ...
 
@@ -253,6 +290,20 @@ class Architecture(Protocol):
         """Every name that a LoRA file may give to a Linear of these networks."""
         ...
 
+    @property
+    def sight(self) -> Sight | None:
+        """What the image encoder sees; None without one."""
+        ...
+
+    @property
+    def control(self) -> ControlTargets | None:
+        """What LoRAs change that make a control model of this one; None where there are none."""
+        ...
+
+    def widened(self, columns: int) -> Architecture:
+        """With so many values an image token for the denoiser to take; asked of those that have `control`."""
+        ...
+
     def build(self, tokenizers: Mapping[str, Path]) -> Mapping[str, nn.Module]:
         """The networks by part, to be called on the meta device."""
         ...
@@ -263,9 +314,10 @@ class Architecture(Protocol):
 
 
 class Family(Protocol):
-    """One row of the registry. parts: of a complete model. tokenizers: folders, and the files one of which each needs.
+    """One row of the registry. parts: of a complete model, and image encoders.
 
-    pipelines: the classes that a model_index.json may name. sizes: of the random models that it can make.
+    tokenizers: folders, and the files one of which each needs. pipelines: the classes that a model_index.json may name.
+    sizes: of the random models that it can make.
     """
 
     @property

@@ -10,7 +10,6 @@ FOREIGN = {
     (".qweight", ".wscales"): "quantised by nunchaku (SVDQuant); use a GGUF Q4_K_S or an NF4 file instead",
     (".encoded_exponent", ".sign_mantissa"): "compressed by DFloat11; use the bfloat16 file instead",
     (".SCB",): "quantised by bitsandbytes to LLM.int8; use an fp8, GGUF Q8_0 or NF4 file instead",
-    ("redux_up.weight",): "FLUX.1 Redux, an adapter that fluxserve does not support; name a transformer",
     ("decoder.layers.0.weight",): "TAEF1; fluxserve decodes with FLUX.1's own autoencoder (ae.safetensors)",
     ("control_all_x_embedder.2-1.weight",): "a Z-Image ControlNet, which fluxserve does not support",
 }
@@ -44,8 +43,6 @@ def foreign_name(reader: TensorReader) -> str | None:
 
 def _lora_name(reader: TensorReader) -> str:
     """What a LoRA is, in the words in which `--lora` refuses it if it does; its sizes only a model can tell."""
-    if is_control(reader.keys()):
-        return CONTROL
     zero, acting = unsupported(reader)
     if acting is not None:
         return f"a LoRA of a kind that is refused: {acting}"
@@ -59,4 +56,5 @@ def _lora_name(reader: TensorReader) -> str:
         strays = homes[fitting[0]]
         return f"a LoRA for another model, with what {' and '.join(named)} have no place for: {name_some(strays)}"
     owners = " or ".join(f"{title}'s" for title in fitting)
-    return f"a LoRA with {owners} names, not a model; give it with --lora"
+    kind = CONTROL if is_control(reader.keys()) else "a LoRA"
+    return f"{kind} with {owners} names, not a model; give it with --lora"

@@ -12,6 +12,7 @@ Kind = Literal[
     "down",
     "up",
     "alpha",
+    "bias",
     "lokr_w1",
     "lokr_w1_a",
     "lokr_w1_b",
@@ -30,6 +31,7 @@ _ENDINGS: tuple[tuple[re.Pattern[str], Kind], ...] = (
     (re.compile(r"\.(lora_down|lora(?:_linear_layer)?\.down|lora_A|lora_A\.[^.]+|down)\.weight$"), "down"),
     (re.compile(r"\.(lora_up|lora(?:_linear_layer)?\.up|lora_B|lora_B\.[^.]+|up)\.weight$"), "up"),
     (re.compile(r"\.alpha$"), "alpha"),
+    (re.compile(r"\.(lora_up|lora\.up|lora_B|lora_B\.[^.]+)\.bias$"), "bias"),
     *((re.compile(rf"\.{kind}(\.[^.]+)?$"), kind) for kind in (*LOKR, *LOHA)),
 )
 """peft writes the adapter's name behind lora_A and the like where it was not asked for a clean file."""
@@ -49,7 +51,7 @@ REFUSED = {
 EMBEDDINGS = "bundle_emb."
 """Before the names of trained words that a file carries along; prompts cannot name them."""
 
-CONTROL = "a control LoRA (Canny or Depth), which needs a control model; not supported"
+CONTROL = "a control LoRA (Canny or Depth)"
 _CONTROL_MARKS = ("query_norm.scale", "query_norm.weight", ".norm_q.weight")
 
 
@@ -63,6 +65,8 @@ def parse_key(key: str) -> tuple[str, Kind] | None:
 
 def refusal(key: str) -> str | None:
     """What a key is, if it is a change of a kind that is not supported."""
+    if parse_key(key):
+        return None
     for part in key.split("."):
         for word, what in REFUSED.items():
             if part == word or (word.endswith(("_", "_t")) and part.startswith(word)):
@@ -85,5 +89,5 @@ def is_lora(keys: Collection[str]) -> bool:
 
 
 def is_control(keys: Collection[str]) -> bool:
-    """Whether a LoRA replaces norms too, as those of control models do."""
+    """Whether a LoRA replaces norms too, as those do that make a control model of a plain one."""
     return any(key.endswith(_CONTROL_MARKS) for key in keys) and any(".lora_A." in key for key in keys)

@@ -25,6 +25,17 @@ class LoraTarget:
     swap_halves: bool = False
 
 
+@dataclass(frozen=True)
+class ControlTargets:
+    """What a control LoRA changes beside Linears. input: the Linear whose inputs it widens, of the denoiser.
+
+    norms: names of scales that it may replace -> the denoiser's tensors.
+    """
+
+    input: str
+    norms: Mapping[str, str]
+
+
 def linears(shapes: Shapes, tables: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
     """(rows, columns) of each Linear. tables: endings of matrices that are no Linears."""
     return {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fluxserve.errors import CheckpointError
+from fluxserve.request import Control, PictureUse
 from fluxserve.sizes import References
 
 Schedule = Callable[[int, int], tuple[float, ...]]
@@ -32,8 +33,8 @@ class Variant:
     schedule: its denoising times. steps: default step counts by quality word. guidance_scale: the default, None where
     the model takes none. native_area: pixels the model was made for; `resamples`: it draws at that area whatever size
     is asked. true_cfg_scale: the default strength against the negative prompt; 1: none is read. repository: the Hub id
-    it is published under. ungated: copies of a gated one, the weights first. notice: a warning that goes out with every
-    answer. references: how it reads pictures to draw by; None: it reads none.
+    it is published under, `gated` by terms to accept. ungated: copies of a gated one, the weights first. notice: a
+    warning that goes out with every answer. picture, controls, references: see `ModelCard`.
     """
 
     name: str
@@ -50,8 +51,11 @@ class Variant:
     description: str
     true_cfg_scale: float = 1.0
     repository: str | None = None
+    gated: bool = False
     ungated: tuple[UngatedFile, ...] = ()
     notice: str | None = None
+    picture: PictureUse = "start"
+    controls: tuple[Control, ...] = ()
     references: References | None = None
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from fluxserve.models.family import Sight
+from fluxserve.models.variant import Variant
 from fluxserve.placement.device import largest_batch
 from fluxserve.placement.plan import Plan
 from fluxserve.placement.rates import measure_rates, packed_anew, packed_sample, step_seconds
 from fluxserve.placement.weight_format import WeightFormat
 from fluxserve.request import ModelCard, Placement, Solver
-from fluxserve.sizes import References
+from fluxserve.sizes import MAX_INPUT_IMAGES, References
 from fluxserve.weights.checkpoint import Checkpoint
+
+MAX_REDUX_IMAGES = 8
 
 
 def model_card(
@@ -31,19 +36,6 @@ def model_card(
     variant = checkpoint.variant
     return ModelCard(
         id=checkpoint.id,
-        aliases=variant.aliases,
-        variant=variant.name,
-        steps=dict(variant.steps),
-        max_sequence_length=variant.max_sequence_length,
-        guidance_scale=variant.guidance_scale,
-        guidance_max=variant.guidance_max,
-        native_area=variant.native_area,
-        resamples=variant.resamples,
-        default_width=variant.default_size[0],
-        default_height=variant.default_size[1],
-        licence=variant.licence,
-        description=variant.description,
-        notice=variant.notice,
         device=str(device),
         dtype=dtype_name(fmt.dtype),
         max_pixels=None if variant.resamples else plan.max_pixels,
@@ -51,9 +43,40 @@ def model_card(
         placement=placement_of(checkpoint, plan, device, fmt),
         loras=tuple(loras),
         solver=solver,
-        true_cfg_scale=variant.true_cfg_scale,
         references=readable(variant.references, plan),
+        redux=_seen(checkpoint.architecture.sight) if variant.picture == "start" else None,
+        **_told_by(variant),
     )
+
+
+def _told_by(variant: Variant) -> dict[str, Any]:
+    """What the variant alone tells, wherever the model lies."""
+    return {
+        "aliases": variant.aliases,
+        "variant": variant.name,
+        "steps": dict(variant.steps),
+        "max_sequence_length": variant.max_sequence_length,
+        "guidance_scale": variant.guidance_scale,
+        "guidance_max": variant.guidance_max,
+        "true_cfg_scale": variant.true_cfg_scale,
+        "native_area": variant.native_area,
+        "resamples": variant.resamples,
+        "default_width": variant.default_size[0],
+        "default_height": variant.default_size[1],
+        "licence": variant.licence,
+        "description": variant.description,
+        "notice": variant.notice,
+        "picture": variant.picture,
+        "controls": variant.controls,
+    }
+
+
+def _seen(sight: Sight | None) -> References | None:
+    """How an image encoder sees pictures: as squares, whatever their proportions."""
+    if sight is None:
+        return None
+    side = sight.side
+    return References(MAX_REDUX_IMAGES, MAX_INPUT_IMAGES, side * side, ((side, side),), "bicubic")
 
 
 def readable(references: References | None, plan: Plan) -> References | None:

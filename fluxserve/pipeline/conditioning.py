@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fluxserve.models.family import CancellationCallback, Model, PromptStates
+from fluxserve.models.family import CancellationCallback, Model, PromptStates, SeenPicture
 from fluxserve.pipeline.cache import ByteBoundedCache
 from fluxserve.pipeline.loras import LoraSet
 
@@ -43,14 +44,15 @@ class Conditioner:
         times: tuple[float, ...],
         cancellation: CancellationCallback,
         loras: LoraSet,
+        pictures: Sequence[SeenPicture] = (),
     ) -> Conditioning:
-        """times: the steps' start times. guidance: None for models without."""
-        text_key = (prompt, max_length, loras.text)
+        """times: the steps' start times. guidance: None for models without. pictures: for the image encoder."""
+        text_key = (prompt, max_length, loras.text, tuple(map(_key_of, pictures)))
         text = self._prompts.get(text_key)
         cached = text is not None
         if text is None:
             with self._beside_encoders(loras):
-                text = self._model.encode(prompt, max_length, cancellation)
+                text = self._model.encode(prompt, max_length, cancellation, pictures)
             self._prompts.put(text_key, text)
         rows_key = (None if text.pooled is None else text_key, loras.choices, guidance, times)
         rows = self._rows.get(rows_key)
@@ -71,3 +73,7 @@ class Conditioner:
             for name, network in self._model.text_encoders.items():
                 stack.enter_context(loras.beside(name, network))
             yield
+
+
+def _key_of(picture: SeenPicture) -> Hashable:
+    return hashlib.sha256(picture.pixels.numpy().tobytes()).digest(), picture.weight

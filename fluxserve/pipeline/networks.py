@@ -89,7 +89,7 @@ class Blueprint:
     def sizes(self) -> ModelBytes:
         """The networks by use, in bytes as they will lie in memory."""
         denoiser = self._part_bytes(self.checkpoint.denoiser)
-        others = [self._part_bytes(part) for part in self.checkpoint.family.parts if part.role != "denoiser"]
+        others = [self._part_bytes(part) for part in self.checkpoint.parts if part.role != "denoiser"]
         return ModelBytes(
             blocks=denoiser.blocks,
             small=denoiser.device + self.adapters.values * self.dtype.itemsize,
@@ -149,8 +149,8 @@ class Blueprint:
         """The denoiser before what streams through its slots, and networks without blocks first of all."""
         total = self.sizes().total - self.adapters.values * self.dtype.itemsize
         placer = Placer(plan, self.device, _placed(progress, total))
-        rank = {"autoencoder": 0, "denoiser": 1, "text_encoder": 2}
-        for part in sorted(self.checkpoint.family.parts, key=lambda part: (part.layout is not None, rank[part.role])):
+        rank = {"autoencoder": 0, "image_encoder": 0, "denoiser": 1, "text_encoder": 2}
+        for part in sorted(self.checkpoint.parts, key=lambda part: (part.layout is not None, rank[part.role])):
             network, reader, fmt = networks[part.name], self.checkpoint.readers[part.name], self.format_of(part)
             if part.layout is None:
                 placer.whole(network, reader, fmt)
@@ -163,11 +163,11 @@ class Blueprint:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _attach_loras(self, networks: Mapping[str, nn.Module], model: Model) -> LoraRegistry:
-        parts = self.checkpoint.family.parts
+        parts = self.checkpoint.parts
         hosts = {
             part.name: LoraHost(networks[part.name], self.format_of(part).dtype)
             for part in parts
-            if part.role != "autoencoder"
+            if part.role in ("denoiser", "text_encoder")
         }
         for name, branches in self.adapters.beside.items():
             attach(hosts[name], branches)
@@ -210,8 +210,10 @@ def draw_blueprint(config: PipelineConfig, progress: ProgressCallback) -> Bluepr
             f"--compute {config.compute} holds the blocks in {config.compute}: --storage must be native or "
             f"{config.compute}, got {config.storage}"
         )
-    checkpoint = open_checkpoint(config.model, config.text_encoders, progress, config.variant)
+    checkpoint = open_checkpoint(config.model, config.text_encoders, progress, config.variant, config.redux)
     checkpoint, adapters = adapt(_reading(checkpoint, config.max_input_images), config.loras, config.lora_dir)
+    if config.redux is not None and checkpoint.variant.picture != "start":
+        raise ConfigError(f"--redux goes with models that draw from a prompt; {checkpoint.id} draws from a picture")
     quant: QuantMode | None = None if config.storage == "native" else config.storage
     product: QuantMode | None = None if config.compute == "exact" else config.compute
     return Blueprint(
@@ -246,7 +248,7 @@ def work_of(checkpoint: Checkpoint, dtype: torch.dtype) -> Work:
         width=side,
         height=side,
         batch=1,
-        text_tokens=variant.max_sequence_length,
+        text_tokens=variant.max_sequence_length + (architecture.sight.tokens if architecture.sight else 0),
         reference_tokens=variant.native_area // architecture.latents.token_area if variant.references else 0,
         hidden=architecture.arithmetic.hidden,
         mlp_hidden=architecture.arithmetic.mlp_hidden,

@@ -53,18 +53,18 @@ class Pictures:
             encoded = self._references.get(key)
             if encoded is None:
                 pixels = images.read_input(reference.data, None, width, height, rule).pixels
-                encoded = self.encode(pixels, width, height, cancellation)
+                encoded = self.encode(images.to_tensor(pixels), cancellation)
                 self._references.put(key, encoded)
             tokens.append(encoded)
         scale = self.latents.scale
         grids = tuple((reference.height // scale, reference.width // scale) for reference in references)
         return EncodedReferences(torch.cat(tokens), grids)
 
-    def encode(self, pixels: Pixels, width: int, height: int, cancellation: CancellationCallback) -> Tensor:
-        """Returns (I, F) float32 image tokens of the picture at this size, encoded whole where memory allows."""
+    def encode(self, pixels: Tensor, cancellation: CancellationCallback) -> Tensor:
+        """pixels: (3, height, width) in [-1, 1]. Returns (I, F) float32 tokens, encoded whole where memory allows."""
         weight = _some_weight(self.autoencoder)
-        image = images.to_tensor(images.resample(pixels, width, height))
-        image = image[None].to(weight.device, weight.dtype).contiguous()
+        height, width = pixels.shape[1:]
+        image = pixels[None].to(weight.device, weight.dtype).contiguous()
         with self._cancellation.calling(cancellation):
             if self.plan.encodes_whole(width, height):
                 latents = self.autoencoder.encode(image)
@@ -84,7 +84,7 @@ class Pictures:
             image = self._decode_soundly(latents)
         request = sample.request
         pixels = images.resample(images.to_uint8(image), request.width, request.height)
-        return pixels if sample.picture is None else images.keep_unmasked(sample.picture, pixels)
+        return pixels if sample.given.picture is None else images.keep_unmasked(sample.given.picture, pixels)
 
     def _decode_soundly(self, latents: Tensor) -> Tensor:
         """latents: (C, h, w) float32. Returns (3, height, width), decoded in float32 where 16 bits overflow."""

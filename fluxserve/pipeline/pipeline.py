@@ -26,15 +26,16 @@ from fluxserve.pipeline.cache import ByteBoundedCache
 from fluxserve.pipeline.cards import dtype_name, model_card
 from fluxserve.pipeline.conditioning import Conditioner, Conditioning
 from fluxserve.pipeline.generation import Generation, Stopwatch
-from fluxserve.pipeline.images import InputPicture, Pixels
+from fluxserve.pipeline.images import Pixels
+from fluxserve.pipeline.inputs import GivenPicture, input_picture, seen_by_model, seen_pictures
 from fluxserve.pipeline.loras import LoraSet
 from fluxserve.pipeline.metadata import about
 from fluxserve.pipeline.networks import Blueprint, Networks, draw_blueprint
 from fluxserve.pipeline.pictures import Pictures
 from fluxserve.pipeline.samples import EncodedReferences, Inpaint, Sample, StepMemory, latent_weights
-from fluxserve.placement.device import largest_batch
+from fluxserve.placement.device import available_bytes, largest_batch
 from fluxserve.placement.plan import Plan
-from fluxserve.request import GeneratedImage, GenerationRequest, MaskMode, Progress
+from fluxserve.request import GeneratedImage, GenerationRequest, MaskMode, ModelCard, Progress
 from fluxserve.weights.hub.fetch import ByteProgress as ProgressCallback
 from fluxserve.weights.verify import check_files
 
@@ -50,20 +51,18 @@ def log_progress(stage: str, done: int, total: int) -> None:
         log.info("%s: %d bytes", stage, total)
 
 
+def _card(blueprint: Blueprint, plan: Plan) -> ModelCard:
+    loras = blueprint.adapters.by_name
+    return model_card(blueprint.checkpoint, plan, blueprint.device, blueprint.block_format, loras, blueprint.solver)
+
+
 class FluxPipeline:
     """A loaded model. One thread at a time; `encode` alone may run beside the others."""
 
     def __init__(self, blueprint: Blueprint, networks: Networks) -> None:
         self.blueprint = blueprint
         self.variant = blueprint.checkpoint.variant
-        self.card = model_card(
-            blueprint.checkpoint,
-            networks.plan,
-            blueprint.device,
-            blueprint.block_format,
-            blueprint.adapters.by_name,
-            blueprint.solver,
-        )
+        self.card = _card(blueprint, networks.plan)
         self.max_batch = largest_batch(blueprint.device)
         self._positions = ByteBoundedCache[Tensor](POSITION_CACHE_BYTES, lambda positions: positions.nbytes)
         self._take(networks)
@@ -101,6 +100,13 @@ class FluxPipeline:
         networks = blueprint.build(plan, progress)
         log.info("%s loaded: %s", checkpoint.id, checkpoint.variant.licence)
         return cls(blueprint, networks)
+
+    @staticmethod
+    def describe(config: PipelineConfig) -> tuple[ModelCard, int]:
+        """The card that the model would have, and what its device has free, in bytes. Raises: as `load`."""
+        blueprint = draw_blueprint(config, log_progress)
+        plan = blueprint.plan(config.offload, config.memory_budget)
+        return _card(blueprint, plan), available_bytes(blueprint.device)
 
     @classmethod
     @takes_fields_of(PipelineConfig)
@@ -140,12 +146,11 @@ class FluxPipeline:
         times = self._times(request, image_tokens=width * height // self.latents.token_area)
         loras = self.networks.loras.take(request.loras)
         cond, uncond = self._encode(request, times[:-1], cancellation, loras)
-        picture = self._input_picture(request)
-        clean = None if picture is None else self.pictures.encode(picture.pixels, width, height, cancellation)
+        given = self._take_picture(request, native_size, cancellation)
         references = self._references(request, cancellation)
         samples = []
         for index in range(len(request.seeds)):
-            start, inpaint = self._start(request, index, size, times[0], picture, clean)
+            start, inpaint = self._start(request, index, size, times[0], given)
             samples.append(
                 Sample(
                     request=request,
@@ -156,7 +161,7 @@ class FluxPipeline:
                     latents=start,
                     cond=cond,
                     uncond=uncond,
-                    picture=picture,
+                    given=given,
                     inpaint=inpaint,
                     loras=loras,
                     memory=StepMemory.of(self.blueprint.step_cache, len(times) - 1),
@@ -285,41 +290,49 @@ class FluxPipeline:
     ) -> tuple[Conditioning, Conditioning | None]:
         """The prompt and, with true CFG, the negative prompt. times: the steps' start times."""
 
+        pictures = seen_pictures(request, self.card.redux)
+
         def condition(prompt: str) -> Conditioning:
             return self.conditioner.condition(
-                prompt, request.max_sequence_length, request.guidance_scale, times, cancellation, loras
+                prompt, request.max_sequence_length, request.guidance_scale, times, cancellation, loras, pictures
             )
 
         cond = condition(request.prompt)
         return cond, condition(request.negative_prompt) if request.true_cfg_scale > 1 else None
 
-    def _input_picture(self, request: GenerationRequest) -> InputPicture | None:
-        if request.image is None:
-            return None
-        return images.read_input(request.image, request.mask, request.width, request.height, self.card.references)
+    def _take_picture(
+        self, request: GenerationRequest, size: tuple[int, int], cancellation: CancellationCallback
+    ) -> GivenPicture:
+        """What the model takes of the request's picture. size: (width, height) that it draws."""
+
+        def encode(pixels: Tensor) -> Tensor:
+            return self.pictures.encode(pixels, cancellation)
+
+        use, picture = self.variant.picture, input_picture(request, self.card.references)
+        pixels, repaint = seen_by_model(picture, *size)
+        starts = picture is not None and (use == "start" or (use == "fill" and request.strength < 1))
+        return GivenPicture(
+            picture,
+            clean=encode(pixels) if starts else None,
+            channels=None if use == "start" else self.networks.model.channels(pixels, repaint, encode),
+        )
 
     def _references(self, request: GenerationRequest, cancellation: CancellationCallback) -> EncodedReferences | None:
         rule = self.card.references
-        if rule is None or not request.references:
+        if rule is None or request.redux or not request.references:
             return None
         return self.pictures.encode_references(request.references, rule, cancellation)
 
     def _start(
-        self,
-        request: GenerationRequest,
-        index: int,
-        size: tuple[int, int],
-        t: float,
-        picture: InputPicture | None,
-        clean: Tensor | None,
+        self, request: GenerationRequest, index: int, size: tuple[int, int], t: float, given: GivenPicture
     ) -> tuple[Tensor, Inpaint | None]:
-        """The latents of image `index` at time t, and what an edit keeps."""
+        """The latents of image `index` at time t, and what an edit keeps, where the model itself keeps nothing."""
         noise = self.latents.noise(request.seeds[index], size).to(self.device)
-        if picture is None or clean is None:
+        if given.picture is None or given.clean is None:
             return noise, None
-        weights = latent_weights(picture, self.latents, size)
-        inpaint = None if weights is None else Inpaint(clean, noise, weights.to(self.device))
-        return solvers.add_noise(clean, noise, t), inpaint
+        weights = latent_weights(given.picture, self.latents, size) if self.variant.picture == "start" else None
+        inpaint = None if weights is None else Inpaint(given.clean, noise, weights.to(self.device))
+        return solvers.add_noise(given.clean, noise, t), inpaint
 
     # Inside step
 
@@ -342,6 +355,7 @@ class FluxPipeline:
         latents = torch.stack([sample.latents for sample in samples]).to(self.blueprint.dtype)
         text = torch.stack([cond.text.states for _, cond in rows])
         caches = [sample.memory.cond if cond is sample.cond else sample.memory.uncond for sample, cond in rows]
+        channels = [sample.given.channels for sample, _ in rows if sample.given.channels is not None]
         inputs = StepInputs(
             latents=latents,
             text=text,
@@ -349,6 +363,7 @@ class FluxPipeline:
             positions=self._positions_of(text.shape[1], samples[0].grids),
             references=self._beside(rows),
             caches=caches if any(caches) else None,
+            channels=torch.stack(channels).to(self.blueprint.dtype) if channels else None,
         )
         model = self.networks.model
         with samples[0].loras.beside(self.networks.denoiser, model.denoiser):

@@ -13,6 +13,7 @@ from fluxserve.models.family import LatentSpace
 from fluxserve.models.step_cache import BlockCache
 from fluxserve.pipeline.conditioning import Conditioning
 from fluxserve.pipeline.images import InputPicture
+from fluxserve.pipeline.inputs import GivenPicture
 from fluxserve.pipeline.loras import NO_LORAS, LoraSet
 from fluxserve.request import GenerationRequest, Timings
 
@@ -73,7 +74,7 @@ class Sample:
     """Image `index` of a request at time times[step].
 
     native_size: (width, height) in pixels that the model draws; latent_size: (h, w). latents: (I, F) float32 tokens, on
-    the device. uncond: of the negative prompt, with true CFG. inpaint, picture: of an edit. loras: what acts beside the
+    the device. uncond: of the negative prompt, with true CFG. given, inpaint: of an edit. loras: what acts beside the
     denoiser. references: None without any.
     """
 
@@ -85,7 +86,7 @@ class Sample:
     latents: Tensor
     cond: Conditioning
     uncond: Conditioning | None
-    picture: InputPicture | None
+    given: GivenPicture
     inpaint: Inpaint | None
     step: int = 0
     memory: StepMemory = field(default_factory=StepMemory)

@@ -56,9 +56,9 @@ def create_app(services: Services) -> ASGIApp:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_client_gone)
     app.add_exception_handler(Exception, _on_bug)
-    guarded: ASGIApp = AccessControl(app, services.config, services.engine.serving_card)
+    guarded: ASGIApp = AccessControl(app, services.config, services.models.check_serving)
     guarded = Cors(guarded, services.config.cors_origins)
-    door.app = Instrumentation(Sending(Target(Pacing(guarded))), services.engine.metrics, services.config.keep_alive_s)
+    door.app = Instrumentation(Sending(Target(Pacing(guarded))), services.models.metrics, services.config.keep_alive_s)
     return door.app
 
 

@@ -46,6 +46,7 @@ class ImageCall:
 
     services: Services
     http: Request
+    model: Engine
     resolved: ResolvedRequest
     digest: str
     render: Render = image_answer
@@ -79,13 +80,13 @@ async def serve_images(call: ImageCall) -> Response:
         return await _serve_keyed(call, timeout, f"{call.scope} {key}")
     job = _reattach(call, timeout) or submit(call, timeout, patient=call.resolved.stream)
     if call.resolved.stream:
-        return live_stream(call.resolved, job, call.services.engine)
+        return live_stream(call.resolved, job, call.model)
     return await _serve_once(call, job, timeout)
 
 
 def _describe(call: ImageCall) -> None:
     """Tells the request's context what the headers, the metrics and the log say of it."""
-    card, context = call.services.card, call.context
+    card, context = call.model.known_card(), call.context
     context.operation, context.model = call.resolved.operation, card.id
     context.warnings.extend([*call.resolved.warnings, *_notice(card)])
     if call.services.config.log_prompts:
@@ -125,7 +126,7 @@ def submit(call: ImageCall, timeout: ClientTimeout, *, patient: bool) -> Job:
     Raises:
         Refused, WorkerCrashed: as `Engine.submit` does.
     """
-    job = call.services.engine.submit(
+    job = call.model.submit(
         call.resolved.request,
         client=call.context.client,
         start_timeout_s=timeout.start_timeout_s(patient),
@@ -138,7 +139,7 @@ def submit(call: ImageCall, timeout: ClientTimeout, *, patient: bool) -> Job:
 
 def accept(call: ImageCall, job: Job | None, *, joined: bool) -> None:
     """Notes that the request is past admission. joined: it has no job of its own."""
-    metrics = call.services.engine.metrics
+    metrics = call.services.models.metrics
     metrics.request_accepted()
     call.context.accepted, call.context.job = True, job
     if joined:
@@ -173,7 +174,7 @@ async def _serve_keyed(call: ImageCall, timeout: ClientTimeout, key: str) -> Res
     assert entry.work is not None
     if call.resolved.stream:
         job.join()
-        return live_stream(call.resolved, job, call.services.engine)
+        return live_stream(call.resolved, job, call.model)
     return await _respond(call, await while_connected(call.http.receive, _result(entry.work)))
 
 
@@ -205,14 +206,14 @@ async def finish(call: ImageCall, job: Job) -> Outcome:
     """The finished job's outcome, its pictures stored where the answer is to hold URLs."""
     result = await job.result()
     names = await _store(call.services, result.images) if call.resolved.delivery == "url" else ()
-    return outcome_of(result, call.services.card.id, names)
+    return outcome_of(result, call.model.known_card().id, names)
 
 
 async def _store(services: Services, images: Sequence[GeneratedImage]) -> Sequence[str]:
     """Puts pictures behind URLs; how long that takes is measured, as the worker's stages are."""
     began = time.monotonic()
     names = await services.store.put(images)
-    services.engine.metrics.stage.labels("store").observe(time.monotonic() - began)
+    services.models.metrics.stage.labels("store").observe(time.monotonic() - began)
     return names
 
 

@@ -81,7 +81,7 @@ async def _open(call: ImageCall) -> AsyncJob:
         accept(call, None, joined=True)
         return found
     job = submit(call, read_client_timeout(call.http.headers), patient=True)
-    opened = AsyncJob(id, call.context.client, call.fingerprint, call.resolved, time.time(), 0.0, job)
+    opened = AsyncJob(id, call.context.client, call.fingerprint, call.resolved, time.time(), 0.0, call.model, job)
     jobs.open(opened, finish(call, job))
     return opened
 
@@ -98,7 +98,7 @@ async def _settle(opened: AsyncJob, wait_s: float) -> None:
 
 async def promise(opened: AsyncJob, http: Request, services: Services) -> Response:
     """202: what is known of the job, and its address."""
-    state = job_state(opened, services)
+    state = job_state(opened)
     eta_s = state.get("eta_ms", 1000) / 1000
     headers = {
         "location": f"{base_url(http.scope, services.config)}{JOBS}/{opened.id}",
@@ -110,7 +110,7 @@ async def promise(opened: AsyncJob, http: Request, services: Services) -> Respon
 
 async def answer_job(asked: AsyncJob, http: Request, services: Services) -> Response:
     """How far it is; once it has ended, with its answer as `result`, or its `error`."""
-    state = job_state(asked, services)
+    state = job_state(asked)
     if state["status"] != "completed":
         return JSONResponse(state)
     try:
@@ -125,8 +125,8 @@ async def answer_job(asked: AsyncJob, http: Request, services: Services) -> Resp
     return PartsAnswer([head, *answer.parts, b"}"], "application/json", outcome)
 
 
-def job_state(asked: AsyncJob, services: Services) -> dict[str, Any]:
-    """The job without its answer. place: how many go before it. eta_ms: until it is finished, if that is known."""
+def job_state(asked: AsyncJob) -> dict[str, Any]:
+    """The job without its answer. place: 1 is begun next. eta_ms: until it is finished, if that is known."""
     state: dict[str, Any] = {
         "id": asked.id,
         "object": "image.job",
@@ -135,13 +135,13 @@ def job_state(asked: AsyncJob, services: Services) -> dict[str, Any]:
     }
     if asked.error is not None:
         return {**state, **_failed(asked.error)}
-    job = asked.job
-    if job is None:
+    model, job = asked.model, asked.job
+    if model is None or job is None:
         return {**state, "expires_at": int(asked.expires_at)}
-    eta_s, place = services.engine.eta_s(job), services.engine.place(job)
+    eta_s = model.eta_s(job)
     state |= {} if eta_s is None else {"eta_ms": round(eta_s * 1000)}
-    if place is not None:
-        return {**state, "status": "queued", "place": place}
+    if job.queued:
+        return {**state, "status": "queued", "place": model.place(job)}
     done, steps = job.progress.steps_done()
     return {**state, "status": "in_progress", "steps_done": done, "steps": steps}
 
@@ -152,9 +152,9 @@ def _failed(error: FluxserveError) -> dict[str, Any]:
 
 async def stream_job(asked: AsyncJob, services: Services) -> Response:
     """Its events from the start, as a stream has them; of one that has ended, the pictures."""
-    if asked.job is not None:
+    if asked.model is not None and asked.job is not None:
         asked.job.join()
-        return live_stream(asked.resolved, asked.job, services.engine)
+        return live_stream(asked.resolved, asked.job, asked.model)
     outcome = asyncio.ensure_future(services.jobs.outcome(asked))
     await asyncio.wait([outcome])
     return replayed_stream(asked.resolved, outcome)
@@ -165,4 +165,4 @@ async def cancel_job(asked: AsyncJob, services: Services) -> Response:
     if asked.job is not None:
         asked.job.cancel()
         await _settle(asked, 1.0)
-    return JSONResponse(job_state(asked, services))
+    return JSONResponse(job_state(asked))

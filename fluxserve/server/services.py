@@ -10,9 +10,10 @@ from fastapi import Depends, Request
 
 from fluxserve.config import EngineConfig, ServerConfig
 from fluxserve.engine import Engine
-from fluxserve.request import ModelCard
+from fluxserve.pool import ModelPool
 from fluxserve.server.contract.body_parser import BodyParser
 from fluxserve.server.contract.content_filter import ContentGate, load_content_filter
+from fluxserve.server.contract.model_names import find_model
 from fluxserve.server.contract.resolve import ServingLimits
 from fluxserve.server.contract.uploads import UploadReader
 from fluxserve.server.http.body import BodyReader
@@ -26,9 +27,12 @@ from fluxserve.server.limits.rate_limit import RateLimiter
 
 @dataclass(frozen=True)
 class Services:
-    """Everything that outlives a request. content_filter: the operator's, if any. started: Unix time, s."""
+    """Everything that outlives a request. models: those served. started: Unix time, s.
 
-    engine: Engine
+    content_filter: the operator's, if any.
+    """
+
+    models: ModelPool
     config: ServerConfig
     limits: EngineConfig
     store: ImageStore
@@ -41,14 +45,13 @@ class Services:
     content_filter: ContentGate | None
     started: int
 
-    @property
-    def card(self) -> ModelCard:
-        """The served model's card. Raises: ModelLoading: it is not known yet."""
-        return self.engine.known_card()
+    def model(self, name: str | None) -> Engine:
+        """The served model of this name. Raises: InvalidRequest: there is none."""
+        return find_model(name, self.models.engines, self.config)
 
-    @property
-    def serving_limits(self) -> ServingLimits:
-        return ServingLimits(self.card, self.config, self.limits)
+    def serving_limits(self, model: Engine) -> ServingLimits:
+        """Raises: ModelLoading: the model's card is not known yet."""
+        return ServingLimits(model.known_card(), self.config, self.limits)
 
     def close(self) -> None:
         """Lets go of threads, timers and the store's folder."""
@@ -58,7 +61,7 @@ class Services:
         self.store.close()
 
 
-def open_services(engine: Engine, config: ServerConfig, limits: EngineConfig, folder: StoreFolder) -> Services:
+def open_services(models: ModelPool, config: ServerConfig, limits: EngineConfig, folder: StoreFolder) -> Services:
     """folder: where pictures and stored answers lie.
 
     Raises:
@@ -66,7 +69,7 @@ def open_services(engine: Engine, config: ServerConfig, limits: EngineConfig, fo
     """
     answers = IdempotencyStore(folder, config.url_ttl_s)
     return Services(
-        engine=engine,
+        models=models,
         config=config,
         limits=limits,
         store=ImageStore(folder, config.url_ttl_s, config.store_quota_bytes),

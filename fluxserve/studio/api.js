@@ -81,7 +81,7 @@ function formOf(fields, { inputs, mask }, route) {
 }
 
 /**
- * Draws, and yields what happens: {kind: "queued", place, eta}, {kind: "step", image, step, steps, eta},
+ * Draws, and yields what happens: {kind: "waiting", place, model, eta}, {kind: "step", image, step, steps, eta},
  * {kind: "preview" | "done", image, blob, ...}. Times in seconds, or null. Aborting the signal stops the work.
  */
 export async function* draw(recipe, signal) {
@@ -116,7 +116,7 @@ async function* blocks(stream) {
 function comment(block) {
   const words = Object.fromEntries([...block.matchAll(/(\w+)=([\d/]+)/g)].map(match => match.slice(1)));
   const eta = words.eta_ms === undefined ? null : words.eta_ms / 1000;
-  if (block.startsWith(": queued")) return { kind: "queued", place: Number(words.place), eta };
+  if (block.startsWith(": waiting")) return { kind: "waiting", place: Number(words.place), model: /model=(\w+)/.exec(block)?.[1], eta };
   if (!block.startsWith(": progress")) return null;
   const [step, steps] = words.step.split("/").map(Number);
   return { kind: "step", image: Number(words.image), step, steps, eta };

@@ -26,7 +26,7 @@ const label = model => (model.state && !["ready", "loaded"].includes(model.state
 export function showModel() {
   const model = chosenModel();
   if (!model) return;
-  const { limits = {}, defaults = {} } = model;
+  const [limits, defaults] = [model.limits ?? {}, model.defaults ?? {}]; // not known of one that was never loaded
   $("model-about").textContent = model.notice ?? model.description ?? "";
   $("n").max = limits.max_n ?? 10;
   showQualities(defaults.steps ?? {});

@@ -33,12 +33,17 @@ function frame(at, n, width, height, choose) {
 
 /** Shows what happened, in words, on the bar and in the frame. */
 export function onEvent(event, stopHint) {
-  if (event.kind === "queued") return tell(`${place(event.place)}${expected(event.eta)}${stopHint}`, 0);
+  if (event.kind === "waiting") return tell(`${place(event)}${expected(event.eta)}${stopHint}`, 0);
   if (event.kind === "step") return onStep(event, stopHint);
   onPicture(event);
 }
 
-const place = ahead => (ahead ? `Waiting: ${ahead} ${ahead === 1 ? "request goes" : "requests go"} first` : "Next in the queue");
+function place({ place: number, model }) {
+  const ahead = number - 1;
+  if (ahead > 0) return `Waiting: ${ahead} ${ahead === 1 ? "request goes" : "requests go"} first`;
+  return model === "ready" ? "Next in the queue" : "Waiting for the model to load";
+}
+
 const expected = eta => (eta === null ? "" : eta < 1.5 ? " · about a second left" : ` · about ${duration(eta)} left`);
 const duration = seconds => (seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`);
 

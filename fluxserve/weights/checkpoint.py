@@ -17,7 +17,7 @@ from fluxserve.weights.source import locate
 ProgressCallback = hub.ByteProgress
 """(what is being fetched, bytes done, bytes in all)."""
 
-ALL_ROLES: frozenset[Role] = frozenset({"denoiser", "autoencoder", "text_encoder"})
+MODEL_ROLES: frozenset[Role] = frozenset({"denoiser", "autoencoder", "text_encoder"})
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Checkpoint:
     tokenizers: Mapping[str, Path]
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """Those of its family that it has."""
+        return tuple(part for part in self.family.parts if part.name in self.readers)
+
+    @property
     def denoiser(self) -> Part:
         return next(part for part in self.family.parts if part.role == "denoiser")
 
@@ -48,21 +53,27 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    model: str, text_encoders: str | None, progress: ProgressCallback, variant: str | None = None
+    model: str,
+    text_encoders: str | None,
+    progress: ProgressCallback,
+    variant: str | None = None,
+    redux: str | None = None,
 ) -> Checkpoint:
     """Finds, fetches if need be, and checks a model.
 
-    model, text_encoders, variant: see `PipelineConfig`.
+    model, text_encoders, variant, redux: see `PipelineConfig`.
 
     Raises:
         SourceError: the Hub repository is gated, missing or unreachable; the message is a four-line recipe.
         CheckpointError: a file is damaged, incomplete or of a kind that is refused; names it and the first five
             differences.
-        ConfigError: `model` or `text_encoders` names nothing.
+        ConfigError: `model`, `text_encoders` or `redux` names nothing.
     """
     source = locate(model, progress)
     encoders = locate(text_encoders, progress, hub.text_folders()).path if text_encoders else None
     found, family = _gather(source.path, encoders)
+    if redux is not None:
+        _add_image_encoder(locate(redux, progress, hub.image_folders()).path, found, family)
     told = replace(found.told, name=found.told.name or source.id, variant=variant or found.told.variant)
     checkpoint = _assemble(source.id, found, family, told)
     _require_fit(checkpoint)
@@ -74,9 +85,9 @@ def _gather(model: Path, encoders: Path | None) -> tuple[FoundParts, Family]:
     found = FoundParts()
     if encoders:
         scan(encoders, {"text_encoder"}, found)
-    scan(model, ALL_ROLES, found)
+    scan(model, MODEL_ROLES, found)
     if not model.is_dir():
-        scan(model.parent, ALL_ROLES - {"denoiser"}, found)
+        scan(model.parent, MODEL_ROLES - {"denoiser"}, found)
     if encoders:
         scan(encoders, {"autoencoder"}, found)
     family = found.family
@@ -91,8 +102,23 @@ def _gather(model: Path, encoders: Path | None) -> tuple[FoundParts, Family]:
     return found, family
 
 
+def _add_image_encoder(path: Path, found: FoundParts, family: Family) -> None:
+    """From a folder, or from a file and what lies beside it."""
+    wanted = [part for part in family.parts if part.role == "image_encoder"]
+    if not wanted:
+        raise CheckpointError(f"{path}: {family.title} takes no image encoder")
+    for place in (path,) if path.is_dir() else (path, path.parent):
+        scan(place, {"image_encoder"}, found)
+    missing = [part.title for part in wanted if part not in found.components]
+    if missing:
+        reasons = "".join(f"\n  {reason}" for reason in found.unread)
+        raise CheckpointError(f"{path}: incomplete: found no {', no '.join(missing)} there{reasons}")
+
+
 def _assemble(model_id: str, found: FoundParts, family: Family, told: Told) -> Checkpoint:
-    components: dict[str, Component] = {part.name: found.components[part] for part in family.parts}
+    components: dict[str, Component] = {
+        part.name: found.components[part] for part in family.parts if part in found.components
+    }
     denoiser = next(found.components[part] for part in family.parts if part.role == "denoiser")
     return Checkpoint(
         id=model_id,
@@ -111,7 +137,7 @@ def _require_fit(checkpoint: Checkpoint) -> None:
         CheckpointError: names the file and the differences.
     """
     shapes = checkpoint.architecture.shapes()
-    for part in checkpoint.family.parts:
+    for part in checkpoint.parts:
         require_exact(checkpoint.readers[part.name], shapes[part.name], f"a {part.title} of its size")
     misfits = checkpoint.architecture.misfits()
     if misfits:

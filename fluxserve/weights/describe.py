@@ -11,7 +11,7 @@ from fluxserve.errors import CheckpointError
 from fluxserve.models import registry
 from fluxserve.models.family import Component, Part
 from fluxserve.tensors.reader import TensorReader
-from fluxserve.weights.checkpoint import ALL_ROLES
+from fluxserve.weights.checkpoint import MODEL_ROLES
 from fluxserve.weights.files.folder import FoundParts, scan
 
 
@@ -57,7 +57,7 @@ def describe(path: Path) -> Description:
         ConfigError: a GGUF file, and the `gguf` extra is not installed.
     """
     found = FoundParts()
-    scan(path, ALL_ROLES, found)
+    scan(path, MODEL_ROLES | {"image_encoder"}, found)
     family = found.family
     if family is None:
         titles = " or ".join(known.title for known in registry.families())

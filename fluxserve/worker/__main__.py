@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from fluxserve.config import PipelineConfig
+from fluxserve.request import ModelCard
 from fluxserve.worker.pipeline_protocol import ProgressCallback
 from fluxserve.worker.process import serve
 
@@ -22,5 +24,13 @@ def load(config: PipelineConfig, progress: ProgressCallback) -> FluxPipeline:
     return pipeline
 
 
+def describe(config: PipelineConfig) -> tuple[ModelCard, int]:
+    """Of what is here: nothing is fetched."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+    from fluxserve.pipeline.pipeline import FluxPipeline
+
+    return FluxPipeline.describe(config)
+
+
 if __name__ == "__main__":
-    serve(load)
+    serve(load, describe)

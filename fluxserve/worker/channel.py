@@ -40,5 +40,6 @@ class Channel:
             with self._pipe.makefile("rb") as stream:
                 while (message := wire.read(stream)) is not None:
                     self.inbox.put(message)
+                    del message  # it may hold a large file, and the next one may be long in coming
         finally:
             os._exit(0)

@@ -63,3 +63,5 @@ class Pipeline(Protocol[S]):
 
 
 Loader = Callable[[PipelineConfig, ProgressCallback], Pipeline[S]]
+Describer = Callable[[PipelineConfig], tuple[ModelCard, int]]
+"""(what the model would be, what its device has free in bytes), without reading weights."""

@@ -22,7 +22,7 @@ from fluxserve.request import GenerationRequest
 from fluxserve.scheduling import drawn_pixels
 from fluxserve.worker.channel import Channel
 from fluxserve.worker.loop import Loop
-from fluxserve.worker.pipeline_protocol import Loader, Pipeline, ProgressCallback, S
+from fluxserve.worker.pipeline_protocol import Describer, Loader, Pipeline, ProgressCallback, S
 from fluxserve.worker.stage_timer import StageTimer
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,16 @@ OOM_SCORE_ADJ = 500
 PR_SET_PDEATHSIG = 1
 
 
-def serve(load: Loader[S]) -> NoReturn:
-    """The whole process. `load` makes the pipeline from the first message's configuration."""
+def serve(load: Loader[S], describe: Describer) -> NoReturn:
+    """The whole process. The first message says which: `load` makes a pipeline to serve, `describe` only tells."""
     channel = connect("worker")
     try:
-        run(load, channel)
+        first = channel.inbox.get()
+        if isinstance(first, wire.Describe):
+            channel.send(wire.Described(*describe(first.config)))
+            sys.exit(0)
+        assert isinstance(first, wire.Load)
+        run(load, channel, first)
     except FluxserveError as error:
         code = exit_code(error)
         if code not in REFUSALS:
@@ -58,10 +63,10 @@ def connect(name: str) -> Channel:
     return Channel(pipe)
 
 
-def run(load: Loader[S], channel: Channel) -> NoReturn:
+def run(load: Loader[S], channel: Channel, first: wire.Load) -> NoReturn:
     """Loads what the first message names, draws one small image, and serves."""
-    first = channel.inbox.get()
-    assert isinstance(first, wire.Load)
+    if first.threads is not None:  # read by the libraries that compute when they are imported
+        os.environ.setdefault("OMP_NUM_THREADS", str(first.threads))
     timer = StageTimer(channel)
     try:
         pipeline = load(first.config, _progress(channel))

@@ -23,6 +23,7 @@ from scripts.endurance.goals import Goal, Part, Scale, none_of
 from scripts.endurance.kills import kills
 from scripts.endurance.leaving import leaving
 from scripts.endurance.load import memory, overload
+from scripts.endurance.models import models
 from scripts.endurance.sockets import sockets
 from scripts.endurance.uploads import uploads
 from scripts.endurance.weights import weights
@@ -31,7 +32,20 @@ from scripts.reliability_page import FIGURES
 HELD = ("R1", "R2", "R8")
 PARTS: dict[str, Part] = {
     part.__name__: part
-    for part in (flood, kills, leaving, memory, overload, sockets, weights, uploads, faults, confined, adversary)
+    for part in (
+        flood,
+        kills,
+        models,
+        leaving,
+        memory,
+        overload,
+        sockets,
+        weights,
+        uploads,
+        faults,
+        confined,
+        adversary,
+    )
 }
 
 

@@ -17,10 +17,10 @@ from fluxserve.cli import app, options
 from fluxserve.cli.bench import loading_words
 from fluxserve.cli.options import settings_of
 from fluxserve.cli.settings import read_loading, read_settings
-from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig
+from fluxserve.config import EngineConfig, HostingConfig, ModelConfig, PipelineConfig, ServerConfig
 from fluxserve.errors import ConfigError
 
-SETTINGS = settings_of(PipelineConfig, ServerConfig, EngineConfig)
+SETTINGS = settings_of(PipelineConfig, HostingConfig, ServerConfig, EngineConfig)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_defaults_are_those_of_the_configs() -> None:
-    assert read_settings({}, None) == (PipelineConfig(), ServerConfig(), EngineConfig())
+    assert read_settings({}, None) == ((ModelConfig(PipelineConfig()),), ServerConfig(), EngineConfig())
     assert read_loading({}) == PipelineConfig()
 
 
@@ -41,7 +41,7 @@ def test_every_option_has_a_name_of_its_own() -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("config", [PipelineConfig, ServerConfig])
+@pytest.mark.parametrize("config", [PipelineConfig, HostingConfig, ServerConfig])
 def test_all_that_can_be_configured_of_these_is_an_option(config: type) -> None:
     assert {setting.field for setting in settings_of(config)} == {field.name for field in fields(config)}
 
@@ -173,7 +173,8 @@ def test_switches_are_written_as_people_do(monkeypatch: pytest.MonkeyPatch, name
     [setting] = [setting for setting in SETTINGS if setting.name == name]
     for text, switched in ((on, True), (off, False)):
         monkeypatch.setenv(setting.variable, text)
-        configs = read_settings({}, None)
+        [model], server, engine = read_settings({}, None)
+        configs = (model.pipeline, model.hosting, server, engine)
         [config] = [config for config in configs if hasattr(config, setting.field)]
         assert getattr(config, setting.field) is (switched != setting.negated)
 
@@ -196,6 +197,7 @@ def test_what_is_told_to_another_command_is_what_was_read() -> None:
         lora_dir="loras",
         max_input_images=2,
         variant="kontext",
+        redux="redux",
         verify="off",
         device="cpu",
         dtype="float32",
@@ -315,3 +317,63 @@ def test_the_help_of_loading_is_the_same_everywhere(command: str) -> None:
     for setting in settings_of(PipelineConfig):
         assert setting.help in result.output
         assert setting.flag in result.output or setting.name == "model"
+
+
+TABLES = """
+dtype = "float32"
+served-model-name = ["house"]
+
+[[models]]
+model = "klein"
+device = "cuda:0,cuda:1"
+idle-timeout = "90s"
+
+[[models]]
+model = "schnell"
+workers = 2
+served_model_name = ["fast"]
+idle-timeout = 0
+"""
+
+
+@pytest.mark.behaviour(160)
+def test_several_models_each_with_its_own_options(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(TABLES)
+    klein, schnell = read_settings({}, file).models
+    assert [pipeline.device for pipeline in klein.pipelines] == ["cuda:0", "cuda:1"]
+    assert [pipeline.device for pipeline in schnell.pipelines] == ["auto", "auto"]
+    assert (klein.idle_timeout_s, schnell.idle_timeout_s) == (90, None)
+    assert (klein.hosting.served_model_names, schnell.hosting.served_model_names) == (("house",), ("fast",))
+    assert {model.pipeline.dtype for model in (klein, schnell)} == {"float32"}
+    assert not klein.preload
+    named = read_settings({"idle_timeout": "1h", "preload": True}, file, ["demo", "schnell"]).models
+    assert [model.pipeline.model for model in named] == ["demo", "schnell"]
+    assert [model.idle_timeout_s for model in named] == [3600, 3600], "a flag wins over the table"
+    assert (named[1].hosting.workers, named[1].preload) == (2, True)
+
+
+def test_one_model_stays_and_several_leave_when_they_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [model.idle_timeout_s for model in read_settings({}, None, ["demo"]).models] == [None]
+    assert [model.idle_timeout_s for model in read_settings({}, None, ["demo", "klein"]).models] == [900, 900]
+    monkeypatch.setenv("FLUXSERVE_IDLE_TIMEOUT", "1.5m")
+    assert [model.idle_timeout_s for model in read_settings({}, None).models] == [90]
+    monkeypatch.setenv("FLUXSERVE_MODEL", "schnell")
+    assert [model.label for model in read_settings({}, None).models] == ["schnell"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('models = "klein"', "must be tables"),
+        ("[[models]]\ndevice = 'cpu'", "without a model"),
+        ("[[models]]\nmodel = 'a'\nport = 3", "unknown key 'port' in a"),
+        ("[[models]]\nmodel = 'a'\nworkers = 0", r"^workers in the \[\[models\]\] table of 'a' in "),
+        ("[[models]]\nmodel = 'a'\nidle-timeout = 'soon'", "^idle_timeout in the"),
+        ("[[models]]\nmodel = 'a'\n[[models]]\nmodel = 'a'", "a is to be served twice"),
+    ],
+)
+def test_mistakes_in_tables_are_named(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "models.toml").write_text(content)
+    with pytest.raises(ConfigError, match=says):
+        read_settings({}, tmp_path / "models.toml")

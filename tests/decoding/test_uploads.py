@@ -186,3 +186,14 @@ def memory_of(pid: int) -> int:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1024
     return 0
+
+
+@pytest.mark.anyio
+@pytest.mark.fault(115)
+async def test_a_process_that_waits_holds_no_file() -> None:
+    others, padded = children(), png() + bytes(48 * 2**20)
+    async with reading(limit_s=20, module="fluxserve.decoding") as reader:
+        before = sum(map(memory_of, children() - others))
+        assert (await read(reader, padded, None, "a")).size == (64, 64)
+        await asyncio.sleep(0.2)
+        assert sum(map(memory_of, children() - others)) - before < 24

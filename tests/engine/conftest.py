@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxserve.config import EngineConfig, PipelineConfig
+from fluxserve.config import EngineConfig, HostingConfig, ModelConfig, PipelineConfig
 from fluxserve.engine import Engine
 
 Start = Callable[..., Awaitable[Engine]]
@@ -33,20 +33,21 @@ async def start(folder: Path, anyio_backend: str) -> AsyncIterator[Start]:
     """Starts an engine with the given limits, ready unless `ready=False`; afterwards no worker may be left."""
     engines = []
 
-    async def start_engine(*, ready: bool = True, **limits: float) -> Engine:
-        engine = Engine(PipelineConfig(), EngineConfig(**limits), worker_module=FAKE_WORKER)  # type: ignore[arg-type]
+    async def start_engine(*, ready: bool = True, workers: int = 1, **limits: float) -> Engine:
+        config = ModelConfig(PipelineConfig(), HostingConfig(workers=workers))
+        engine = Engine(config, EngineConfig(**limits), worker_module=FAKE_WORKER)  # type: ignore[arg-type]
         engines.append(engine)
-        await engine.start()
+        engine.load()
         if ready:
             await engine.wait_ready()
         return engine
 
     yield start_engine
     for engine in engines:
-        pid = engine.worker_pid
+        pids = engine.worker_pids
         await engine.stop()
-        assert engine.worker_pid is None
-        assert pid is None or not is_alive(pid)
+        assert not engine.worker_pids
+        assert not any(map(is_alive, pids))
 
 
 @pytest.fixture

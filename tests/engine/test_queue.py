@@ -8,8 +8,7 @@ import pytest
 
 from fluxserve.config import EngineConfig
 from fluxserve.engine.admission import Admission
-from fluxserve.engine.inflight import InFlight
-from fluxserve.engine.job import Job
+from fluxserve.engine.job import Job, Part
 from fluxserve.engine.queue import JobQueue
 from fluxserve.errors import QueueFull, WaitExceedsTimeout
 from fluxserve.scheduling import CostModel, Stage
@@ -19,22 +18,24 @@ AREA = 64 * 64
 STAGES: tuple[Stage, ...] = ("text", "denoise", "vae", "encode", "preview")
 
 
-def make(id: int, client: str = "a", steps: int = 4) -> Job:
-    return Job(id, request(steps=steps), client=client, pixels=AREA, digest=None, on_end=lambda job: None)
+def make(id: int, client: str = "a", steps: int = 4) -> Part:
+    """The only part of a job."""
+    job = Job(id, request(steps=steps), client=client, pixels=AREA, digest=None, on_end=lambda job: None)
+    return Part(job, (0,))
 
 
-def queue_of(*jobs: Job) -> JobQueue:
+def queue_of(*parts: Part) -> JobQueue:
     """Ranked by steps alone, and counted by work."""
-    queue = JobQueue(lambda job: float(job.request.num_inference_steps), lambda job: float(job.request.work))
-    for job in jobs:
-        queue.add(job)
+    queue = JobQueue(lambda part: float(part.job.request.num_inference_steps), lambda part: float(part.work))
+    for part in parts:
+        queue.add(part)
     return queue
 
 
 def drain(queue: JobQueue) -> list[int]:
     order = []
-    while (job := queue.take()) is not None:
-        order.append(job.id)
+    while (part := queue.take()) is not None:
+        order.append(part.job.id)
     return order
 
 
@@ -60,7 +61,7 @@ def test_shares_are_counted_in_work_not_in_jobs() -> None:
 @pytest.mark.fault(110)
 def test_pictures_that_are_written_and_shown_count_as_work() -> None:
     costs, plain, shown = CostModel(), make(1), make(2)
-    shown.request = replace(shown.request, partial_images=3)
+    shown.job.request = replace(shown.job.request, partial_images=3)
     for stage in STAGES:
         costs.observe(stage, AREA, 1.0)
     gate = admission(costs)
@@ -68,9 +69,9 @@ def test_pictures_that_are_written_and_shown_count_as_work() -> None:
     assert gate.cost_of(shown) == pytest.approx(gate.cost_of(plain) + 3 * (1 + 1), rel=0.01)
     queue = JobQueue(gate.rank_of, gate.cost_of)
     for id in range(1, 9):
-        job = make(id, "shows" if id <= 4 else "draws")
-        job.request = replace(job.request, partial_images=3 if id <= 4 else 0)
-        queue.add(job)
+        part = make(id, "shows" if id <= 4 else "draws")
+        part.job.request = replace(part.job.request, partial_images=3 if id <= 4 else 0)
+        queue.add(part)
     assert drain(queue)[:4] == [1, 5, 6, 2]
 
 
@@ -103,8 +104,8 @@ def test_what_comes_back_is_kept_apart_in_its_old_order() -> None:
     queue = queue_of(make(5))
     queue.put_back([make(3)])
     queue.put_back([make(1), make(2)])
-    assert [job.id for job in queue.returned] == [1, 2, 3]
-    assert [job.id for job in queue] == [1, 2, 3, 5]
+    assert [part.job.id for part in queue.returned] == [1, 2, 3]
+    assert [part.job.id for part in queue] == [1, 2, 3, 5]
     assert len(queue) == 4
 
 
@@ -112,8 +113,8 @@ def test_a_discarded_job_is_gone_wherever_it_was() -> None:
     waiting, returned, unknown = make(1), make(2), make(3)
     queue = queue_of(waiting)
     queue.put_back([returned])
-    for job in (waiting, returned, unknown):
-        queue.discard(job)
+    for part in (waiting, returned, unknown):
+        queue.discard(part.job)
     assert (len(queue), queue.take()) == (0, None)
 
 
@@ -122,12 +123,12 @@ def test_only_what_would_overtake_is_taken_out_of_turn() -> None:
     assert queue.take_below(4) is None
     overtaking = queue.take_below(5)
     assert overtaking is not None
-    assert overtaking.id == 2
+    assert overtaking.job.id == 2
     assert drain(queue) == [1]
 
 
 def admission(costs: CostModel | None = None, **limits: int) -> Admission:
-    return Admission(EngineConfig(**limits), costs or CostModel(), InFlight())
+    return Admission(EngineConfig(**limits), costs or CostModel(), [])
 
 
 def test_the_bound_counts_all_that_wait() -> None:

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from fluxserve.config import PipelineConfig
 from fluxserve.request import GeneratedImage
 from fluxserve.worker.process import serve
-from tests.fake_pipeline import CARD, FakePipeline, FakeSample, Pixels, load_fake
+from tests.fake_pipeline import CARD, FakePipeline, FakeSample, Pixels, describe_fake, load_fake
 
 DEV_CARD = replace(
     CARD,
@@ -53,4 +53,4 @@ def load_echo(config: PipelineConfig, progress: Callable[[str, int, int], None])
 
 
 if __name__ == "__main__":
-    serve(load_echo)
+    serve(load_echo, describe_fake)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fluxserve.config import PipelineConfig
 from fluxserve.sizes import References
 from fluxserve.worker.process import serve
-from tests.fake_pipeline import load_fake
+from tests.fake_pipeline import describe_fake, load_fake
 from tests.server.echo_worker import DEV_CARD, EchoPipeline
 
 RULE = References(most=4, limit=16, area=128 * 128)
@@ -24,4 +24,4 @@ def load_reading(config: PipelineConfig, progress: Callable[[str, int, int], Non
 
 
 if __name__ == "__main__":
-    serve(load_reading)
+    serve(load_reading, describe_fake)

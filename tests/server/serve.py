@@ -14,8 +14,8 @@ def main() -> None:
     worker = sys.argv.pop(1)
 
     @options.spread
-    def serve(*, model: options.ModelArgument = None, flags: options.ServeFlags, config: SettingsFile = None) -> None:
-        serve_with({"model": model, **flags}, config, worker)
+    def serve(*, models: options.ModelsArgument = None, flags: options.ServeFlags, config: SettingsFile = None) -> None:
+        serve_with(models or (), flags, config, worker)
 
     typer.run(serve)
 

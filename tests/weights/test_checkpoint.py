@@ -15,7 +15,7 @@ from torch import Tensor
 from fluxserve.errors import CheckpointError, ConfigError
 from fluxserve.models.flux1.sizes import TINY
 from fluxserve.tensors.reader import TensorReader
-from fluxserve.weights.checkpoint import Checkpoint
+from fluxserve.weights.checkpoint import Checkpoint, open_checkpoint
 from fluxserve.weights.files.identify import components
 from fluxserve.weights.files.safetensors_file import SafetensorsFile
 from tests.conftest import MakeCheckpoint
@@ -226,13 +226,49 @@ def test_networks_that_do_not_fit_together_are_refused(folder: Path) -> None:
         open_quietly(folder)
 
 
-@pytest.mark.parametrize(("columns", "kind"), [(384, "FLUX.1 Fill"), (128, "control model"), (196, "a model with 196")])
-def test_models_that_take_pictures_are_refused_by_name(files: Path, columns: int, kind: str) -> None:
-    rewrite(files / "flux1-dev.safetensors", lambda t: t.update({"img_in.weight": torch.ones(64, columns)}))
-    config = files / "flux1-dev.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": columns}))
-    with pytest.raises(CheckpointError, match=kind):
+def _widen_input(files: Path, columns: int, name: str = "flux1-dev") -> None:
+    (files / "flux1-dev.safetensors").rename(files / f"{name}.safetensors")
+    rewrite(files / f"{name}.safetensors", lambda t: t.update({"img_in.weight": torch.ones(64, columns)}))
+    config = json.loads((files / "flux1-dev.json").read_text())
+    (files / "flux1-dev.json").unlink()
+    (files / f"{name}.json").write_text(json.dumps(config | {"in_channels": columns}))
+
+
+@pytest.mark.parametrize(
+    ("columns", "name", "variant"),
+    [(384, "a", "fill"), (128, "flux1-canny-dev", "canny"), (128, "flux1-depth-dev", "depth"), (128, "a", "canny")],
+)
+def test_models_that_draw_from_pictures_are_told_by_their_input(
+    files: Path, columns: int, name: str, variant: str
+) -> None:
+    _widen_input(files, columns, name)
+    assert open_quietly(files).variant.name == variant
+
+
+def test_a_folder_that_lends_its_encoders_does_not_tell_what_the_model_is(files: Path, folder: Path) -> None:
+    """Fill beside dev's encoders: one is a FluxFillPipeline, the other a FluxPipeline."""
+    _widen_input(files, 384)
+    transformer = files.parent / "alone" / "a.safetensors"
+    transformer.parent.mkdir()
+    for ending in (".safetensors", ".json"):
+        (files / "flux1-dev").with_suffix(ending).rename(transformer.with_suffix(ending))
+    assert open_checkpoint(str(transformer), str(folder), lambda *_: None).variant.name == "fill"
+
+
+@pytest.mark.parametrize("columns", [196, 192, 32, 65])
+def test_inputs_that_no_model_has_are_refused(files: Path, columns: int) -> None:
+    _widen_input(files, columns)
+    with pytest.raises(
+        CheckpointError, match=f"{columns} input channels; those that fluxserve knows have 64, 128, 384"
+    ):
         open_quietly(files)
+
+
+@pytest.mark.parametrize("name", ["FluxFillPipeline", "FluxControlPipeline"])
+def test_a_folder_whose_transformer_is_of_another_pipeline_is_refused(folder: Path, name: str) -> None:
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(CheckpointError, match=f"has 64 input channels, those of no {name}"):
+        open_quietly(folder)
 
 
 @pytest.mark.fault(51)
@@ -258,7 +294,6 @@ def test_quantised_folders_that_cannot_be_read_are_refused_by_name(folder: Path,
         (["a.encoded_exponent", "a.sign_mantissa", "a.luts"], "DFloat11"),
         (["a.weight", "a.SCB"], "LLM.int8"),
         (["distilled_guidance_layer.in_proj.bias"], "Chroma"),
-        (["redux_up.weight", "redux_down.weight"], "Redux"),
         (["decoder.layers.0.weight"], "TAEF1"),
         (["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"], "LoRA"),
         (["transformer.transformer_blocks.0.attn.to_q.lora_A.weight"], "LoRA"),
@@ -278,7 +313,7 @@ def test_longcat_is_refused_by_its_text_width(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["StableDiffusionXLPipeline", "FluxFillPipeline", "FluxImg2ImgPipeline", "Flux2Pipeline"],
+    ["StableDiffusionXLPipeline", "FluxImg2ImgPipeline", "Flux2Pipeline"],
 )
 def test_other_pipelines_are_refused_by_name(folder: Path, name: str) -> None:
     """Those that draw from pictures too: they would open as dev, and draw something else."""

@@ -86,18 +86,18 @@ def test_the_kernel_takes_it_before_the_front(worker: Worker) -> None:
 
 FRONT = """
 import asyncio
-from fluxserve.config import EngineConfig, PipelineConfig
+from fluxserve.config import EngineConfig, ModelConfig, PipelineConfig
 from fluxserve.engine import Engine
 from tests.jobs import request
 
 async def main():
-    engine = Engine(PipelineConfig(), EngineConfig(), worker_module="tests.fake_worker")
-    await engine.start()
+    engine = Engine(ModelConfig(PipelineConfig()), EngineConfig(), worker_module="tests.fake_worker")
+    engine.load()
     await engine.wait_ready()
     job = engine.submit(request("a cat [hang:step1]"), client="me")
     while job.queued:
         await asyncio.sleep(0.01)
-    print(engine.worker_pid, flush=True)
+    print(*engine.worker_pids, flush=True)
     await job.result()
 
 asyncio.run(main())

@@ -6,7 +6,7 @@ from typing import Any
 
 from fluxserve.models.flux1.sizes import ClipParams, FluxParams, T5Params
 from fluxserve.models.flux1.toy_tokenizers import CLIP_END_ID, CLIP_START_ID
-from fluxserve.models.flux1.variants import KONTEXT_PIPELINE, PIPELINE, VARIANTS
+from fluxserve.models.flux1.variants import VARIANTS, pipeline_of
 from fluxserve.models.markings import VARIANT_FIELD
 
 DIFFUSERS_VERSION = "0.30.0"
@@ -27,6 +27,7 @@ def flux(params: FluxParams) -> dict[str, Any]:
         "num_single_layers": params.depth_single_blocks,
         "patch_size": 1,
         "pooled_projection_dim": params.vec_in_dim,
+        **({"out_channels": params.out_channels} if params.picture != "start" else {}),
     }
 
 
@@ -88,7 +89,7 @@ def scheduler(variant: str) -> dict[str, Any]:
 def model_index(variant: str) -> dict[str, Any]:
     """Names the variant too, where neither shapes nor the class tell it."""
     index: dict[str, Any] = {
-        "_class_name": KONTEXT_PIPELINE if variant == "kontext" else PIPELINE,
+        "_class_name": pipeline_of(VARIANTS[variant]),
         "_diffusers_version": DIFFUSERS_VERSION,
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -98,4 +99,4 @@ def model_index(variant: str) -> dict[str, Any]:
         "transformer": ["diffusers", "FluxTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    return index if variant in ("schnell", "dev", "kontext") else index | {VARIANT_FIELD: variant}
+    return index if variant in ("schnell", "dev", "kontext", "fill") else index | {VARIANT_FIELD: variant}

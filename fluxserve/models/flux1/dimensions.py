@@ -31,8 +31,12 @@ def transformer_params(reader: TensorReader, config: Config) -> FluxParams:
         depth_single_blocks=sizes.agreed("num_single_layers", count(reader.keys(), "single_blocks.")),
         axes_dim=sizes.rotary_axes(3, head_dim, FLUX1.axes_dim),
         theta=FLUX1.theta,
-        guidance_embed="guidance_in.in_layer.weight" in reader.keys(),
+        guidance_embed=takes_guidance(reader),
     )
+
+
+def takes_guidance(reader: TensorReader) -> bool:
+    return "guidance_in.in_layer.weight" in reader.keys()
 
 
 def t5_params(reader: TensorReader, config: Config) -> T5Params:

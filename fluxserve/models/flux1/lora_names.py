@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 
-from fluxserve.models.flux1.names import SWAPPED, linear_parts
+from fluxserve.models.flux1.names import SWAPPED, linear_parts, norm_parts
 from fluxserve.models.flux1.shapes import transformer_shapes
 from fluxserve.models.flux1.sizes import TINY, FluxParams, ModelSizes
 from fluxserve.models.flux1.text.names import TABLES, clip_shapes, t5_shapes
 from fluxserve.models.lora_target import FusedNames, LoraTarget, linears, numbers_apart, prefixed, underscored
+from fluxserve.models.markings import PREFIXES
 
 
 def lora_targets(sizes: ModelSizes) -> dict[str, LoraTarget]:
@@ -29,6 +30,17 @@ def lora_targets(sizes: ModelSizes) -> dict[str, LoraTarget]:
     return named
 
 
+def norm_names(params: FluxParams) -> dict[str, str]:
+    """Every name that a control LoRA may give to a norm's scale -> the transformer's tensor."""
+    named: dict[str, str] = {}
+    for norm, (part,) in norm_parts(params.depth, params.depth_single_blocks).items():
+        for prefix in ("", *PREFIXES):
+            named |= dict.fromkeys(
+                (f"{prefix}{norm}.scale", f"{prefix}{norm}.weight", f"{prefix}{part}.weight"), f"{norm}.scale"
+            )
+    return named
+
+
 def names_lora(module: str) -> bool:
     """Whether it is such a name, whatever the sizes."""
     return numbers_apart(module) in _spellings()
@@ -37,7 +49,7 @@ def names_lora(module: str) -> bool:
 @cache
 def _spellings() -> frozenset[str]:
     smallest = replace(TINY, transformer=replace(TINY.transformer, guidance_embed=True))
-    return frozenset(map(numbers_apart, lora_targets(smallest)))
+    return frozenset(map(numbers_apart, (*lora_targets(smallest), *norm_names(smallest.transformer))))
 
 
 def _transformer_names(params: FluxParams) -> Iterator[tuple[str, LoraTarget]]:

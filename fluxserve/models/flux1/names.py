@@ -77,7 +77,7 @@ def transformer_recipes(depth: int, single_depth: int, guidance_embed: bool) -> 
     """BFL name -> recipe of every tensor of a transformer."""
     linears = linear_parts(depth, single_depth)
     there = {name: parts for name, parts in linears.items() if guidance_embed or not name.startswith("guidance_in.")}
-    norms = _of_blocks(depth, single_depth, _DOUBLE_NORMS, _SINGLE_NORMS)
+    norms = norm_parts(depth, single_depth)
     return {**tensor_recipes(there, ("weight", "bias"), SWAPPED), **scale_recipes(norms)}
 
 
@@ -86,3 +86,8 @@ def _of_blocks(depth: int, single_depth: int, double: Layers, single: Layers) ->
         **numbered("double_blocks", "transformer_blocks", depth, double),
         **numbered("single_blocks", "single_transformer_blocks", single_depth, single),
     }
+
+
+def norm_parts(depth: int, single_depth: int) -> dict[str, tuple[str, ...]]:
+    """Each norm of a transformer with diffusers' name of it."""
+    return _of_blocks(depth, single_depth, _DOUBLE_NORMS, _SINGLE_NORMS)

@@ -5,10 +5,12 @@ Follows black-forest-labs/flux `src/flux/util.py` (configs).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fluxserve.models.companions.flux1_autoencoder import FLUX1_AE
 from fluxserve.models.parts.autoencoder import AutoencoderParams
+from fluxserve.request import PictureUse
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,19 @@ class FluxParams:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def picture(self) -> PictureUse | None:
+        return picture_use(self.in_channels, self.out_channels)
+
+
+INPUT_WIDTHS: Mapping[PictureUse, int] = {"start": 1, "control": 2, "fill": 6}
+"""How wide an input token is, in widths of an output token."""
+
+
+def picture_use(in_channels: int, out_channels: int) -> PictureUse | None:
+    """What a transformer makes of a picture; None for an input that no published model has."""
+    return next((use for use, times in INPUT_WIDTHS.items() if times * out_channels == in_channels), None)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from fluxserve.models.companions.flux1_autoencoder import stored_autoencoder
 from fluxserve.models.flux1 import configs
 from fluxserve.models.flux1.names import transformer_recipes
 from fluxserve.models.flux1.shapes import transformer_shapes
-from fluxserve.models.flux1.sizes import ModelSizes
+from fluxserve.models.flux1.sizes import INPUT_WIDTHS, ModelSizes
 from fluxserve.models.flux1.text.names import clip_recipes, clip_shapes, t5_gguf_recipes, t5_recipes, t5_shapes
 from fluxserve.models.flux1.toy_tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from fluxserve.models.flux1.variants import VARIANTS
@@ -19,10 +19,14 @@ EMBEDDING_SCALE, POSITION_SCALE = 1.0, 0.1
 
 
 def synthetic_model(sizes: ModelSizes, variant: str, layout: Layout, packing: Packing) -> SyntheticModel:
-    """The four networks and two tokenizers of a variant; of its sizes, guidance is the variant's to tell."""
-    sizes = replace(
-        sizes, transformer=replace(sizes.transformer, guidance_embed=VARIANTS[variant].guidance_scale is not None)
+    """The four networks and two tokenizers of a variant; of its sizes, guidance and input are the variant's to tell."""
+    row, flux = VARIANTS[variant], sizes.transformer
+    flux = replace(
+        flux,
+        guidance_embed=row.guidance_scale is not None,
+        in_channels=INPUT_WIDTHS[row.picture] * flux.out_channels,
     )
+    sizes = replace(sizes, transformer=flux)
     tokenizers = {"tokenizer": write_clip_tokenizer, "tokenizer_2": write_t5_tokenizer}
     if layout == "bfl":
         return SyntheticModel(_bfl_networks(sizes, variant, packing), tokenizers)

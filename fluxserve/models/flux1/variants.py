@@ -7,13 +7,21 @@ repackaged files that public installers pin by size and SHA-256, with the two to
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fluxserve.models.variant import UngatedFile, Variant
+from fluxserve.request import PictureUse
 from fluxserve.sizes import References
 
 PIPELINE, KONTEXT_PIPELINE = "FluxPipeline", "FluxKontextPipeline"
-"""diffusers' classes."""
+PIPELINES: Mapping[str, PictureUse] = {
+    PIPELINE: "start",
+    KONTEXT_PIPELINE: "start",
+    "FluxFillPipeline": "fill",
+    "FluxControlPipeline": "control",
+}
+"""diffusers' classes, and what the models of each make of a picture."""
 
 BASE_TOKENS, BASE_MU = 256, 0.5
 FULL_TOKENS, FULL_MU = 4096, 1.15
@@ -63,6 +71,7 @@ KONTEXT_SIZES = tuple(
 """Those that Kontext was trained on (`PREFERED_KONTEXT_RESOLUTIONS`)."""
 
 _DEV_LICENCE = "FLUX.1 [dev] Non-Commercial License"
+_TOOL_STEPS = {"low": 28, "medium": 50, "high": 50, "xhigh": 50, "max": 50}
 
 VARIANTS = {
     "schnell": Variant(
@@ -79,6 +88,7 @@ VARIANTS = {
         licence="Apache-2.0",
         description="FLUX.1 [schnell]: text to image in 1 to 4 steps.",
         repository="black-forest-labs/FLUX.1-schnell",
+        gated=True,
         ungated=_SCHNELL_COPIES,
     ),
     "dev": Variant(
@@ -95,6 +105,59 @@ VARIANTS = {
         licence=_DEV_LICENCE,
         description="FLUX.1 [dev]: guidance-distilled text to image.",
         repository="black-forest-labs/FLUX.1-dev",
+        gated=True,
+    ),
+    "fill": Variant(
+        name="fill",
+        aliases=("flux-fill", "flux.1-fill", "flux.1-fill-dev"),
+        schedule=shifted,
+        max_sequence_length=512,
+        steps=_TOOL_STEPS,
+        guidance_scale=30.0,
+        guidance_max=100.0,
+        native_area=1024 * 1024,
+        resamples=False,
+        default_size=(1024, 1024),
+        licence=_DEV_LICENCE,
+        description="FLUX.1 Fill [dev]: repaints the masked part of a picture, and extends pictures.",
+        repository="black-forest-labs/FLUX.1-Fill-dev",
+        gated=True,
+        picture="fill",
+    ),
+    "canny": Variant(
+        name="canny",
+        aliases=("flux-canny", "flux.1-canny", "flux.1-canny-dev"),
+        schedule=shifted,
+        max_sequence_length=512,
+        steps=_TOOL_STEPS,
+        guidance_scale=30.0,
+        guidance_max=100.0,
+        native_area=1024 * 1024,
+        resamples=False,
+        default_size=(1024, 1024),
+        licence=_DEV_LICENCE,
+        description="FLUX.1 Canny [dev]: draws along the edges of a map.",
+        repository="black-forest-labs/FLUX.1-Canny-dev",
+        gated=True,
+        picture="control",
+        controls=("canny",),
+    ),
+    "depth": Variant(
+        name="depth",
+        aliases=("flux-depth", "flux.1-depth", "flux.1-depth-dev"),
+        schedule=shifted,
+        max_sequence_length=512,
+        steps=_TOOL_STEPS,
+        guidance_scale=10.0,
+        guidance_max=100.0,
+        native_area=1024 * 1024,
+        resamples=False,
+        default_size=(1024, 1024),
+        licence=_DEV_LICENCE,
+        description="FLUX.1 Depth [dev]: draws what lies as deep as a map tells.",
+        repository="black-forest-labs/FLUX.1-Depth-dev",
+        gated=True,
+        picture="control",
     ),
     "demo": Variant(
         name="demo",
@@ -118,6 +181,7 @@ VARIANTS["krea"] = replace(
     guidance_scale=4.5,
     description="FLUX.1 Krea [dev]: guidance-distilled text to image, trained to look less made.",
     repository="black-forest-labs/FLUX.1-Krea-dev",
+    gated=True,
 )
 VARIANTS["kontext"] = replace(
     VARIANTS["dev"],
@@ -127,6 +191,7 @@ VARIANTS["kontext"] = replace(
     guidance_scale=2.5,
     description="FLUX.1 Kontext [dev]: edits a picture as it is told to.",
     repository="black-forest-labs/FLUX.1-Kontext-dev",
+    gated=True,
     references=References(most=1, limit=1, area=1024 * 1024, sizes=KONTEXT_SIZES),
 )
 VARIANTS["demo-untrained"] = replace(
@@ -136,6 +201,13 @@ VARIANTS["demo-untrained"] = replace(
     description="Random weights of the demo's kind, made on the spot. Its pictures are noise.",
     notice="untrained-model-draws-noise",
 )
+
+
+def pipeline_of(variant: Variant) -> str:
+    """diffusers' class that draws with it."""
+    if variant.references is not None:
+        return KONTEXT_PIPELINE
+    return next(name for name, use in PIPELINES.items() if use == variant.picture)
 
 
 def dev_variant(pipeline: str | None, name: str) -> str:

@@ -20,7 +20,9 @@ from fluxserve.models.family import (
     CancellationCallback,
     Component,
     Part,
+    PictureEncoder,
     PromptStates,
+    SeenPicture,
     StepInputs,
     Told,
 )
@@ -95,12 +97,21 @@ class Flux2Model:
         self._encoder = encoder
         self._dtype = dtype
 
-    def encode(self, prompt: str, max_length: int, cancellation: CancellationCallback) -> PromptStates:
+    def encode(
+        self,
+        prompt: str,
+        max_length: int,
+        cancellation: CancellationCallback,
+        pictures: Sequence[SeenPicture] = (),
+    ) -> PromptStates:
         return self._encoder.encode(prompt, max_length, cancellation)
 
     def rows(self, times: Tensor, guidance: float | None, text: PromptStates) -> Tensor:
         strength = None if guidance is None else torch.full_like(times, guidance)
         return self.denoiser.modulation(times, strength, self._dtype)
+
+    def channels(self, pixels: Tensor, repaint: Tensor, encode: PictureEncoder) -> Tensor:
+        raise NotImplementedError("no variant draws from a picture")
 
     def positions(self, text_tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
         return self.denoiser.rope(text_tokens, grids)
@@ -158,6 +169,17 @@ class Flux2Architecture:
 
     def lora_targets(self) -> Mapping[str, LoraTarget]:
         return lora_targets(self.sizes.transformer)
+
+    @property
+    def sight(self) -> None:
+        return None
+
+    @property
+    def control(self) -> None:
+        return None
+
+    def widened(self, columns: int) -> Flux2Architecture:
+        raise NotImplementedError("there are no control LoRAs")
 
     def build(self, tokenizers: Mapping[str, Path]) -> Mapping[str, nn.Module]:
         return {

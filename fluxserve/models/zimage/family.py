@@ -20,7 +20,9 @@ from fluxserve.models.family import (
     CancellationCallback,
     Component,
     Part,
+    PictureEncoder,
     PromptStates,
+    SeenPicture,
     StepInputs,
     Told,
 )
@@ -76,11 +78,20 @@ class ZImageModel:
         self._encoder = encoder
         self._dtype = dtype
 
-    def encode(self, prompt: str, max_length: int, cancellation: CancellationCallback) -> PromptStates:
+    def encode(
+        self,
+        prompt: str,
+        max_length: int,
+        cancellation: CancellationCallback,
+        pictures: Sequence[SeenPicture] = (),
+    ) -> PromptStates:
         return self._encoder.encode(prompt, max_length, cancellation)
 
     def rows(self, times: Tensor, guidance: float | None, text: PromptStates) -> Tensor:
         return self.denoiser.modulation(times, self._dtype)
+
+    def channels(self, pixels: Tensor, repaint: Tensor, encode: PictureEncoder) -> Tensor:
+        raise NotImplementedError("no variant draws from a picture")
 
     def positions(self, text_tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
         ((h, w),) = grids
@@ -135,6 +146,17 @@ class ZImageArchitecture:
         if encoder.num_layers < TEXT_LAYER:
             found.append(f"the text encoder has {encoder.num_layers} layers, {TEXT_LAYER} are read")
         return found
+
+    @property
+    def sight(self) -> None:
+        return None
+
+    @property
+    def control(self) -> None:
+        return None
+
+    def widened(self, columns: int) -> ZImageArchitecture:
+        raise NotImplementedError("there are no control LoRAs")
 
     def lora_targets(self) -> Mapping[str, LoraTarget]:
         return lora_targets(self.sizes.transformer)

@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from fluxserve.engine import Engine
-from fluxserve.engine.events import CompletedImage, PartialImage
+from fluxserve.engine.events import CompletedImage, JobEvent, PartialImage
 from fluxserve.engine.job import Job
 from fluxserve.errors import FluxserveError
 from fluxserve.request import GeneratedImage, Progress, Timings
@@ -31,7 +31,7 @@ from fluxserve.server.jobs.outcome import Outcome
 
 PING_AFTER_S = 15.0
 _PROGRESS_EVERY_S = 0.25
-_PLACE_EVERY_S = 1.0
+_TELL_WAITING_AFTER_S, _TELL_WAITING_EVERY_S = 0.2, 2.0
 Event = Sequence[Part]
 
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -43,17 +43,17 @@ class SseWriter:
 
     resolved: ResolvedRequest
 
-    async def live(self, job: Job, engine: Engine) -> AsyncIterator[Event]:
-        """The events of a job that waits or runs, as they happen."""
+    async def live(self, job: Job, model: Engine) -> AsyncIterator[Event]:
+        """The events of a job, as they happen; its place and the seconds to come while it waits."""
         sent_at = 0.0
-        async for comment in _places(job, engine):
-            yield comment
         try:
-            async for event in job.events():
+            async for event in _with_pauses(job):
                 match event:
+                    case None:
+                        yield _waiting(model, job)
                     case Progress() if time.monotonic() - sent_at >= _PROGRESS_EVERY_S:
                         sent_at = time.monotonic()
-                        yield _progress(event, engine.eta_s(job))
+                        yield _progress(event, model.eta_s(job))
                     case PartialImage():
                         yield self._partial(event)
                     case CompletedImage():
@@ -150,15 +150,39 @@ def _failure(error: FluxserveError) -> Event:
     return (b"event: error\ndata: %s\n\n" % json.dumps({"type": "error", **error_body(error)}).encode(),)
 
 
+async def _with_pauses(job: Job) -> AsyncIterator[JobEvent | None]:
+    """The job's events, and None now and then while it waits for its start."""
+    events, pause_s = job.events(), _TELL_WAITING_AFTER_S
+    coming = asyncio.ensure_future(anext(events, _END))
+    try:
+        while True:
+            await asyncio.wait([coming], timeout=pause_s if job.queued else None)
+            if not coming.done():
+                pause_s = _TELL_WAITING_EVERY_S
+                if job.queued:
+                    yield None
+            elif isinstance(event := coming.result(), _End):
+                return
+            else:
+                coming = asyncio.ensure_future(anext(events, _END))
+                yield event
+    finally:
+        coming.cancel()
+
+
+class _End:
+    """After the last event."""
+
+
+_END = _End()
+
+
+def _waiting(model: Engine, job: Job) -> Event:
+    return (f": waiting place={model.place(job)} model={model.state}{_eta(model.eta_s(job))}\n\n".encode(),)
+
+
 def _progress(progress: Progress, eta_s: float | None) -> Event:
-    told = f": progress image={progress.index} step={progress.step}/{progress.steps}{_eta(eta_s)}\n\n"
-    return (told.encode(),)
-
-
-async def _places(job: Job, engine: Engine) -> AsyncIterator[Event]:
-    """Comments with the job's place in the queue, from 0, until it has begun; none where that is soon."""
-    while await job.waits(_PLACE_EVERY_S):
-        yield (f": queued place={engine.place(job)}{_eta(engine.eta_s(job))}\n\n".encode(),)
+    return (f": progress image={progress.index} step={progress.step}/{progress.steps}{_eta(eta_s)}\n\n".encode(),)
 
 
 def _eta(eta_s: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ _CHARSETS = ("ascii", "utf-8", "utf-16", "iso8859", "cp125", "gb", "big5", "shif
 """How the names of the codecs begin that text may be in."""
 
 
+_WEIGHT = re.compile(r"redux(\[[0-9]*\])?")
+
+
 @dataclass
 class Form:
     """texts and files: (name, value) in the order sent."""
@@ -33,18 +37,21 @@ class Form:
     files: list[tuple[str, bytes]] = field(default_factory=list)
 
     def fields(self) -> dict[str, Any]:
-        """The text fields by name, LoRAs put together.
+        """The text fields by name, LoRAs put together, and redux' weights as a comma list.
 
         Raises:
             InvalidRequest: a field is given twice, or the LoRAs cannot be told apart.
         """
-        plain = [(name, value) for name, value in self.texts if not is_lora_field(name)]
+        weights = [value for name, value in self.texts if _WEIGHT.fullmatch(name)]
+        plain = [pair for pair in self.texts if not is_lora_field(pair[0]) and not _WEIGHT.fullmatch(pair[0])]
+        plain += [("redux", ",".join(weights))] if weights else []
         for name, count in Counter(name for name, _ in plain).items():
             if count > 1:
                 raise InvalidRequest(f"the field {name[:64]!r} is given {count} times; send it once", param=name[:64])
         fields: dict[str, Any] = dict(plain)
-        if len(plain) < len(self.texts):
-            fields["loras"] = gather_loras(item for item in self.texts if is_lora_field(item[0]))
+        loras = [item for item in self.texts if is_lora_field(item[0])]
+        if loras:
+            fields["loras"] = gather_loras(loras)
         return fields
 
 

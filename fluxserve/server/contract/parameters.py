@@ -192,6 +192,8 @@ def _from_text(value: Any, kind: str | None) -> Any:
     text = value.strip()
     if kind in ("integer", "number", "boolean") and text.lower() in _NOTHING:
         return None
+    if kind == "array":
+        return [_from_text(each, "number") for each in text.strip("[]").split(",")]
     if kind == "boolean":
         return _WORDS.get(text.lower(), value)
     if kind not in ("integer", "number") or not _NUMBER.fullmatch(text):

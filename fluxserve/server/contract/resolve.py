@@ -15,7 +15,6 @@ from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import EditInputs
 from fluxserve.request import GenerationRequest, LoraChoice, ModelCard, OutputFormat
 from fluxserve.server.contract.delivery import Delivery, choose_delivery
-from fluxserve.server.contract.model_names import check_model_name
 from fluxserve.server.contract.schemas import (
     IGNORED,
     EchoedQuality,
@@ -85,7 +84,6 @@ def resolve_request(
     card, config = limits.card, limits.config
     if config.strict:
         _refuse_unknown(parameters)
-    check_model_name(parameters.model, card, config)
     delivery, output_format = choose_delivery(parameters, accept, config)
     quality = _QUALITY[parameters.quality]
     request = _to_request(parameters, inputs, output_format, quality, limits)
@@ -125,6 +123,8 @@ def _to_request(
         negative_prompt=parameters.negative_prompt,
         true_cfg_scale=parameters.true_cfg_scale,
         strength=_strength(parameters, inputs),
+        redux=redux_of(parameters),
+        control=parameters.control if isinstance(parameters, EditParameters) else None,
         loras=[LoraChoice(lora.name, lora.scale) for lora in parameters.loras],
         solver=parameters.solver,
         partial_images=parameters.partial_images if parameters.stream else 0,
@@ -132,6 +132,11 @@ def _to_request(
         output_compression=parameters.output_compression,
         metadata=limits.config.metadata,
     )
+
+
+def redux_of(parameters: ImageParameters) -> list[float] | None:
+    """The weights that an edit gives its pictures."""
+    return parameters.redux if isinstance(parameters, EditParameters) else None
 
 
 def _safety_identifier(parameters: ImageParameters) -> str | None:
@@ -187,7 +192,7 @@ def _is_idle(name: str, parameters: ImageParameters, request: GenerationRequest,
         case "negative_prompt":
             return request.true_cfg_scale <= 1
         case "strength":
-            return isinstance(parameters, GenerationParameters) or card.references is not None
+            return request.image is None or not card.takes_strength
         case "input_fidelity":
             return card.references is not None
         case "output_compression":

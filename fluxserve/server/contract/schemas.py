@@ -13,10 +13,22 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from fluxserve.completion import LONGEST_PROMPT, clean_text
-from fluxserve.request import LORA_SCALE, MAX_LORAS, RANGES, MaskMode, OutputFormat, Range, Solver
+from fluxserve.request import (
+    LORA_SCALE,
+    MAX_LORAS,
+    RANGES,
+    REDUX_WEIGHT,
+    Control,
+    MaskMode,
+    OutputFormat,
+    Range,
+    Solver,
+)
+from fluxserve.sizes import MAX_INPUT_IMAGES
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 EchoedQuality = Literal["low", "medium", "high", "xhigh", "max"]
+ModelState = Literal["unloaded", "loading", "loaded", "failed"]
 Operation = Literal["image_generation", "image_edit", "image_variation"]
 """What a route does, as the metrics call it."""
 ALIASES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
@@ -49,6 +61,14 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 _NO_EFFECT: Any = Field(None, description="Accepted without effect.")
 _ECHOED: Any = Field(None, description="Without effect; comes back as safety_identifier, which goes before user.")
 _IGNORED: Any = Field(None, description="Accepted and ignored, with a warning.")
+
+
+ReduxWeights = Annotated[
+    list[Annotated[float, Field(**_within(REDUX_WEIGHT))]],
+    BeforeValidator(lambda given: given if isinstance(given, list) else [given]),
+    Field(max_length=MAX_INPUT_IMAGES),
+]
+"""One for each image, or the one of the only image."""
 
 
 class Lora(BaseModel):
@@ -137,6 +157,13 @@ class EditParameters(ImageParameters):
     mask_mode: MaskMode = Field(
         "alpha", description="What of the mask is redrawn: what is transparent, or with white what is white."
     )
+    redux: ReduxWeights | None = Field(
+        None, description="How strongly each image acts beside the prompt, for models with an image encoder (0 to 4)."
+    )
+    control: Control | None = Field(
+        None,
+        description="The map to make of the image, for models that draw from one; without it the image is the map.",
+    )
 
 
 class VariationParameters(ImageParameters):
@@ -217,7 +244,7 @@ class ErrorBody(BaseModel):
 class JobBody(BaseModel):
     """A request that is answered later.
 
-    place: how many go before it. eta_ms: until it is finished, once something has been measured. steps_done, steps: of
+    place: 1 is begun next. eta_ms: until it is finished, once something has been measured. steps_done, steps: of
     all its pictures. created_at, expires_at: Unix time, s. result: the answer. error: why there is none.
     """
 
@@ -277,23 +304,31 @@ class ModelPlacement(BaseModel):
 
 
 class ModelBody(BaseModel):
-    """The served model, as OpenAI lists it, and what a client may ask of it."""
+    """A served model, as OpenAI lists it, whether it is loaded, and what a client may ask of it.
+
+    load_s: how long a load takes, measured; null: not known yet. idle_timeout_s: null: it is never unloaded by itself.
+    The details, null here, are known once the model's files are here or it was loaded.
+    """
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
     aliases: list[str]
-    native_area: int
-    default_size: str
-    limits: ModelLimits
-    defaults: ModelDefaults
-    loras: list[str]
     capabilities: list[str]
-    licence: str
-    description: str
-    notice: str | None
-    placement: ModelPlacement | None
+    state: ModelState
+    workers: int
+    load_s: float | None
+    idle_timeout_s: float | None
+    native_area: int | None = None
+    default_size: str | None = None
+    limits: ModelLimits | None = None
+    defaults: ModelDefaults | None = None
+    loras: list[str] | None = None
+    licence: str | None = None
+    description: str | None = None
+    notice: str | None = None
+    placement: ModelPlacement | None = None
 
 
 class ModelList(BaseModel):

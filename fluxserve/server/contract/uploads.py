@@ -22,8 +22,8 @@ PROCESSES = 3
 ROOM = Room(128, 512 * 2**20, 30.0, "too many uploads wait to be decoded; try again later")
 
 
-def upload_box(size: str, limits: ServingLimits) -> Box:
-    """What the pictures of a request are shrunk to. size: as the client asked for it.
+def upload_box(size: str, limits: ServingLimits, redux: bool = False) -> Box:
+    """What the pictures of a request are shrunk to. size: as the client asked for it. redux: for the image encoder.
 
     Raises:
         InvalidRequest: `invalid_size`.
@@ -33,7 +33,13 @@ def upload_box(size: str, limits: ServingLimits) -> Box:
         asked = parse_size(size)
         check_size(*asked, config.max_pixels)
     most = min(config.max_pixels, limits.card.max_pixels or config.max_pixels)
-    return Box(asked, edit_area(limits.card), most, config.max_input_pixels, limits.card.references)
+    return Box(
+        asked,
+        edit_area(limits.card),
+        most,
+        config.max_input_pixels,
+        limits.card.redux if redux else limits.card.references,
+    )
 
 
 async def read_pictures(decoder: Decoder, pictures: Pictures, box: Box, mask_mode: MaskMode = "alpha") -> EditInputs:

@@ -22,10 +22,9 @@ from fluxserve.server.contract.pictures import choose_pictures
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, VariationParameters
 from fluxserve.server.doors.fields import ignored, rounded_size
 from fluxserve.server.http.context import context_of
-from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import HF
 from fluxserve.server.http.spool import Spool
-from fluxserve.server.routes.images import Asked, serve, shrink
+from fluxserve.server.routes.images import Asked, read_once_known, serve, shrink
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(include_in_schema=False)
@@ -44,7 +43,7 @@ async def infer(request: Request, services: ServicesOf) -> Response:
 async def _asked(request: Request, services: Services) -> Asked:
     """What was sent is let go of before the job begins."""
     async with services.bodies.inference(request) as body:
-        return await while_connected(request.receive, _read(request, services, body))
+        return await read_once_known(request, lambda: _read(request, services, body))
 
 
 async def _read(request: Request, services: Services, spool: Spool) -> Asked:
@@ -59,7 +58,8 @@ async def _read(request: Request, services: Services, spool: Spool) -> Asked:
         if not accepted_pictures(request.headers.get("accept", "")):
             fields["response_format"] = "file"
         if not _is_picture(inputs):
-            return Asked(parse_parameters({**fields, "prompt": inputs}, GenerationParameters), None, digest)
+            parameters = parse_parameters({**fields, "prompt": inputs}, GenerationParameters)
+            return Asked(services.model(parameters.model), parameters, None, digest)
         schema = EditParameters if fields.get("prompt") else VariationParameters
         if schema is VariationParameters:
             fields.pop("prompt", None)

@@ -148,7 +148,7 @@ async def _finished(job: dict[str, Any], asking: Asking) -> dict[str, Any]:
 def _state(job: Mapping[str, Any]) -> str:
     expected = f", about {job['eta_ms'] / 1000:.0f} s left" if "eta_ms" in job else ""
     if job["status"] == "queued":
-        return f"queued: {job['place']} before it{expected}"
+        return f"queued: place {job['place']}{expected}"
     return f"drawing: step {job['steps_done']} of {job['steps']}{expected}"
 
 

@@ -22,11 +22,10 @@ from fluxserve.server.contract.resolve import ResolvedRequest
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters
 from fluxserve.server.doors.fields import ignored
 from fluxserve.server.http.context import context_of
-from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import RESPONSES
 from fluxserve.server.http.spool import Spool
 from fluxserve.server.jobs.outcome import Outcome
-from fluxserve.server.routes.images import Asked, serve, shrink
+from fluxserve.server.routes.images import Asked, read_once_known, serve, shrink
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(include_in_schema=False)
@@ -46,7 +45,7 @@ async def respond(request: Request, services: ServicesOf) -> Response:
 async def _asked(request: Request, services: Services) -> Asked:
     """What was sent is let go of before the job begins."""
     async with services.bodies.document(request) as body:
-        return await while_connected(request.receive, _read(request, services, body))
+        return await read_once_known(request, lambda: _read(request, services, body))
 
 
 async def _read(request: Request, services: Services, spool: Spool) -> Asked:
@@ -63,7 +62,8 @@ async def _read(request: Request, services: Services, spool: Spool) -> Asked:
         fields |= {"model": tool.get("model") or document.get("model"), "prompt": "\n".join(texts)}
         fields["response_format"] = "b64_json"
         if not images:
-            return Asked(parse_parameters(fields, GenerationParameters), None, digest)
+            parameters = parse_parameters(fields, GenerationParameters)
+            return Asked(services.model(parameters.model), parameters, None, digest)
         sent = {"images": images, "mask": tool.get("input_image_mask")}
         pictures = choose_pictures(take_references(sent), with_mask=True)
         return await shrink(services, EditBody(parse_parameters(fields, EditParameters), pictures, digest), decoder)

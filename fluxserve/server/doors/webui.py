@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.contract.edit_body import EditBody, parse_json_body
-from fluxserve.server.contract.model_names import check_model_name
+from fluxserve.server.contract.model_names import listed_names, model_id
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.pictures import choose_pictures
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, VariationParameters
@@ -24,10 +24,9 @@ from fluxserve.server.doors.webui_fields import picture_of, pictures_of, transla
 from fluxserve.server.doors.webui_progress import Underway, state_of
 from fluxserve.server.doors.webui_texts import infotext_of
 from fluxserve.server.http.context import context_of
-from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import WEBUI
 from fluxserve.server.http.spool import Spool
-from fluxserve.server.routes.images import Asked, serve, shrink
+from fluxserve.server.routes.images import Asked, read_once_known, serve, shrink
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(prefix=WEBUI, include_in_schema=False)
@@ -37,7 +36,8 @@ router = APIRouter(prefix=WEBUI, include_in_schema=False)
 async def txt2img(request: Request, services: ServicesOf) -> Response:
     document, digest = await _document(request, services)
     fields = _fields(document, request, services, edits=False)
-    asked = Asked(parse_parameters(fields, GenerationParameters), None, digest)
+    parameters = parse_parameters(fields, GenerationParameters)
+    asked = Asked(services.model(parameters.model), parameters, None, digest)
     return await _serve(request, services, asked, repeated(document))
 
 
@@ -49,7 +49,7 @@ async def img2img(request: Request, services: ServicesOf) -> Response:
 async def _edit(request: Request, services: Services) -> tuple[Asked, dict[str, Any]]:
     """(what is asked, what the answer repeats): the pictures sent are let go of before the job begins."""
     async with services.bodies.document(request) as body:
-        return await while_connected(request.receive, _read_edit(request, services, body))
+        return await read_once_known(request, lambda: _read_edit(request, services, body))
 
 
 async def _read_edit(request: Request, services: Services, body: Spool) -> tuple[Asked, dict[str, Any]]:
@@ -70,21 +70,21 @@ def _fields(document: dict[str, Any], request: Request, services: Services, *, e
 
 
 async def _serve(request: Request, services: Services, asked: Asked, parameters: dict[str, Any]) -> Response:
-    with _underway(request).noted(context_of(request.scope)):
+    with _underway(request).noted(context_of(request.scope), asked.model):
         return await serve(request, services, asked, partial(answer, parameters))
 
 
 @router.get("/progress")
-async def progress(request: Request, services: ServicesOf) -> JSONResponse:
+async def progress(request: Request) -> JSONResponse:
     """Of the client's own pictures alone."""
-    return JSONResponse(state_of(_underway(request).jobs(context_of(request.scope).client), services.engine.eta_s))
+    return JSONResponse(state_of(_underway(request).jobs(context_of(request.scope).client)))
 
 
 @router.post("/interrupt")
 @router.post("/skip")
 async def interrupt(request: Request) -> JSONResponse:
     """Cancels the client's own pictures."""
-    for job in _underway(request).jobs(context_of(request.scope).client):
+    for job, _ in _underway(request).jobs(context_of(request.scope).client):
         job.cancel()
     return JSONResponse({})
 
@@ -100,7 +100,9 @@ async def png_info(request: Request, services: ServicesOf) -> JSONResponse:
 
 @router.get("/options")
 async def options(services: ServicesOf) -> JSONResponse:
-    return JSONResponse({"sd_model_checkpoint": services.card.id, "samples_format": "png", "sd_vae": "Automatic"})
+    return JSONResponse(
+        {"sd_model_checkpoint": model_id(services.models.default), "samples_format": "png", "sd_vae": "Automatic"}
+    )
 
 
 @router.post("/options")
@@ -110,7 +112,7 @@ async def set_options(request: Request, services: ServicesOf) -> JSONResponse:
     wanted = document.pop("sd_model_checkpoint", None)
     if wanted is not None and not isinstance(wanted, str):
         raise InvalidRequest("sd_model_checkpoint must be text", param="sd_model_checkpoint", code="invalid_type")
-    check_model_name(wanted, services.card, services.config)
+    services.model(wanted)
     context_of(request.scope).warnings.extend(f"ignored:{name[:64]}" for name in list(document)[:16])
     return JSONResponse(None)
 
@@ -118,7 +120,7 @@ async def set_options(request: Request, services: ServicesOf) -> JSONResponse:
 @router.get("/{name}")
 async def listed(name: str, services: ServicesOf) -> JSONResponse:
     """sd-models, samplers, schedulers, sd-vae, upscalers, loras and the lists that are empty here."""
-    lists = webui_lists.lists(services.card)
+    lists = webui_lists.lists(listed_names(services.models.engines))
     if name not in lists:
         raise InvalidRequest(f"{WEBUI} has {', '.join(lists)}, but no {name[:64]!r}", code="not_found")
     return JSONResponse(lists[name])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fluxserve.engine import Engine
 from fluxserve.errors import InvalidRequest
-from fluxserve.request import ModelCard
 from fluxserve.server.doors.webui_fields import SAMPLER, SCHEDULER
 
 _EMPTY = (
@@ -27,11 +27,11 @@ _MOST_CHUNKS, _LONGEST_TEXT = 1000, 2**20
 _INTERNATIONAL = re.compile(rb"([^\0]{1,79})\0([\0\1])\0[^\0]*\0[^\0]*\0(.*)", re.DOTALL)
 
 
-def lists(card: ModelCard) -> dict[str, Any]:
-    """By route."""
-    model = {"title": card.id, "model_name": card.id, "hash": None, "sha256": None, "filename": card.id, "config": None}
+def lists(models: Mapping[str, Engine]) -> dict[str, Any]:
+    """By route. models: those served, by their names."""
+    loras = {name for model in models.values() if model.card for name in model.card.loras}
     return {
-        "sd-models": [model],
+        "sd-models": [_checkpoint(name) for name in models],
         "samplers": [{"name": SAMPLER, "aliases": ["euler", "k_euler"], "options": {}}],
         "schedulers": [
             {
@@ -43,10 +43,14 @@ def lists(card: ModelCard) -> dict[str, Any]:
             }
         ],
         "upscalers": [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4}],
-        "loras": [{"name": name, "alias": name, "path": "", "metadata": {}} for name in card.loras],
+        "loras": [{"name": name, "alias": name, "path": "", "metadata": {}} for name in sorted(loras)],
         "cmd-flags": {},
         **{name: [] for name in _EMPTY},
     }
+
+
+def _checkpoint(name: str) -> dict[str, Any]:
+    return {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
 
 
 def texts_in(png: bytes) -> dict[str, str]:

@@ -61,6 +61,7 @@ ERROR_RULES: Mapping[str, ErrorRule] = {
     "invalid_api_key": ErrorRule(401, "invalid_request_error"),
     "host_not_allowed": _FORBIDDEN,
     "origin_not_allowed": _FORBIDDEN,
+    "admin_key_required": _FORBIDDEN,
     "not_found": _NOT_FOUND,
     "model_not_found": _NOT_FOUND,
     "image_not_found": _NOT_FOUND,

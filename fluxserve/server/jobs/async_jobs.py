@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fluxserve.engine import Engine
 from fluxserve.engine.job import Job
 from fluxserve.errors import FluxserveError, InvalidRequest
 from fluxserve.request import GenerationRequest
@@ -32,7 +33,7 @@ _MOST = 1000
 class AsyncJob:
     """One of them. client: whose. fingerprint: of its request. created, expires_at: Unix time, s.
 
-    job, work: while it runs. error: why it failed. Without either, its answer lies in the store.
+    model, job, work: while it runs. error: why it failed. Without either, its answer lies in the store.
     """
 
     id: str
@@ -41,6 +42,7 @@ class AsyncJob:
     resolved: ResolvedRequest
     created: float
     expires_at: float
+    model: Engine | None = None
     job: Job | None = None
     work: asyncio.Task[Outcome] | None = None
     error: FluxserveError | None = None
@@ -129,7 +131,8 @@ class AsyncJobs:
 
     def _ended(self, ended: AsyncJob, task: asyncio.Task[Outcome]) -> None:
         error = None if task.cancelled() else task.exception()
-        ended.job, ended.work, ended.error = None, None, error if isinstance(error, FluxserveError) else None
+        ended.model = ended.job = ended.work = None
+        ended.error = error if isinstance(error, FluxserveError) else None
 
     def _expire(self) -> None:
         """Those that run are not old. Beyond the bound, the client who has most loses its oldest."""

@@ -29,15 +29,15 @@ async def readyz(services: ServicesOf) -> JSONResponse:
     """200 once a request would be served; else 503, what is missing, and how far loading is."""
     missing = await _missing(services)
     health = Health(status=missing or "ok")
-    loading = services.engine.loading
-    if loading is not None:
+    loading = services.models.default.loading
+    if missing and loading is not None:
         health = Health(status=health.status, stage=loading.stage, done=loading.done, total=loading.total)
     return JSONResponse(health.model_dump(exclude_none=True), 503 if missing else 200)
 
 
 async def _missing(services: Services) -> str | None:
-    if services.engine.state != "ready":
-        return services.engine.state
-    if not services.engine.fresh:
+    if services.models.state != "ready":
+        return services.models.state
+    if not services.models.fresh:
         return "worker silent"
     return None if await services.store.probe() else "store"

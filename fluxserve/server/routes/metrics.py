@@ -15,7 +15,7 @@ router = APIRouter(tags=["health"])
 @router.get(METRICS, response_class=PlainTextResponse, responses=errors())
 async def metrics(services: ServicesOf) -> Response:
     """Counters, gauges and histograms in Prometheus' text format."""
-    figures = services.engine.metrics
+    figures = services.models.metrics
     figures.store_bytes.set(services.store.size_bytes)
     figures.store_up.set(services.store.writable)
     return Response(figures.text(), media_type=figures.content_type)

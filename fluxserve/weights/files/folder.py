@@ -43,7 +43,8 @@ class FoundParts:
     @property
     def missing_parts(self) -> list[Part]:
         """What a complete model of the family has besides."""
-        return [part for part in self.family.parts if part not in self.components] if self.family else []
+        needed = [part for part in self.family.parts if part.role != "image_encoder"] if self.family else []
+        return [part for part in needed if part not in self.components]
 
     @property
     def missing_tokenizers(self) -> list[str]:
@@ -87,7 +88,7 @@ def scan(path: Path, roles: Collection[Role], found: FoundParts) -> None:
 
 def _scan_subfolders(folder: Path, roles: Collection[Role], found: FoundParts) -> None:
     index = folder / "model_index.json"
-    if index.is_file():
+    if index.is_file() and set(roles) != {"image_encoder"}:
         description = read_json(index)
         _require_known(index, description)
         if "denoiser" in roles:  # else it tells of another model, whose encoders are borrowed
@@ -100,7 +101,7 @@ def _scan_subfolders(folder: Path, roles: Collection[Role], found: FoundParts) -
 
 
 def _require_known(index: Path, description: Mapping[str, Any]) -> None:
-    """Refuses pipelines of other models, and those of known ones that draw from more than text."""
+    """Refuses pipelines of other models, and those of known ones that no family draws with."""
     name = str(description.get("_class_name"))
     if registry.family_of_pipeline(name) is None:
         known = ", ".join(f"{family.title} ({', '.join(family.pipelines)})" for family in registry.families())

@@ -62,9 +62,15 @@ def text_folders() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*encoders, *registry.tokenizers())))
 
 
+def image_folders() -> tuple[str, ...]:
+    """The folders of image encoders, of every family."""
+    return tuple(part.folder for part in registry.parts() if part.role == "image_encoder")
+
+
 def model_folders() -> tuple[str, ...]:
     """All that a model of any family consists of."""
-    return tuple(dict.fromkeys((*(part.folder for part in registry.parts()), *text_folders())))
+    folders = (part.folder for part in registry.parts() if part.role != "image_encoder")
+    return tuple(dict.fromkeys((*folders, *text_folders())))
 
 
 def fetch_folder(repo_id: str, subfolders: tuple[str, ...], progress: ByteProgress) -> Path:

@@ -50,7 +50,7 @@ def plan_download(model: str) -> DownloadPlan:
     if filename is not None:
         return _plan(repo_id, [hub.look_up(repo_id, filename)])
     try:
-        return _plan(repo_id, hub.list_folder(repo_id, hub.model_folders()))
+        return _plan(repo_id, hub.list_folder(repo_id, (*hub.model_folders(), *hub.image_folders())))
     except SourceError as error:
         if not hub.is_gated(error) or not ungated_files(repo_id):
             raise

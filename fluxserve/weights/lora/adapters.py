@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from fluxserve.errors import ConfigError
 from fluxserve.tensors.reader import TensorReader
 from fluxserve.weights.checkpoint import Checkpoint
 from fluxserve.weights.lora.apply import MergedReader, Weighted, weigh
+from fluxserve.weights.lora.control import CONTROL_SCALE, as_control_model
 from fluxserve.weights.lora.file import Lora, read_lora
 from fluxserve.weights.lora.strength import PEFT_WEIGHTS
 
@@ -45,7 +48,8 @@ NO_ADAPTERS = Adapters({}, {})
 def adapt(checkpoint: Checkpoint, loras: Sequence[str], folder: str | None) -> tuple[Checkpoint, Adapters]:
     """The model with LoRAs merged into it where its weights are not packed, and the LoRAs that are left.
 
-    loras: `PATH` or `PATH:SCALE`, each. folder: of the LoRAs that requests may name, see `lora_files`.
+    loras: `PATH` or `PATH:SCALE`, each; a control LoRA makes a control model of it. folder: of the LoRAs that requests
+    may name, see `lora_files`.
 
     Raises:
         ConfigError: a path, a scale or the folder is wrong.
@@ -53,30 +57,42 @@ def adapt(checkpoint: Checkpoint, loras: Sequence[str], folder: str | None) -> t
     """
     if not loras and folder is None:
         return checkpoint, NO_ADAPTERS
-    targets = checkpoint.architecture.lora_targets()
     named = [parse_lora(text) for text in loras]
     requestable = lora_files(folder) if folder is not None else {}
-    chosen = [(read_lora(path, targets), scale) for path, scale in named]
-    merged = {name: _merged(name, checkpoint.readers[name], chosen) for name in {t.network for t in targets.values()}}
+    checkpoint = as_control_model(checkpoint, [path for path, _ in named])
+    targets, control = checkpoint.architecture.lora_targets(), checkpoint.architecture.control
+    chosen = [_weighted(read_lora(path, targets, control), scale) for path, scale in named]
+    replaced = {key: scale for lora, _ in chosen for key, scale in lora.replaced.items()}
+    merged = {
+        name: _merged(name, checkpoint.readers[name], chosen, replaced if name == checkpoint.denoiser.name else {})
+        for name in {target.network for target in targets.values()}
+    }
     beside = {name: reader.unmerged for name, reader in merged.items()}
     by_name = {name: read_lora(path, targets) for name, path in requestable.items()}
     files = (*(path for path, _ in named), *requestable.values())
     return replace(checkpoint, readers={**checkpoint.readers, **merged}), Adapters(beside, by_name, files)
 
 
-def _merged(name: str, reader: TensorReader, loras: Sequence[tuple[Lora, float]]) -> MergedReader:
-    return MergedReader(reader, weigh((lora.branches.get(name, {}), scale) for lora, scale in loras))
+def _merged(
+    name: str, reader: TensorReader, loras: Sequence[tuple[Lora, float]], replaced: Mapping[str, Tensor]
+) -> MergedReader:
+    return MergedReader(reader, weigh((lora.branches.get(name, {}), scale) for lora, scale in loras), replaced)
 
 
-def parse_lora(text: str) -> tuple[Path, float]:
-    """(file, scale) of `PATH` or `PATH:SCALE`; PATH is a file, or a folder as peft and diffusers write them.
+def _weighted(lora: Lora, scale: float | None) -> tuple[Lora, float]:
+    usual = CONTROL_SCALE if lora.replaced else 1.0
+    return lora, usual if scale is None else scale
+
+
+def parse_lora(text: str) -> tuple[Path, float | None]:
+    """(file, scale) of `PATH:SCALE`, or of `PATH` without one; a file, or a folder as peft and diffusers write them.
 
     Raises:
         ConfigError: there is no LoRA, or the scale is no number.
     """
     whole = lora_at(Path(text))
     if whole is not None:
-        return whole, 1.0
+        return whole, None
     path, _, scale = text.rpartition(":")
     file = lora_at(Path(path)) if path else None
     if file is None:

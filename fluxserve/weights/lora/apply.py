@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fluxserve.errors import CheckpointError
 from fluxserve.tensors.packed import PackedWeight
-from fluxserve.tensors.reader import TensorReader
+from fluxserve.tensors.reader import TensorReader, name_some
 from fluxserve.weights.lora.branch import Branch
 from fluxserve.weights.lora.file import Branches, Lora
 
@@ -31,17 +32,36 @@ def weigh(some: Iterable[tuple[Branches, float]]) -> Weighted:
 
 
 class MergedReader:
-    """A reader whose matrices hold LoRAs' changes; computed at each read, in float32. Packed ones stay as they are.
+    """A reader whose matrices and biases hold LoRAs' changes; computed at each read, in float32.
 
-    unmerged: the branches of packed matrices, which must run beside them.
+    replaced: what stands in the place of whole tensors. unmerged: the branches of packed matrices, which stay as they
+    are, so that these must run beside them.
+
+    Raises:
+        CheckpointError: a LoRA changes a bias that is not there, or replaces a tensor of another shape.
     """
 
-    def __init__(self, reader: TensorReader, branches: Weighted) -> None:
+    def __init__(self, reader: TensorReader, branches: Weighted, replaced: Mapping[str, Tensor]) -> None:
         self.source, self.files = reader.source, reader.files
         self._reader = reader
         packed = {linear for linear in branches if reader.packed_meta(f"{linear}.weight") is not None}
         self.unmerged: Weighted = {linear: branches[linear] for linear in packed}
-        self._merged = {f"{linear}.weight": branches[linear] for linear in branches.keys() - packed}
+        merged = branches.keys() - packed
+        self._merged = {f"{linear}.weight": branches[linear] for linear in merged}
+        biased = {linear: [pair for pair in branches[linear] if pair[0].bias is not None] for linear in merged}
+        self._biases = {f"{linear}.bias": pairs for linear, pairs in biased.items() if pairs}
+        self._replaced = replaced
+        self._require_place()
+
+    def _require_place(self) -> None:
+        absent = sorted(self._biases.keys() - self.keys())
+        if absent:
+            raise CheckpointError(f"{self.source}: a LoRA changes {name_some(absent)}, which the model has not")
+        for key, tensor in self._replaced.items():
+            if tensor.shape != self.shape(key):
+                raise CheckpointError(
+                    f"{self.source}: a LoRA makes {key} {tuple(tensor.shape)}, it is {self.shape(key)}"
+                )
 
     def keys(self) -> Collection[str]:
         return self._reader.keys()
@@ -54,11 +74,16 @@ class MergedReader:
 
     def read(self, key: str) -> Tensor:
         weight = self._reader.read(key)
-        if key not in self._merged:
+        if key in self._replaced:
+            return self._replaced[key].to(weight.dtype)
+        if key not in self._merged and key not in self._biases:
             return weight
         wide = weight.to(torch.float32, copy=True)
-        for branch, strength in self._merged[key]:
+        for branch, strength in self._merged.get(key, ()):
             branch.add_to(wide, strength)
+        for branch, strength in self._biases.get(key, ()):
+            assert branch.bias is not None
+            wide[branch.rows].add_(branch.bias.float(), alpha=strength * branch.scale)
         return wide.to(weight.dtype)
 
     def packed(self, key: str) -> PackedWeight | None:
@@ -123,5 +148,7 @@ def _hook(network: nn.Module, branches: Weighted) -> list[RemovableHandle]:
 
 def _add(branches: Sequence[tuple[Branch, float]], _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     for branch, strength in branches:
-        output[..., branch.rows] += strength * branch.scale * branch.answer(inputs[0])
+        change = branch.answer(inputs[0])
+        change = change if branch.bias is None else change + branch.bias
+        output[..., branch.rows] += strength * branch.scale * change
     return output

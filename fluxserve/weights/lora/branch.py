@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Branch(ABC):
-    """One change: scale * its matrix is added to the Linear's rows from `first_row` on."""
+    """One change: scale * its matrix is added to the Linear's rows from `first_row` on, and scale * bias (height,)."""
 
     scale: float
     first_row: int
+    bias: Tensor | None = field(default=None, kw_only=True)
 
     @property
     @abstractmethod
@@ -45,7 +46,7 @@ class Branch(ABC):
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
     @property
@@ -86,7 +87,7 @@ class LowRank(Branch):
         return self.up.float() @ self.down.float()
 
     def halves_swapped(self) -> Branch:
-        return replace(self, up=_swapped(self.up))
+        return replace(self, up=swapped(self.up))
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Hadamard(Branch):
         return (self.up_1.float() @ self.down_1.float()).mul_(self.up_2.float() @ self.down_2.float())
 
     def halves_swapped(self) -> Branch:
-        return replace(self, up_1=_swapped(self.up_1), up_2=_swapped(self.up_2))
+        return replace(self, up_1=swapped(self.up_1), up_2=swapped(self.up_2))
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,10 @@ class Kronecker(Branch):
 
     def halves_swapped(self) -> Branch:
         if self.left.shape[0] % 2 == 0:
-            return replace(self, left=_swapped(self.left))
+            return replace(self, left=swapped(self.left))
         whole = self.matrix()  # its rows are no longer a Kronecker product's
-        return LowRank(self.scale, self.first_row, whole, _swapped(torch.eye(self.height)))
+        return LowRank(self.scale, self.first_row, whole, swapped(torch.eye(self.height)))
 
 
-def _swapped(rows: Tensor) -> Tensor:
+def swapped(rows: Tensor) -> Tensor:
     return torch.cat(rows.chunk(2)[::-1])

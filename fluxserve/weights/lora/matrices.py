@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from fluxserve.errors import CheckpointError
 from fluxserve.models.lora_keys import LOHA, LOKR, Kind
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.tensors.reader import TensorReader
-from fluxserve.weights.lora.branch import Branch, Hadamard, Kronecker, LowRank
+from fluxserve.weights.lora.branch import Branch, Hadamard, Kronecker, LowRank, swapped
 from fluxserve.weights.lora.strength import Strengths
 
 _PAIRS: tuple[Kind, ...] = ("down", "up")
@@ -29,9 +30,16 @@ def read_branch(
     where = f"{reader.source}: {module}"
     if not all(matrix.is_floating_point() and matrix.float().isfinite().all() for matrix in found.values()):
         raise CheckpointError(f"{reader.source}: the matrices of {module} are not all finite floating point numbers")
+    bias = found.pop("bias", None)
+    if bias is not None and bias.shape != (target.rows,):
+        raise CheckpointError(
+            f"{reader.source}: {keys['bias']} is {tuple(bias.shape)}, this model takes ({target.rows},)"
+        )
     branch, rank = _assembled(found, where, target)
     branch = branch.scaled(strengths.scale(module, rank, alpha))
-    return branch.halves_swapped() if target.swap_halves else branch
+    if target.swap_halves:
+        branch, bias = branch.halves_swapped(), None if bias is None else swapped(bias)
+    return replace(branch, bias=bias)
 
 
 def _assembled(found: Mapping[Kind, Tensor], where: str, target: LoraTarget) -> tuple[Branch, int | None]:

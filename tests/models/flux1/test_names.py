@@ -22,6 +22,21 @@ from tests.weights.stored_files import ListedReader, listed
 FLUX1_DEV = replace(FLUX1, guidance_embed=True)
 
 
+WIDE = "img_in.weight"
+
+
+@pytest.mark.parametrize("columns", [128, 384])
+def test_tools_have_the_names_and_shapes_of_dev_but_for_a_wider_input(columns: int) -> None:
+    """As FLUX.1 Fill, Canny and Depth are published: both layouts, complete, and no matrix of another shape."""
+    bfl = listed("bfl_flux1_dev") | {WIDE: (3072, columns)}
+    stored = listed("diffusers_flux1_dev") | {"x_embedder.weight": (3072, columns)}
+    params = replace(FLUX1_DEV, in_channels=columns)
+    assert transformer_shapes(params) == bfl
+    transformer = components(ListedReader(stored))[TRANSFORMER]
+    assert {key: transformer.shape(key) for key in transformer.keys()} == bfl
+    assert dimensions.transformer_params(transformer, {}) == params
+
+
 @pytest.mark.parametrize(("name", "params"), [("bfl_flux1_schnell", FLUX1), ("bfl_flux1_dev", FLUX1_DEV)])
 def test_transformer_has_the_published_names_and_shapes(name: str, params: FluxParams) -> None:
     assert transformer_shapes(params) == listed(name)

@@ -82,7 +82,7 @@ def test_what_is_known_on_the_way(server: Server) -> None:
     first = later(server, "a cat [slow:step:0.3]", seed=151005)
     second = later(server, "a dog [slow:step:0.1]", seed=151006, num_inference_steps=200).json()
     assert second["status"] == "queued"
-    assert second["place"] >= 0
+    assert second["place"] >= 1
     assert second["eta_ms"] > 0
     seen: list[int] = []
 
@@ -192,7 +192,7 @@ def test_a_job_is_seen_by_its_own_key_alone(start_server: StartServer) -> None:
         assert_error(server.get(path, headers=two), 404, "job_not_found")
         assert_error(server.get(path), 401, "invalid_api_key")
     assert_error(server.request("DELETE", location, headers=two), 404, "job_not_found")
-    assert server.get(location, headers=one).json()["status"] == "in_progress"
+    assert server.get(location, headers=one).json()["status"] in ("queued", "in_progress")
     assert server.request("DELETE", location, headers=one).json()["status"] == "cancelled"
 
 

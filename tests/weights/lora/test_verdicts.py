@@ -62,16 +62,6 @@ TAKEN = {
     "zero": kohya(TARGETS, IMG_IN) | {f"{IMG_IN}.diff_b": torch.zeros(64)},
 }
 REFUSED = {
-    "control": (
-        pair("img_in", "lora_A.weight", "lora_B.weight", (64, 128))
-        | {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(16)},
-        "control LoRA (Canny or Depth), which needs a control model; not supported",
-    ),
-    "control, diffusers": (
-        pair("transformer.x_embedder", "lora_A.weight", "lora_B.weight", (64, 128))
-        | {"transformer.transformer_blocks.0.attn.norm_q.weight": torch.ones(16)},
-        "control LoRA (Canny or Depth), which needs a control model; not supported",
-    ),
     "dora": (
         kohya(TARGETS, IMG_IN) | {f"{IMG_IN}.dora_scale": torch.ones(64, 1)},
         f"{IMG_IN}.dora_scale is DoRA, which fluxserve does not support",
@@ -87,7 +77,7 @@ REFUSED = {
     ),
     "lokr, tucker": ({f"{IMG_IN}.lokr_t2": torch.ones(4, 4, 3, 3)}, "is LoKr of a convolution, which fluxserve"),
     "difference": ({f"{IMG_IN}.diff": torch.ones(64, 64)}, "is a full-rank difference, which fluxserve"),
-    "bias": (kohya(TARGETS, IMG_IN) | {f"{IMG_IN}.lora_B.bias": torch.ones(64)}, "is a change of a bias, which"),
+    "bias": (kohya(TARGETS, IMG_IN) | {f"{IMG_IN}.bias": torch.ones(64)}, "is a change of a bias, which"),
     "sdxl": (
         pair("lora_unet_down_blocks_1_attentions_0_proj_in", "lora_down.weight", "lora_up.weight")
         | pair("lora_te2_text_model_encoder_layers_0_mlp_fc1", "lora_down.weight", "lora_up.weight"),

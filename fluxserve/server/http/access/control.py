@@ -23,7 +23,7 @@ from fluxserve.server.http.access.origins import ANY, Origins, authority, origin
 from fluxserve.server.http.client_address import client_address
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.errors import error_response
-from fluxserve.server.http.paths import HEALTH_PATHS, PICTURES, WEBUI, draws, is_page
+from fluxserve.server.http.paths import HEALTH_PATHS, MODELS, PICTURES, WEBUI, draws, is_page
 from fluxserve.server.http.protocol import OVER_CAPACITY
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -58,7 +58,8 @@ class AccessControl:
 
     def __init__(self, app: ASGIApp, config: ServerConfig, check_serving: Callable[[], object]) -> None:
         self._app = app
-        self._keys = ApiKeys(config.api_keys)
+        self._keys = ApiKeys([*config.api_keys, *config.admin_keys] if config.api_keys else [])
+        self._admins = ApiKeys(config.admin_keys)
         self._config = config
         named = bool(config.allowed_hosts or config.public_url)
         self._hosts = _allowed_hosts(config) if named or is_loopback(config.host) else [ANY]
@@ -87,10 +88,24 @@ class AccessControl:
             self._check_origin(scope, headers)
         address = client_address(scope, self._proxies)
         is_open = method in _READING and self._is_open(path)
-        context_of(scope).client = address if is_open else self._keys.client(_credentials(headers, path), address)
+        authorization = _credentials(headers, path)
+        context_of(scope).client = address if is_open else self._keys.client(authorization, address)
+        if method == "POST" and path.startswith(f"{MODELS}/"):
+            self._check_admin(authorization, address)
 
     def _is_open(self, path: str) -> bool:
         return path in HEALTH_PATHS or path.startswith(f"{PICTURES}/") or (self._config.studio and is_page(path))
+
+    def _check_admin(self, authorization: list[str], address: str) -> None:
+        """Who has a key for pictures may not take a model away from the others."""
+        if self._config.api_keys and not self._config.admin_keys:
+            raise InvalidRequest("no key may load or unload models here (--admin-key)", code="admin_key_required")
+        try:
+            self._admins.client(authorization, address)
+        except InvalidRequest:
+            raise InvalidRequest(
+                "loading and unloading models takes an admin key (--admin-key)", code="admin_key_required"
+            ) from None
 
     def _check_host(self, scope: Scope, host: str | None) -> None:
         """A page could otherwise reach this machine by a name of its own. Without any (HTTP/1.0), it is no browser."""
