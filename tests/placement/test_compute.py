@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fluxserve.cli.front import placement_line
 from fluxserve.completion import complete_request
 from fluxserve.config import Compute, PipelineConfig
 from fluxserve.errors import ConfigError, DeviceError
@@ -186,7 +185,7 @@ def test_the_card_tells_it(tiny_checkpoint: MakeCheckpoint) -> None:
         placement = load(tiny_checkpoint(), compute).card.placement
         assert placement is not None
         assert placement.compute == compute
-        assert f"products {compute}" in placement_line(placement)
+        assert f"products {compute}" in placement.summary
 
 
 @pytest.mark.parametrize(
