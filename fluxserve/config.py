@@ -413,6 +413,11 @@ class ServerConfig:
         str | None,
         Option("module:function, asked with (prompt, image) before each generation.", "answers", sensitive=True),
     ] = None
+    studio: Annotated[bool, Option("Serve no page to draw in.", "answers")] = True
+    mcp: Annotated[bool, Option("Give agents no tools at /mcp.", "answers")] = True
+    hf: Annotated[bool, Option("Answer no Hugging Face clients at /hf.", "answers")] = True
+    sdapi: Annotated[bool, Option("Answer no clients of Stable Diffusion WebUI at /sdapi/v1.", "answers")] = True
+    responses: Annotated[bool, Option("Answer no Responses API at /v1/responses.", "answers")] = True
     log_prompts: Annotated[bool, Option("Write each request's prompt into the log.", "answers")] = False
 
 

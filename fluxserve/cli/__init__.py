@@ -7,6 +7,7 @@ import typer
 from fluxserve.cli.bench import bench
 from fluxserve.cli.doctor import doctor
 from fluxserve.cli.generate import generate
+from fluxserve.cli.mcp import mcp
 from fluxserve.cli.models import models
 from fluxserve.cli.pull import pull
 from fluxserve.cli.remote import load, ps, unload
@@ -18,5 +19,5 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, ps, load, unload, generate, pull, models, doctor, bench):
+for command in (serve, ps, load, unload, generate, pull, models, doctor, bench, mcp):
     app.command()(command)

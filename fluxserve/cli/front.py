@@ -134,6 +134,8 @@ async def _run(
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         names = ", ".join(model.label for model in models)
         log.info("fluxserve %s on %s/v1, loading %s", __version__, address, names)
+        if config.studio:
+            log.info("draw at %s/", address)
         code = await Front(pool, _Server(options), limits.drain_timeout_s).run(listener)
     finally:
         services.close()

@@ -60,6 +60,11 @@ class JobProgress:
         steps_left = tuple(self._steps_left[place] for place in places if place in self._steps_left)
         return RemainingWork(self.pixels, prepared, steps_left)
 
+    def steps_done(self) -> tuple[int, int]:
+        """(steps that were done, steps in all) of all its images."""
+        steps = (len(self._images) + len(self._steps_left)) * self._steps
+        return steps - sum(self._steps_left.values()), steps
+
     def missing(self) -> tuple[int, ...]:
         """The places in the request whose images have not arrived."""
         return tuple(self._steps_left)

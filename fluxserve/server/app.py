@@ -9,6 +9,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from fluxserve.errors import FluxserveError, InvalidRequest
+from fluxserve.server.doors import huggingface, responses, webui
+from fluxserve.server.doors.mcp import McpDoor
+from fluxserve.server.doors.webui_progress import Underway
 from fluxserve.server.http.access.control import AccessControl
 from fluxserve.server.http.access.origins import Cors
 from fluxserve.server.http.context import context_of
@@ -18,7 +21,7 @@ from fluxserve.server.http.pacing import Pacing
 from fluxserve.server.http.paths import IMAGE_REQUESTS, MODELS
 from fluxserve.server.http.sending import Sending
 from fluxserve.server.http.target import Target
-from fluxserve.server.routes import docs, files, health, images, metrics, models
+from fluxserve.server.routes import docs, files, health, images, jobs, metrics, models, studio
 from fluxserve.server.services import Services
 
 _NO_ROUTE = (
@@ -38,15 +41,25 @@ def create_app(services: Services) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.services = services
-    for resource in (images, files, models, health, metrics, docs):
+    pages = (studio, docs) if services.config.studio else (docs,)
+    for resource in (images, jobs, files, models, health, metrics, *pages):
         app.include_router(resource.router)
+    app.state.underway = Underway()
+    config = services.config
+    for is_open, other in ((config.responses, responses), (config.hf, huggingface), (config.sdapi, webui)):
+        if is_open:
+            app.include_router(other.router)
+    door = McpDoor(services)
+    if services.config.mcp:
+        app.router.routes.append(door.route)
     app.add_exception_handler(FluxserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_client_gone)
     app.add_exception_handler(Exception, _on_bug)
     guarded: ASGIApp = AccessControl(app, services.config, services.models.check_serving)
     guarded = Cors(guarded, services.config.cors_origins)
-    return Instrumentation(Sending(Target(Pacing(guarded))), services.models.metrics, services.config.keep_alive_s)
+    door.app = Instrumentation(Sending(Target(Pacing(guarded))), services.models.metrics, services.config.keep_alive_s)
+    return door.app
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,6 +36,10 @@ from fluxserve.server.services import Services
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
+Render = Callable[[Outcome, ResolvedRequest, str], Response]
+"""Writes an answer in the form of one door: outcome, request, what URLs begin with."""
+
+
 @dataclass(frozen=True)
 class ImageCall:
     """One HTTP request for images. digest: of the body's content."""
@@ -45,6 +49,7 @@ class ImageCall:
     model: Engine
     resolved: ResolvedRequest
     digest: str
+    render: Render = image_answer
 
     @property
     def context(self) -> RequestContext:
@@ -68,15 +73,14 @@ async def serve_images(call: ImageCall) -> Response:
         InvalidRequest, Refused, GenerationFailed, StorageFull, ContentFilterFailed.
         ClientDisconnect: nobody is left to answer.
     """
-    _describe(call)
     timeout = read_client_timeout(call.http.headers)
-    key = _idempotency_key(call.http)
-    await _check(call)
+    key = idempotency_key(call.http)
+    await check(call)
     if key is not None:
         return await _serve_keyed(call, timeout, f"{call.scope} {key}")
-    job = _reattach(call, timeout) or _submit(call, timeout)
+    job = _reattach(call, timeout) or submit(call, timeout, patient=call.resolved.stream)
     if call.resolved.stream:
-        return _stream(call, job)
+        return live_stream(call.resolved, job, call.model)
     return await _serve_once(call, job, timeout)
 
 
@@ -89,8 +93,13 @@ def _describe(call: ImageCall) -> None:
         context.prompt = loggable(call.resolved.request.prompt)
 
 
-async def _check(call: ImageCall) -> None:
-    """Asks the operator's filter, and whether pictures can be stored if they have to be."""
+async def check(call: ImageCall) -> None:
+    """Asks the operator's filter, and whether pictures can be stored if they have to be.
+
+    Raises:
+        InvalidRequest, ContentFilterFailed, StorageFull: they cannot.
+    """
+    _describe(call)
     request, services = call.resolved.request, call.services
     if services.content_filter is not None:
         read = tuple(reference.data for reference in request.references) or (request.image,)
@@ -107,23 +116,29 @@ def _reattach(call: ImageCall, timeout: ClientTimeout) -> Job | None:
         return None
     job = call.services.detached.reattach(call.fingerprint)
     if job is not None:
-        _accept(call, job, joined=True)
+        accept(call, job, joined=True)
     return job
 
 
-def _submit(call: ImageCall, timeout: ClientTimeout) -> Job:
+def submit(call: ImageCall, timeout: ClientTimeout, *, patient: bool) -> Job:
+    """The request's job, accepted. patient: its client waits for its start however long that takes.
+
+    Raises:
+        Refused, WorkerCrashed: as `Engine.submit` does.
+    """
     job = call.model.submit(
         call.resolved.request,
         client=call.context.client,
-        start_timeout_s=timeout.start_timeout_s(call.resolved.stream),
+        start_timeout_s=timeout.start_timeout_s(patient),
         deadline_s=timeout.limit_s,
         digest=call.digest,
     )
-    _accept(call, job, joined=False)
+    accept(call, job, joined=False)
     return job
 
 
-def _accept(call: ImageCall, job: Job | None, *, joined: bool) -> None:
+def accept(call: ImageCall, job: Job | None, *, joined: bool) -> None:
+    """Notes that the request is past admission. joined: it has no job of its own."""
     metrics = call.services.models.metrics
     metrics.request_accepted()
     call.context.accepted, call.context.job = True, job
@@ -135,7 +150,7 @@ async def _serve_once(call: ImageCall, job: Job, timeout: ClientTimeout) -> Resp
     """Waits for a job of the client's own; keeps it for the retry of a client that timed out."""
     kept = False
     try:
-        outcome = await while_connected(call.http.receive, _finish(call, job))
+        outcome = await while_connected(call.http.receive, finish(call, job))
     except ClientDisconnect:
         kept = timeout.has_expired(call.context.elapsed_ms / 1000)
         if kept:
@@ -154,12 +169,12 @@ async def _serve_keyed(call: ImageCall, timeout: ClientTimeout, key: str) -> Res
         if (answer := await _replay(call, entry)) is not None:
             return answer
         store.forget(entry)
-    job = _submit(call, timeout)
-    entry = store.open(call.context.client, key, call.fingerprint, _finish(call, job))
+    job = submit(call, timeout, patient=call.resolved.stream)
+    entry = store.open(call.context.client, key, call.fingerprint, finish(call, job))
     assert entry.work is not None
     if call.resolved.stream:
         job.join()
-        return _stream(call, job)
+        return live_stream(call.resolved, job, call.model)
     return await _respond(call, await while_connected(call.http.receive, _result(entry.work)))
 
 
@@ -167,14 +182,14 @@ async def _replay(call: ImageCall, entry: Entry) -> Response | None:
     """The answer to a request that came before; None if it is lost, or its pictures are."""
     work: asyncio.Future[Outcome] | None = entry.work
     if work is not None:
-        _accept(call, None, joined=True)
+        accept(call, None, joined=True)
     else:
         work = await call.services.idempotency.recall(entry)
     if work is None:
         return None
     call.context.headers["idempotent-replayed"] = "true"
     if call.resolved.stream:
-        return _replayed_stream(call, work)
+        return replayed_stream(call.resolved, work)
     outcome = await while_connected(call.http.receive, _result(work))
     if not await call.services.store.has(outcome.names):
         del call.context.headers["idempotent-replayed"]
@@ -187,7 +202,7 @@ async def _result(work: asyncio.Future[Outcome]) -> Outcome:
     return await asyncio.shield(work)
 
 
-async def _finish(call: ImageCall, job: Job) -> Outcome:
+async def finish(call: ImageCall, job: Job) -> Outcome:
     """The finished job's outcome, its pictures stored where the answer is to hold URLs."""
     result = await job.result()
     names = await _store(call.services, result.images) if call.resolved.delivery == "url" else ()
@@ -206,24 +221,28 @@ async def _respond(call: ImageCall, outcome: Outcome) -> Response:
     """Built in a thread: ten large pictures take a tenth of a second."""
     call.context.warnings.extend(truncation_warning(call.resolved.request, outcome.result.truncated_from))
     base = base_url(call.http.scope, call.services.config)
-    return await asyncio.to_thread(image_answer, outcome, call.resolved, base)
+    return await asyncio.to_thread(call.render, outcome, call.resolved, base)
 
 
-def _stream(call: ImageCall, job: Job) -> Response:
-    events = SseWriter(call.resolved).live(job, call.model)
+def live_stream(resolved: ResolvedRequest, job: Job, engine: Engine) -> Response:
+    """The events of a job, whose waiter the stream is."""
+    events = SseWriter(resolved).live(job, engine)
     return EventStream(events, on_close=job.leave, held=lambda: [image.data for image in job.progress.images])
 
 
-def _replayed_stream(call: ImageCall, work: asyncio.Future[Outcome]) -> Response:
+def replayed_stream(resolved: ResolvedRequest, work: asyncio.Future[Outcome]) -> Response:
+    """The pictures of a job that ran for another, or will have."""
+
     def held() -> list[bytes]:
         known = work.done() and not work.cancelled() and work.exception() is None
         return [image.data for image in work.result().result.images] if known else []
 
-    events = SseWriter(call.resolved).replayed(partial(_result, work))
+    events = SseWriter(resolved).replayed(partial(_result, work))
     return EventStream(events, on_close=lambda: None, held=held)
 
 
-def _idempotency_key(http: Request) -> str | None:
+def idempotency_key(http: Request) -> str | None:
+    """Raises InvalidRequest: the header is no key."""
     key = http.headers.get("idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters")

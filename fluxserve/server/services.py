@@ -17,6 +17,7 @@ from fluxserve.server.contract.model_names import find_model
 from fluxserve.server.contract.resolve import ServingLimits
 from fluxserve.server.contract.uploads import UploadReader
 from fluxserve.server.http.body import BodyReader
+from fluxserve.server.jobs.async_jobs import AsyncJobs
 from fluxserve.server.jobs.detached import DetachedJobs
 from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.image_store import ImageStore
@@ -36,6 +37,7 @@ class Services:
     limits: EngineConfig
     store: ImageStore
     idempotency: IdempotencyStore
+    jobs: AsyncJobs
     detached: DetachedJobs
     bodies: BodyReader
     parser: BodyParser
@@ -65,12 +67,14 @@ def open_services(models: ModelPool, config: ServerConfig, limits: EngineConfig,
     Raises:
         ConfigError: the content filter cannot be used.
     """
+    answers = IdempotencyStore(folder, config.url_ttl_s)
     return Services(
         models=models,
         config=config,
         limits=limits,
         store=ImageStore(folder, config.url_ttl_s, config.store_quota_bytes),
-        idempotency=IdempotencyStore(folder, config.url_ttl_s),
+        idempotency=answers,
+        jobs=AsyncJobs(folder, answers, config.url_ttl_s),
         detached=DetachedJobs(),
         bodies=BodyReader(RateLimiter(config.rate_limit) if config.rate_limit else None, folder.scratch),
         parser=BodyParser(),

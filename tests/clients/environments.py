@@ -44,6 +44,11 @@ def schemathesis() -> Path:
     return python_with("schemathesis==4.32.5").with_name("schemathesis")
 
 
+def axe() -> str:
+    """axe-core's program, which finds what keeps people out of a page."""
+    return (node_modules("axe-core@4.10.3") / "node_modules" / "axe-core" / "axe.min.js").read_text()
+
+
 def node_modules(*packages: str) -> Path:
     """A folder whose node_modules holds these packages, each as NAME@VERSION."""
     home = HOME / f"node-{'-'.join(packages).replace('/', '_')}"

@@ -30,7 +30,7 @@ def test_a_fuzzer_finds_no_lie(server: Server) -> None:
     command += ["--phases", "coverage,fuzzing", "--generation-deterministic", "--no-color"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=server.folder)
     assert result.returncode == 0, result.stdout[-5000:]
-    assert re.search(r"12 selected / 12 total", result.stdout)
+    assert re.search(r"15 selected / 15 total", result.stdout)
 
 
 @pytest.mark.behaviour(52)

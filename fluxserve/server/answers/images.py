@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from starlette.responses import Response
-
 from fluxserve.request import GeneratedImage, GenerationRequest, Timings
 from fluxserve.server.answers.parts import Base64, Part, PartsAnswer
 from fluxserve.server.contract.resolve import ResolvedRequest
@@ -24,7 +22,7 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest a zip can tell: the same pictures make the same archive."""
 
 
-def image_answer(outcome: Outcome, resolved: ResolvedRequest, base_url: str) -> Response:
+def image_answer(outcome: Outcome, resolved: ResolvedRequest, base_url: str) -> PartsAnswer:
     """The whole answer, in the form that was asked for."""
     if resolved.delivery == "file":
         return _file_answer(outcome, resolved)
@@ -92,7 +90,7 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _file_answer(outcome: Outcome, resolved: ResolvedRequest) -> Response:
+def _file_answer(outcome: Outcome, resolved: ResolvedRequest) -> PartsAnswer:
     images = outcome.result.images
     extension = _EXTENSIONS[resolved.request.output_format]
     names = [f"image-{image.index}-{image.seed}.{extension}" for image in images]

@@ -69,14 +69,14 @@ class PartsAnswer(Response):
     ) -> None:
         length = {"content-length": str(sum(map(len, parts)))}
         super().__init__(status_code=status, media_type=media_type, headers={**(headers or {}), **length})
-        self._parts, self._source = parts, source
+        self.parts, self._source = parts, source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        context_of(scope).held = lambda: (part.data if isinstance(part, Base64) else part for part in self._parts)
+        context_of(scope).held = lambda: (part.data if isinstance(part, Base64) else part for part in self.parts)
         gone = asyncio.ensure_future(until_gone(receive))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            if await send_parts(self._parts, send, gone):
+            if await send_parts(self.parts, send, gone):
                 await send({"type": "http.response.body", "body": b""})
         finally:
             gone.cancel()

@@ -14,6 +14,7 @@ from fluxserve.server.contract.schemas import (
     GenerationParameters,
     ImageParameters,
     ImagesBody,
+    JobBody,
     VariationParameters,
 )
 from fluxserve.server.http.instrumentation import WARNING_HEADER
@@ -46,6 +47,10 @@ def errors(*statuses: int) -> Responses:
     return {status: {"model": ErrorBody} for status in sorted({401, 403, *statuses})}
 
 
+EVENTS: dict[str, Any] = {
+    "description": "Server-sent events.",
+    "content": {"text/event-stream": {"schema": {"type": "string", "description": _EVENTS}}},
+}
 IMAGE_ANSWERS: Responses = {
     200: {
         "description": "The images, in the form that was asked for.",
@@ -57,6 +62,7 @@ IMAGE_ANSWERS: Responses = {
             "text/event-stream": {"schema": {"type": "string", "description": _EVENTS}},
         },
     },
+    202: {"description": "With `Prefer: respond-async`: the job, whose address is in Location.", "model": JobBody},
     **errors(400, 404, 413, 415, 422, 429, 500, 503, 504),
 }
 FILE_ANSWERS: Responses = {
@@ -74,9 +80,9 @@ def build_schema(app: FastAPI) -> dict[str, Any]:
             for operation in operations.values():
                 _drop_framework_error(operation)
         for path, (parameters, files) in _BODIES.items():
-            content = {"application/json": {"schema": _body_schema(parameters, _pictures(files, _DATA_URL))}}
+            content = {"application/json": {"schema": body_schema(parameters, _pictures(files, _DATA_URL))}}
             if files:
-                form = _body_schema(parameters, _pictures(files, _FILE))
+                form = body_schema(parameters, _pictures(files, _FILE))
                 content = {"multipart/form-data": {"schema": form}, **content}
             schema["paths"][path]["post"]["requestBody"] = {"required": True, "content": content}
         for name in ("HTTPValidationError", "ValidationError"):
@@ -100,7 +106,7 @@ def _pictures(names: tuple[str, ...], rule: dict[str, str]) -> dict[str, dict[st
     return fields
 
 
-def _body_schema(parameters: type[ImageParameters], files: dict[str, dict[str, str]]) -> dict[str, Any]:
+def body_schema(parameters: type[ImageParameters], files: dict[str, dict[str, str]]) -> dict[str, Any]:
     """The parameters' schema with the aliases and files, self-contained, each optional field nullable."""
     body = parameters.model_json_schema()
     properties: dict[str, Any] = body["properties"]

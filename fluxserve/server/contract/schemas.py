@@ -241,6 +241,26 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class JobBody(BaseModel):
+    """A request that is answered later.
+
+    place: 1 is begun next. eta_ms: until it is finished, once something has been measured. steps_done, steps: of
+    all its pictures. created_at, expires_at: Unix time, s. result: the answer. error: why there is none.
+    """
+
+    id: str
+    object: Literal["image.job"] = "image.job"
+    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    created_at: int
+    expires_at: int | None = None
+    place: int | None = None
+    eta_ms: int | None = None
+    steps_done: int | None = None
+    steps: int | None = None
+    result: ImagesBody | None = None
+    error: ErrorDetail | None = None
+
+
 class ModelLimits(BaseModel):
     """What a request may ask for: more of anything is refused by name.
 

@@ -14,6 +14,7 @@ from fluxserve.server.http.spool import Spool
 from fluxserve.server.limits.rate_limit import RateLimiter
 from fluxserve.server.limits.upload_budget import UploadBudget
 
+_PICTURES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream", "")
 JSON_CAP, JSON_PICTURES_CAP, FORM_CAP = 2**20, 64 * 2**20, 64 * 2**20
 """Bytes; JSON with pictures takes several times its size while it is parsed."""
 
@@ -40,7 +41,25 @@ class BodyReader:
             yield body
 
     @asynccontextmanager
-    async def _read(self, request: Request, caps: Mapping[str, int]) -> AsyncIterator[Spool]:
+    async def document(self, request: Request) -> AsyncIterator[Spool]:
+        """The body of a route that takes pictures in JSON. Raises as `_read` does."""
+        async with self._read(request, {"application/json": JSON_PICTURES_CAP}) as body:
+            yield body
+
+    @asynccontextmanager
+    async def inference(self, request: Request) -> AsyncIterator[Spool]:
+        """The body of a route that takes JSON or a picture's bytes, declared or not. Raises as `_read` does."""
+        caps = {"application/json": JSON_PICTURES_CAP, **dict.fromkeys(_PICTURES, FORM_CAP)}
+        async with self._read(request, caps) as body:
+            yield body
+
+    async def message(self, request: Request) -> bytes:
+        """The body of a message that holds requests: those are counted, it is not. Raises as `_read` does."""
+        async with self._read(request, {"application/json": JSON_PICTURES_CAP}, counted=False) as body:
+            return body.read()
+
+    @asynccontextmanager
+    async def _read(self, request: Request, caps: Mapping[str, int], *, counted: bool = True) -> AsyncIterator[Spool]:
         """The whole body. caps: bytes, by media type.
 
         Raises:
@@ -51,7 +70,8 @@ class BodyReader:
         """
         cap = caps[_media_type(request, caps)]
         _check_length(request, cap)
-        self._check_rate(request)
+        if counted:
+            self._check_rate(request)
         with closing(Spool(self._make_file)) as body:
             async with self._budget.receiving(context_of(request.scope).client) as upload:
                 async for chunk in request.stream():

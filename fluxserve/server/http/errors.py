@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from fluxserve.errors import FluxserveError, InvalidRequest, Refused
 from fluxserve.server.http.context import context_of
+from fluxserve.server.http.shapes import shaped
 
 LONGEST_RETRY_AFTER_S = 60
 """openai-python 1.109 and 2.8 ignore a Retry-After above this and retry within a second."""
@@ -64,6 +65,7 @@ ERROR_RULES: Mapping[str, ErrorRule] = {
     "not_found": _NOT_FOUND,
     "model_not_found": _NOT_FOUND,
     "image_not_found": _NOT_FOUND,
+    "job_not_found": _NOT_FOUND,
     "method_not_allowed": ErrorRule(405, "invalid_request_error"),
     "image_expired": ErrorRule(410, "invalid_request_error"),
     "request_too_large": ErrorRule(413, "invalid_request_error"),
@@ -116,4 +118,5 @@ def error_response(error: FluxserveError, scope: Scope, headers: Mapping[str, st
     """The whole answer to an error; its code is noted in the request's context."""
     context_of(scope).error_code = error.code
     status = error_rule(error.code).status
-    return JSONResponse(error_body(error), status, headers={**retry_headers(error), **(headers or {})})
+    body = shaped(error_body(error), scope["path"])
+    return JSONResponse(body, status, headers={**retry_headers(error), **(headers or {})})

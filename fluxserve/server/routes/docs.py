@@ -1,4 +1,4 @@
-"""GET /openapi.json, and /docs: the same as one page that loads nothing from elsewhere; other entrances lead there."""
+"""GET /openapi.json, and /docs: the same as one page that loads nothing from elsewhere; entrances lead there."""
 
 from __future__ import annotations
 

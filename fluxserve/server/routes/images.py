@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from fluxserve.completion import check_count
+from fluxserve.decoding.decoder import Decoder
 from fluxserve.engine import Engine
 from fluxserve.errors import DeadlineExceeded
 from fluxserve.input_images import EditInputs, check_mask_mode
 from fluxserve.request import MaskMode
+from fluxserve.server.answers.images import image_answer
 from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
@@ -24,10 +28,31 @@ from fluxserve.server.http.context import context_of
 from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import IMAGE_REQUESTS
 from fluxserve.server.http.spool import Spool
-from fluxserve.server.serve_images import ImageCall, serve_images
+from fluxserve.server.serve_images import ImageCall, Render
+from fluxserve.server.serve_jobs import serve_now_or_later
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(prefix=IMAGE_REQUESTS, tags=["images"])
+
+T = TypeVar("T")
+EditSchema = type[EditParameters] | type[VariationParameters]
+
+
+class Asked(NamedTuple):
+    """What a request asks for, by whatever door: the model, parameters, small pictures, the digest of all."""
+
+    model: Engine
+    parameters: ImageParameters
+    inputs: EditInputs | None
+    digest: str
+
+
+class _CardUnknown(Exception):
+    """The model never was loaded: its limits are not known before."""
+
+    def __init__(self, model: Engine) -> None:
+        super().__init__(model)
+        self.model = model
 
 
 @router.post("/generations", responses=IMAGE_ANSWERS)
@@ -36,10 +61,8 @@ async def create_images(request: Request, services: ServicesOf) -> Response:
     body = await services.bodies.json(request)
     fields = await services.parser.run(lambda: parse_json_body(body), len(body))
     parameters = parse_parameters(fields, GenerationParameters)
-    model = services.model(parameters.model)
-    if model.card is None:
-        await while_connected(request.receive, _load(request, model))
-    return await _serve(request, services, model, parameters, None, hashlib.sha256(body).hexdigest())
+    digest = hashlib.sha256(body).hexdigest()
+    return await serve(request, services, Asked(services.model(parameters.model), parameters, None, digest))
 
 
 @router.post("/edits", responses=IMAGE_ANSWERS)
@@ -54,42 +77,56 @@ async def vary_image(request: Request, services: ServicesOf) -> Response:
     return await _serve_edit(request, services, VariationParameters)
 
 
-async def _serve_edit(
-    request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters]
-) -> Response:
+async def _serve_edit(request: Request, services: Services, schema: EditSchema) -> Response:
     """What was uploaded is let go of before the job begins."""
     async with services.bodies.form(request) as body:
-        reading = _read_edit(request, services, schema, body)
-        model, parameters, inputs, digest = await while_connected(request.receive, reading)
-    return await _serve(request, services, model, parameters, inputs, digest)
+        asked = await read_once_known(request, lambda: _read_edit(request, services, schema, body))
+    return await serve(request, services, asked)
 
 
-async def _read_edit(
-    request: Request, services: Services, schema: type[EditParameters] | type[VariationParameters], body: Spool
-) -> tuple[Engine, ImageParameters, EditInputs, str]:
-    """(model, parameters, small pictures, the digest of all). Only uploads whose turn it is are in memory."""
+async def _read_edit(request: Request, services: Services, schema: EditSchema, body: Spool) -> Asked:
+    """Only uploads whose turn it is are in memory."""
     content_type = request.headers["content-type"]
     async with services.uploads.turn(context_of(request.scope).client, body.size) as decoder:
         sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), body.size)
-        model = services.model(sent.parameters.model)
-        if model.card is not None:
-            limits = services.serving_limits(model)
-            redux = model.card.redux is not None and _weighs(sent.parameters)
-            box = upload_box(sent.parameters.size, limits, redux)
-            mode: MaskMode = sent.parameters.mask_mode if isinstance(sent.parameters, EditParameters) else "alpha"
-            check_mask_mode(mode, sent.pictures.mask is not None)
-            most = box.references.most if box.references and schema is EditParameters else 1
-            check_count(len(sent.pictures.images), most)
-            inputs = await read_pictures(decoder, sent.pictures, box, mode)
-            # A variation's own transparency keeps nothing.
-            kept = inputs if schema is EditParameters else EditInputs(inputs.image)
-            return model, sent.parameters, kept, sent.digest
-    await _load(request, model)
-    return await _read_edit(request, services, schema, body)
+        return await shrink(services, sent, decoder)
+
+
+async def read_once_known(request: Request, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What `read` gives, while the client is there. It is done again once its model's limits are known, if need be.
+
+    Raises:
+        DeadlineExceeded: the model took too long to load. ClientDisconnect: the client left.
+    """
+    while True:
+        try:
+            return await while_connected(request.receive, read())
+        except _CardUnknown as unknown:
+            await while_connected(request.receive, _load(request, unknown.model))
+
+
+async def shrink(services: Services, sent: EditBody, decoder: Decoder) -> Asked:
+    """An edit or a variation with its pictures made small. Called within `read_once_known`.
+
+    Raises:
+        InvalidRequest: as `read_pictures` does, or there is no such model.
+    """
+    model, parameters = services.model(sent.parameters.model), sent.parameters
+    if model.card is None:
+        raise _CardUnknown(model)
+    edits = isinstance(parameters, EditParameters)
+    redux = model.card.redux is not None and _weighs(parameters)
+    box = upload_box(parameters.size, services.serving_limits(model), redux)
+    mode: MaskMode = parameters.mask_mode if isinstance(parameters, EditParameters) else "alpha"
+    check_mask_mode(mode, sent.pictures.mask is not None)
+    check_count(len(sent.pictures.images), box.references.most if box.references and edits else 1)
+    inputs = await read_pictures(decoder, sent.pictures, box, mode)
+    # A variation's own transparency keeps nothing.
+    return Asked(model, parameters, inputs if edits else EditInputs(inputs.image), sent.digest)
 
 
 async def _load(request: Request, model: Engine) -> None:
-    """Waits for the card of a model that never was loaded: its limits are not known before."""
+    """Waits for the card of a model that never was loaded."""
     limit_s = read_client_timeout(request.headers).limit_s
     try:
         async with asyncio.timeout(limit_s):
@@ -103,13 +140,10 @@ def _weighs(parameters: ImageParameters) -> bool:
     return isinstance(parameters, VariationParameters) or redux_of(parameters) is not None
 
 
-async def _serve(
-    request: Request,
-    services: Services,
-    model: Engine,
-    parameters: ImageParameters,
-    inputs: EditInputs | None,
-    digest: str,
-) -> Response:
-    resolved = resolve_request(parameters, inputs, request.headers.get("accept", ""), services.serving_limits(model))
-    return await serve_images(ImageCall(services, request, model, resolved, digest))
+async def serve(request: Request, services: Services, asked: Asked, render: Render = image_answer) -> Response:
+    """The answer, as its door writes it. Raises as `serve_images` does."""
+    if asked.model.card is None:
+        await while_connected(request.receive, _load(request, asked.model))
+    accept, limits = request.headers.get("accept", ""), services.serving_limits(asked.model)
+    resolved = resolve_request(asked.parameters, asked.inputs, accept, limits)
+    return await serve_now_or_later(ImageCall(services, request, asked.model, resolved, asked.digest, render))

@@ -76,7 +76,7 @@ def test_models_are_found(server: Server) -> None:
 @pytest.mark.behaviour(66)
 @pytest.mark.parametrize(
     "path",
-    ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/chat/completions", "/v1/images/x"],
+    ["/v1/chat/completions", "/v1/completions", "/v1/response", "/v1/embeddings", "/chat/completions", "/v1/images/x"],
 )
 def test_other_routes_say_what_there_is(server: Server, path: str) -> None:
     message = assert_error(server.request("POST", path, json={"model": "x"}), 404, "not_found")["message"]
@@ -85,9 +85,12 @@ def test_other_routes_say_what_there_is(server: Server, path: str) -> None:
 
 
 @pytest.mark.behaviour(66)
-def test_the_root_leads_to_the_docs(server: Server) -> None:
-    for path in ("/", "/v1", "/v1/"):
+def test_entrances_lead_somewhere(server: Server) -> None:
+    """The root to the studio, the API's to its docs."""
+    assert "fluxserve studio" in server.get("/").text
+    for path in ("/v1", "/v1/"):
         assert server.get(path).headers["location"] == f"{server.url}/docs", path
+    for path in ("/", "/v1"):
         assert server.request("HEAD", path, follow_redirects=True).status_code == 200
 
 

@@ -5,6 +5,8 @@ Default deny, by `scope["path"]` alone: what is not listed as open needs a key w
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -21,7 +23,7 @@ from fluxserve.server.http.access.origins import ANY, Origins, authority, origin
 from fluxserve.server.http.client_address import client_address
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.errors import error_response
-from fluxserve.server.http.paths import HEALTH_PATHS, IMAGE_REQUESTS, MODELS, PICTURES
+from fluxserve.server.http.paths import HEALTH_PATHS, MODELS, PICTURES, WEBUI, draws, is_page
 from fluxserve.server.http.protocol import OVER_CAPACITY
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -78,20 +80,21 @@ class AccessControl:
         headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
         if OVER_CAPACITY in scope.get("state", {}) and path not in HEALTH_PATHS:
             raise QueueFull("too many connections are open; try again", retry_after_s=1)
-        if method == "POST" and path.startswith(f"{IMAGE_REQUESTS}/"):
+        if method == "POST" and draws(path):
             self._check_serving()
         if path not in HEALTH_PATHS:  # probes come under the address of a container
             self._check_host(scope, headers.get("host"))
         if method not in _READING:
             self._check_origin(scope, headers)
         address = client_address(scope, self._proxies)
-        is_open = path in HEALTH_PATHS or path.startswith(f"{PICTURES}/")
-        authorization = headers.getlist("authorization")
-        context_of(scope).client = (
-            address if is_open and method in _READING else self._keys.client(authorization, address)
-        )
+        is_open = method in _READING and self._is_open(path)
+        authorization = _credentials(headers, path)
+        context_of(scope).client = address if is_open else self._keys.client(authorization, address)
         if method == "POST" and path.startswith(f"{MODELS}/"):
             self._check_admin(authorization, address)
+
+    def _is_open(self, path: str) -> bool:
+        return path in HEALTH_PATHS or path.startswith(f"{PICTURES}/") or (self._config.studio and is_page(path))
 
     def _check_admin(self, authorization: list[str], address: str) -> None:
         """Who has a key for pictures may not take a model away from the others."""
@@ -128,6 +131,18 @@ class AccessControl:
         seen = headers.get("host", ""), public_address(scope, self._config).authority
         own = {authority(f"{scheme}://{each}") for each in seen} | {authority(self._config.public_url or "")}
         return own - {None}
+
+
+def _credentials(headers: Headers, path: str) -> list[str]:
+    """The Authorization headers. Clients of WebUI know names and passwords alone: the password is the key."""
+    sent = headers.getlist("authorization")
+    if not path.startswith(f"{WEBUI}/") or len(sent) != 1 or sent[0][:6].lower() != "basic ":
+        return sent
+    try:
+        password = base64.b64decode(sent[0][6:], validate=True).partition(b":")[2]
+    except binascii.Error:
+        return sent
+    return [f"Bearer {password.decode('latin-1')}"]
 
 
 def is_loopback(host: str) -> bool:

@@ -51,7 +51,7 @@ class Cors(CORSMiddleware):
         super().__init__(
             app,
             allow_origins=[ANY] if ANY in patterns else [],
-            allow_methods=["GET", "HEAD", "POST"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=_EXPOSED,
         )

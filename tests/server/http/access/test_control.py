@@ -55,11 +55,12 @@ def test_keys(start_server: StartServer, tmp_path: Path) -> None:
         "/nowhere",
         "/livez/x",
         "/images",
-        "/",
+        "/v1",
+        "/studiox",
     ):
         assert_error(server.get(path), 401, "invalid_api_key")
     assert_error(server.generate(), 401, "invalid_api_key")
-    for path in ("/livez", "/readyz", "/health", "/health/"):
+    for path in ("/livez", "/readyz", "/health", "/health/", "/", "/studio", "/studio/app.js"):
         assert server.get(path).status_code == 200
     url = server.generate(headers={"authorization": "Bearer first"}).json()["data"][0]["url"]
     assert server.get(url).status_code == 200

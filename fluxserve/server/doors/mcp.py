@@ -1,0 +1,71 @@
+"""POST and DELETE /mcp: the tools for agents over streamable HTTP. The SDK is imported with the first message."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fluxserve.errors import InvalidRequest
+from fluxserve.server.http.paths import MCP
+from fluxserve.server.services import Services
+
+if TYPE_CHECKING:
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+NEEDED = "agents are served with the extra mcp: pip install 'fluxserve[mcp]'"
+
+
+class McpDoor:
+    """An ASGI endpoint. app: the whole application, once it is put together; the tools call it."""
+
+    def __init__(self, services: Services) -> None:
+        self.app: ASGIApp | None = None
+        self._services = services
+        self._sessions: StreamableHTTPSessionManager | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def route(self) -> Route:
+        """Without GET: progress and results come in the answers to POSTs, and nothing is left open."""
+        return Route(MCP, self, methods=["POST", "DELETE"], include_in_schema=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if find_spec("mcp") is None:
+            raise InvalidRequest(NEEDED, code="not_found")
+        sessions = await self._opened()
+        await sessions.asgi_app(scope, await self._read(Request(scope, receive)), send)
+
+    async def _read(self, request: Request) -> Receive:
+        """Gives the body, which was read within its bounds, once more; then what comes."""
+        body = await self._services.bodies.message(request) if request.method == "POST" else b""
+        pieces: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return pieces.pop() if pieces else await request.receive()
+
+        return replay
+
+    async def _opened(self) -> StreamableHTTPSessionManager:
+        """The sessions, which live as long as the event loop."""
+        if self._sessions is None:
+            from fluxserve.server.doors.mcp_server import over_http
+
+            assert self.app is not None
+            self._sessions = over_http(self.app)
+            started = asyncio.Event()
+            self._running = asyncio.create_task(self._run(self._sessions, started))
+            await started.wait()
+        return self._sessions
+
+    @staticmethod
+    async def _run(sessions: StreamableHTTPSessionManager, started: asyncio.Event) -> None:
+        with suppress(asyncio.CancelledError):
+            async with sessions.run():
+                started.set()
+                await asyncio.Event().wait()

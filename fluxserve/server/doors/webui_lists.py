@@ -1,0 +1,88 @@
+"""What WebUI's clients list before they draw, and the texts of a PNG."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fluxserve.engine import Engine
+from fluxserve.errors import InvalidRequest
+from fluxserve.server.doors.webui_fields import SAMPLER, SCHEDULER
+
+_EMPTY = (
+    "sd-vae",
+    "embeddings",
+    "hypernetworks",
+    "face-restorers",
+    "realesrgan-models",
+    "prompt-styles",
+    "latent-upscale-modes",
+    "scripts",
+)
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MOST_CHUNKS, _LONGEST_TEXT = 1000, 2**20
+_INTERNATIONAL = re.compile(rb"([^\0]{1,79})\0([\0\1])\0[^\0]*\0[^\0]*\0(.*)", re.DOTALL)
+
+
+def lists(models: Mapping[str, Engine]) -> dict[str, Any]:
+    """By route. models: those served, by their names."""
+    loras = {name for model in models.values() if model.card for name in model.card.loras}
+    return {
+        "sd-models": [_checkpoint(name) for name in models],
+        "samplers": [{"name": SAMPLER, "aliases": ["euler", "k_euler"], "options": {}}],
+        "schedulers": [
+            {
+                "name": SCHEDULER.lower(),
+                "label": SCHEDULER,
+                "aliases": None,
+                "default_rho": -1.0,
+                "need_inner_model": False,
+            }
+        ],
+        "upscalers": [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4}],
+        "loras": [{"name": name, "alias": name, "path": "", "metadata": {}} for name in sorted(loras)],
+        "cmd-flags": {},
+        **{name: [] for name in _EMPTY},
+    }
+
+
+def _checkpoint(name: str) -> dict[str, Any]:
+    return {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
+
+
+def texts_in(png: bytes) -> dict[str, str]:
+    """The texts of a PNG by keyword (PNG, 3rd edition, 11.3.3). Pixels are not decoded.
+
+    Raises:
+        InvalidRequest: it is no PNG.
+    """
+    if not png.startswith(_SIGNATURE):
+        raise InvalidRequest("image must be a PNG file", param="image", code="invalid_image")
+    return dict(_texts(png))
+
+
+def _texts(png: bytes) -> Iterator[tuple[str, str]]:
+    position = len(_SIGNATURE)
+    for _ in range(_MOST_CHUNKS):
+        if position + 12 > len(png):
+            return
+        length, kind = struct.unpack_from(">I4s", png, position)
+        chunk = png[position + 8 : position + 8 + min(length, _LONGEST_TEXT)]
+        if kind == b"tEXt" and b"\0" in chunk:
+            keyword, _, text = chunk.partition(b"\0")
+            yield keyword.decode("latin-1"), text.decode("latin-1")
+        elif kind == b"iTXt" and (match := _INTERNATIONAL.fullmatch(chunk)):
+            yield match[1].decode("latin-1"), _inflated(match[3], match[2] == b"\1").decode(errors="replace")
+        position += 12 + length
+
+
+def _inflated(text: bytes, compressed: bool) -> bytes:
+    if not compressed:
+        return text
+    try:
+        return zlib.decompressobj().decompress(text, _LONGEST_TEXT)
+    except zlib.error:
+        return b""
