@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock
+
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".venv-clients"
 PYTHON_VERSIONS = ("1.109.1", "2.8.0", "3.54.0", "3.57.0")
@@ -22,20 +24,16 @@ def python_with(*packages: str) -> Path:
     """An interpreter that has these packages, each as NAME==VERSION."""
     home = HOME / f"python-{'-'.join(packages)}"
     python = home / "bin" / "python"
-    if not (home / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        (home / "complete").touch()
+    install = [str(python), "-m", "pip", "install", "--quiet", *packages]
+    _make(home, [sys.executable, "-m", "venv", "--clear", str(home)], install)
     return python
 
 
 def packages_over(*packages: str) -> Path:
     """A folder that holds these packages alone, each as NAME==VERSION, to come first among what is installed."""
     home = HOME / f"over-{'-'.join(packages)}"
-    if not (home / "complete").exists():
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(home)]
-        subprocess.run([*install, *packages], check=True)
-        (home / "complete").touch()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(home)]
+    _make(home, [*install, *packages])
     return home
 
 
@@ -52,9 +50,17 @@ def axe() -> str:
 def node_modules(*packages: str) -> Path:
     """A folder whose node_modules holds these packages, each as NAME@VERSION."""
     home = HOME / f"node-{'-'.join(packages).replace('/', '_')}"
-    if not (home / "complete").exists():
-        home.mkdir(parents=True, exist_ok=True)
-        install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(home)]
-        subprocess.run([*install, *packages], check=True)
-        (home / "complete").touch()
+    _make(home, ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(home), *packages])
     return home
+
+
+def _make(home: Path, *commands: list[str]) -> None:
+    """Runs the commands that make `home`, once; tests that run beside each other wait for it."""
+    HOME.mkdir(exist_ok=True)
+    with FileLock(f"{home}.lock"):
+        if (home / "complete").exists():
+            return
+        home.mkdir(exist_ok=True)
+        for command in commands:
+            subprocess.run(command, check=True)
+        (home / "complete").touch()
