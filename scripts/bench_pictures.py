@@ -1,8 +1,8 @@
 """Times whole pictures of FLUX.2 [klein] by fluxserve and by diffusers, from the same files, in bfloat16 on the CPU.
 
 Each side has a process of its own, by turns, so that the memory of one is no part of the other's: it loads, draws one
-picture to warm up, and then is timed with a fresh prompt each time, with references (random pictures of --size) beside
-it or without. Prints medians and their ratios; JSON goes to --json.
+picture to warm up, then is timed for one from text and for one with a reference (noise, of --size), all prompts fresh.
+Prints medians and their ratios; JSON goes to --json.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from PIL import Image
 
 STEPS = 4
 SEED = 0
-PROMPTS = ("a lighthouse at dusk", "a fox in the snow", "a slice of pizza on a table", "an old map of an island")
+WARM_UP, FROM_TEXT, WITH_REFERENCE = "a lighthouse at dusk", "a fox in the snow", "an old map of an island"
 Draw = Callable[[str, list[Image.Image]], object]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one process measured. pictures_s: each but the first. peak_bytes: most memory resident, mapped files too."""
+    """What one process measured. peak_bytes: most memory resident, mapped files too."""
 
     load_s: float
     first_s: float
-    pictures_s: list[float]
+    text_s: float
+    reference_s: float
     peak_bytes: int
 
 
@@ -77,14 +78,14 @@ SIDES = {"fluxserve": ours, "diffusers": theirs}
 
 
 def measure(side: str, arguments: argparse.Namespace) -> Run:
-    pictures = [_noise(arguments.size, i) for i in range(arguments.references)]
     budget = arguments.memory_gib and int(arguments.memory_gib * 2**30)
     with TemporaryDirectory() as scratch:
         started = time.perf_counter()
         draw = SIDES[side](arguments.folder, arguments.size, budget, Path(scratch))
         load_s = time.perf_counter() - started
-        first_s, *pictures_s = (_seconds(draw, prompt, pictures) for prompt in PROMPTS[: arguments.pictures + 1])
-    return Run(load_s, first_s, pictures_s, _peak_bytes())
+        first_s, text_s = (_seconds(draw, prompt, []) for prompt in (WARM_UP, FROM_TEXT))
+        reference_s = _seconds(draw, WITH_REFERENCE, [_noise(arguments.size)])
+    return Run(load_s, first_s, text_s, reference_s, _peak_bytes())
 
 
 def _seconds(draw: Draw, prompt: str, pictures: list[Image.Image]) -> float:
@@ -93,8 +94,8 @@ def _seconds(draw: Draw, prompt: str, pictures: list[Image.Image]) -> float:
     return time.perf_counter() - started
 
 
-def _noise(size: int, seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+def _noise(size: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(SEED).integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 
 def _peak_bytes() -> int:
@@ -113,29 +114,30 @@ def in_turns(arguments: argparse.Namespace) -> dict[str, list[Run]]:
     return runs
 
 
-def summary(runs: dict[str, list[Run]]) -> dict[str, float]:
-    """Medians of seconds a picture and GiB at most, and fluxserve's as shares of diffusers' within each pair."""
-    pairs = list(zip(runs["fluxserve"], runs["diffusers"], strict=True))
-    found = {}
-    for side, measured in runs.items():
-        found[f"{side}_picture_s"] = statistics.median(statistics.median(run.pictures_s) for run in measured)
-        found[f"{side}_peak_gib"] = statistics.median(run.peak_bytes for run in measured) / 2**30
-    times = (statistics.median(one.pictures_s) / statistics.median(other.pictures_s) for one, other in pairs)
-    found["time_ratio"] = statistics.median(times)
-    found["memory_ratio"] = statistics.median(one.peak_bytes / other.peak_bytes for one, other in pairs)
-    return {name: round(value, 3) for name, value in found.items()}
+def summary(runs: dict[str, list[Run]]) -> dict[str, dict[str, float]]:
+    """Medians of each side, in seconds and GiB, and of fluxserve's shares of diffusers' within each pair."""
+    values: dict[str, Callable[[Run], float]] = {
+        "text_s": lambda run: run.text_s,
+        "reference_s": lambda run: run.reference_s,
+        "peak_gib": lambda run: run.peak_bytes / 2**30,
+    }
+    return {name: _compared(value, runs) for name, value in values.items()}
+
+
+def _compared(value: Callable[[Run], float], runs: dict[str, list[Run]]) -> dict[str, float]:
+    sides = {side: [value(run) for run in measured] for side, measured in runs.items()}
+    shares = [ours / theirs for ours, theirs in zip(sides["fluxserve"], sides["diffusers"], strict=True)]
+    return {name: round(statistics.median(found), 3) for name, found in (sides | {"ratio": shares}).items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench_pictures", description=__doc__)
     parser.add_argument("folder", type=Path, help="FLUX.2 [klein] in diffusers' layout")
     parser.add_argument("--size", type=int, default=512, help="pixels a side")
-    parser.add_argument("--references", type=int, default=0, help="pictures given with each prompt")
     parser.add_argument(
         "--memory-gib", type=float, help="a budget; by default fluxserve's own choice, and all of diffusers in memory"
     )
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=2, choices=range(1, len(PROMPTS)), help="timed in each process")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -121,6 +121,11 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         167: "Workers share one queue: whoever is free takes the next, and short jobs pass long ones.",
         168: "The pictures of one request are spread over idle workers, and are those of one worker.",
     },
+    "Several servers, one store": {
+        105: "Each serves the pictures that the others drew, for as long, in a folder and in S3; or sends there.",
+        106: "A key is drawn once over all of them: copies get the same bytes, another body is refused.",
+        107: "A job is told of by each of them, with its answer, or why there is none.",
+    },
     "Jobs": {
         151: "With Prefer: respond-async the answer comes at an address of its own, as it would have come at once.",
         152: "A job is seen by its own key alone, lives as long as its URLs, and survives the front.",

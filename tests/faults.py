@@ -317,6 +317,31 @@ FAULTS: dict[int, Fault] = {
         "the end within 2 s of --drain-timeout, and no process is left",
         exit_codes=(0,),
     ),
+    122: Fault(
+        "SIGKILL of a server that draws what a key stands for, beside another of the same store",
+        "the other draws it once more, by the same seed",
+        (OK,),
+    ),
+    123: Fault(
+        "a server that stands still for longer than its lease, then goes on",
+        "both give the answer of the one that was first, to the byte",
+        (OK,),
+    ),
+    124: Fault(
+        "a picture, an answer or a claim in the shared store that is changed, emptied or removed",
+        "never served; its key is drawn anew",
+        (NOT_FOUND, Answer(410, "image_expired"), OK),
+    ),
+    125: Fault(
+        "object storage that refuses connections, or takes them and is silent",
+        "/readyz is 503; b64_json is served; all is well once it is back; no key in the log",
+        (STORAGE_FULL, Answer(503, "store_unavailable"), OK),
+    ),
+    126: Fault(
+        "a --store that cannot be reached or written, or holds what is not the servers'",
+        "told by its name, before a model is loaded",
+        exit_codes=(78,),
+    ),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(
         "one model of several whose load fails", "the others are served; a later load is tried", (OK, UNAVAILABLE)
