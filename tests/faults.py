@@ -317,6 +317,16 @@ FAULTS: dict[int, Fault] = {
         "the end within 2 s of --drain-timeout, and no process is left",
         exit_codes=(0,),
     ),
+    136: Fault(
+        "large JSON bodies: pictures however they are written, damaged, or text in their place",
+        "read in the decoding process, as small ones are; what is wrong is named",
+        (OK, *refused("invalid_image", "invalid_mask", "string_above_max_length", "unsupported_value")),
+    ),
+    137: Fault(
+        "a JSON body of tens of megabytes; its process ends before its pictures are decoded",
+        "the front holds a piece at a time; another process reads it again",
+        (OK,),
+    ),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(
         "one model of several whose load fails", "the others are served; a later load is tried", (OK, UNAVAILABLE)

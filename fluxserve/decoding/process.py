@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NoReturn
 
 from fluxserve import wire
+from fluxserve.decoding.documents import HeldPictures
 from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import open_image, shrink_image
 from fluxserve.memory import give_memory_back
@@ -34,12 +36,35 @@ def serve(shrink: Shrink = shrink) -> NoReturn:
     give_memory_back()
     warnings.simplefilter("ignore")  # Pillow's, on files that are odd
     channel.send(wire.Beat("idle", 0))
+    held, pieces = HeldPictures(), list[bytes]()
     while True:
         message = channel.inbox.get()
-        assert isinstance(message, wire.Decode)
-        channel.send(wire.Began(0))
-        _answer(channel, message, shrink)
+        match message:
+            case wire.Piece():
+                pieces.append(message.data)
+            case wire.Forget():
+                held.clear()
+            case wire.Read():
+                channel.send(wire.Began(0))
+                _read(channel, message, held, pieces)
+            case wire.Decode():
+                channel.send(wire.Began(0))
+                _answer(channel, message, held, shrink)
         del message  # the file, while it waits for the next
+
+
+def _joined(pieces: list[bytes]) -> bytes:
+    """All of them, which are let go of."""
+    body = b"".join(pieces)
+    pieces.clear()
+    return body
+
+
+def _read(channel: Channel, message: wire.Read, held: HeldPictures, pieces: list[bytes]) -> None:
+    try:
+        channel.send(held.read(_joined(pieces), message.token))
+    except InvalidRequest as error:
+        channel.send(wire.Failed(0, error.code, error.message, error.param))
 
 
 def _pixels(message: wire.Decode) -> int:
@@ -47,8 +72,9 @@ def _pixels(message: wire.Decode) -> int:
         return image.width * image.height
 
 
-def _answer(channel: Channel, message: wire.Decode, shrink: Shrink) -> None:
+def _answer(channel: Channel, message: wire.Decode, held: HeldPictures, shrink: Shrink) -> None:
     try:
+        message = replace(message, data=held.file(message.data, message.param))
         if _pixels(message) > LARGE_PIXELS:
             channel.send(wire.Large())
             channel.inbox.get()

@@ -88,8 +88,10 @@ class UploadReader:
         """
         decoder = await self._turns.take(client, size)
         try:
+            await decoder.begin(size)
             yield decoder
         finally:
+            decoder.forget()
             self._turns.give_back(decoder, client)
 
     def close(self) -> None:
