@@ -331,6 +331,7 @@ FAULTS: dict[int, Fault] = {
         "a restart, or a worker's death, between two copies of a request on a CPU",
         "the same bytes: how many threads compute follows from the model and the machine",
     ),
+    139: Fault("a flood of requests whose clients leave at once", "those that wait for their turn are not begun"),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(
         "one model of several whose load fails", "the others are served; a later load is tried", (OK, UNAVAILABLE)
