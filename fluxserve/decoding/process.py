@@ -5,6 +5,7 @@ Whatever a file does to it, the front and the model live on.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,9 @@ from fluxserve.worker.process import connect
 LARGE_PIXELS = 2 * 2**20
 """Decoding takes up to 20 bytes each, and as many processes as there are must not take that at once."""
 
+NICENESS = 5
+"""Where there are fewer cores than work, the front goes first: what it does is short, and others wait for it."""
+
 Shrink = Callable[[wire.Decode], tuple[InputImage, InputImage]]
 
 
@@ -33,6 +37,7 @@ def shrink(message: wire.Decode) -> tuple[InputImage, InputImage]:
 def serve(shrink: Shrink = shrink) -> NoReturn:
     """The whole process; it ends with the front."""
     channel = connect("decoder")
+    os.nice(NICENESS)
     give_memory_back()
     warnings.simplefilter("ignore")  # Pillow's, on files that are odd
     channel.send(wire.Beat("idle", 0))
