@@ -109,6 +109,7 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         176: "LoRAs by name act beside them.",
         177: "A job whose client leaves is stopped, and the next is served.",
         178: "With --redux, variations show the picture to the image encoder, and edits weigh several.",
+        89: "A mask that cannot act is refused, beside a transparent picture too; transparency alone says nothing.",
     },
     "Several models, several workers": {
         160: "model chooses among several; the first is the default, and what OpenAI's names mean.",
