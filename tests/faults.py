@@ -317,6 +317,12 @@ FAULTS: dict[int, Fault] = {
         "the end within 2 s of --drain-timeout, and no process is left",
         exit_codes=(0,),
     ),
+    132: Fault(
+        "SIGKILL of workers that hold their weights together, or of every process",
+        "the next worker finds them there; nothing is left of them with the last",
+        (OK,),
+    ),
+    133: Fault("SIGKILL of a worker while it makes a weight for others too", "it is made anew, and whole"),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(
         "one model of several whose load fails", "the others are served; a later load is tried", (OK, UNAVAILABLE)
