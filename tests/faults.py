@@ -323,6 +323,11 @@ FAULTS: dict[int, Fault] = {
         (OK,),
     ),
     133: Fault("SIGKILL of a worker while it makes a weight for others too", "it is made anew, and whole"),
+    134: Fault(
+        "more models than fit, worker kills, evictions and idle unloads in one flood",
+        "each is answered once; none takes longer than three times what first come, first served would have given it",
+        (OK,),
+    ),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(
         "one model of several whose load fails", "the others are served; a later load is tried", (OK, UNAVAILABLE)
