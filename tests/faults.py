@@ -294,7 +294,7 @@ FAULTS: dict[int, Fault] = {
     115: Fault("large pictures of many clients to decode", "one at a time, small ones beside it", (OK,)),
     116: Fault(
         "another program that computes beside the model",
-        "the model's threads wait asleep, and a small model has as few as are no slower",
+        "the model's threads wait asleep, and a small model has few",
     ),
     117: Fault(
         "requests of one client that the content filter, or decoding, takes long for",
@@ -341,6 +341,32 @@ FAULTS: dict[int, Fault] = {
         "a --store that cannot be reached or written, or holds what is not the servers'",
         "told by its name, before a model is loaded",
         exit_codes=(78,),
+    ),
+    136: Fault(
+        "large JSON bodies: pictures however they are written, damaged, or text in their place",
+        "read in the decoding process, as small ones are; what is wrong is named",
+        (OK, *refused("invalid_image", "invalid_mask", "string_above_max_length", "unsupported_value")),
+    ),
+    137: Fault(
+        "a JSON body of tens of megabytes; its process ends before its pictures are decoded",
+        "the front holds a piece at a time; another process reads it again",
+        (OK,),
+    ),
+    138: Fault(
+        "a restart, or a worker's death, between two copies of a request on a CPU",
+        "the same bytes: how many threads compute follows from the model and the machine",
+    ),
+    139: Fault("a flood of requests whose clients leave at once", "those that wait for their turn are not begun"),
+    132: Fault(
+        "SIGKILL of workers that hold their weights together, or of every process",
+        "the next worker finds them there; nothing is left of them with the last",
+        (OK,),
+    ),
+    133: Fault("SIGKILL of a worker while it makes a weight for others too", "it is made anew, and whole"),
+    134: Fault(
+        "more models than fit, worker kills, evictions and idle unloads in one flood",
+        "each is answered once; none takes longer than three times what first come, first served would have given it",
+        (OK,),
     ),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(
