@@ -11,7 +11,7 @@ FluxserveError
 ├ ContentFilterFailed      the operator's content filter raised an exception
 ├ Refused                  the server does not take the request now
 │ ├ QueueFull  ├ WaitExceedsTimeout  ├ ModelLoading  ├ ShuttingDown
-│ ├ RateLimitExceeded  └ WorkerUnavailable
+│ ├ RateLimitExceeded  ├ WorkerUnavailable  └ ReplicaLost
 └ GenerationFailed         an accepted request could not be finished
   ├ WorkerCrashed  ├ NonFiniteOutput  ├ InsufficientMemory  ├ DeadlineExceeded
   └ Cancelled
@@ -97,6 +97,12 @@ class RateLimitExceeded(Refused):
 
 class WorkerUnavailable(Refused):
     code = "worker_unavailable"
+
+
+class ReplicaLost(Refused):
+    """Of a cluster: what had the request is gone, or nothing is there yet that could take it."""
+
+    code = "replica_lost"
 
 
 class GenerationFailed(FluxserveError):

@@ -38,6 +38,7 @@ def refused(*codes: str) -> tuple[Answer, ...]:
 OK = Answer(200)
 CRASHED = Answer(500, "worker_crashed", False)
 LOADING, ENDING = Answer(503, "model_loading"), Answer(503, "shutting_down")
+LOST = Answer(503, "replica_lost")
 FULL, TOO_LONG_A_WAIT = Answer(429, "queue_full"), Answer(429, "wait_exceeds_timeout", False)
 UNAVAILABLE = Answer(503, "worker_unavailable", False)
 TOO_LARGE = Answer(413, "request_too_large")
@@ -316,6 +317,23 @@ FAULTS: dict[int, Fault] = {
         "SIGTERM beside uploads whose decoding processes are stopped",
         "the end within 2 s of --drain-timeout, and no process is left",
         exit_codes=(0,),
+    ),
+    127: Fault(
+        "a serve config for Ray whose args are wrong, or would let everybody in", "told by name; nothing is deployed"
+    ),
+    128: Fault(
+        "Ray's proxy answers by itself, in plain text or not at all",
+        answers=(LOST, FULL, LOADING, Answer(504, "deadline_exceeded", False)),
+    ),
+    129: Fault(
+        "SIGKILL of a replica of a cluster",
+        "a keyed request is drawn by another, a stream ends with an error event; the rest is to be sent again",
+        (OK, LOST),
+    ),
+    131: Fault(
+        "a body beyond the cap, or that never comes, before Ray's proxy",
+        "not read on; closed",
+        (TOO_LARGE, Answer(504, "deadline_exceeded", False)),
     ),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(
