@@ -106,7 +106,7 @@ async def _run(
     asyncio.get_running_loop().set_exception_handler(AcceptErrors())
     folder = open_folder(config)
     pool = ModelPool(models, limits, StoredLoadTimes(folder), worker_module=worker_module)
-    services = open_services(pool, config, limits, folder)
+    services = await open_services(pool, config, limits, folder)
     try:
         options = uvicorn.Config(
             create_app(services),

@@ -54,7 +54,7 @@ class Replica:
         os.environ["OMP_NUM_THREADS"] = str(share)  # Ray sets it to 1, for its own process, which computes nothing
         folder = open_folder(settings.server)
         pool = ModelPool([deployed.model], settings.limits, StoredLoadTimes(folder))
-        services = open_services(pool, settings.server, settings.limits, folder)
+        services = await open_services(pool, settings.server, settings.limits, folder)
         await pool.start()
         try:
             await pool.default.wait_ready()

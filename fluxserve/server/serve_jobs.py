@@ -77,12 +77,18 @@ async def _open(call: ImageCall) -> AsyncJob:
     jobs, key = call.services.jobs, idempotency_key(call.http)
     await check(call)
     id = _id_of(call, key) if key else secrets.token_urlsafe(_ID_BYTES)
-    if (found := jobs.repeated(id, call.fingerprint)) is not None:
+    held = await jobs.claim(id, call.context.client, call.fingerprint, call.resolved.request.seeds)
+    if isinstance(held, AsyncJob):
         accept(call, None, joined=True)
-        return found
-    job = submit(call, read_client_timeout(call.http.headers), patient=True)
+        return held
+    call = call.by_seeds(held.seeds)
+    try:
+        job = submit(call, read_client_timeout(call.http.headers), patient=True)
+    except FluxserveError:
+        await jobs.release(held)
+        raise
     opened = AsyncJob(id, call.context.client, call.fingerprint, call.resolved, time.time(), 0.0, call.model, job)
-    jobs.open(opened, finish(call, job))
+    await jobs.open(opened, held, finish(call, job))
     return opened
 
 
@@ -135,6 +141,8 @@ def job_state(asked: AsyncJob) -> dict[str, Any]:
     }
     if asked.error is not None:
         return {**state, **_failed(asked.error)}
+    if asked.elsewhere:
+        return {**state, "status": "in_progress"}
     model, job = asked.model, asked.job
     if model is None or job is None:
         return {**state, "expires_at": int(asked.expires_at)}
@@ -156,7 +164,8 @@ async def stream_job(asked: AsyncJob, services: Services) -> Response:
         asked.job.join()
         return live_stream(asked.resolved, asked.job, asked.model)
     outcome = asyncio.ensure_future(services.jobs.outcome(asked))
-    await asyncio.wait([outcome])
+    if not asked.elsewhere:
+        await asyncio.wait([outcome])
     return replayed_stream(asked.resolved, outcome)
 
 

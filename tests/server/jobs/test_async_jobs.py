@@ -18,6 +18,7 @@ from fluxserve.request import GenerationRequest, Timings
 from fluxserve.server.contract.resolve import ResolvedRequest
 from fluxserve.server.jobs import async_jobs
 from fluxserve.server.jobs.async_jobs import AsyncJob, AsyncJobs
+from fluxserve.server.jobs.homes import Claim
 from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.jobs.store_folder import StoreFolder
@@ -233,16 +234,18 @@ async def test_the_client_who_has_most_loses_its_oldest(tmp_path: Path, monkeypa
         return Outcome(1, "fake", JobResult((), Timings(), 0, None))
 
     for id, client in [("0", "few"), *((str(number), "many") for number in range(1, 6))]:
-        jobs.open(AsyncJob(id, client, f"request {id}", resolved, time.time(), 0.0), work())
-        opened = jobs.find(id, client)
+        claim = await jobs.claim(id, client, f"request {id}", (1,))
+        assert isinstance(claim, Claim)
+        await jobs.open(AsyncJob(id, client, f"request {id}", resolved, time.time(), 0.0), claim, work())
+        opened = await jobs.find(id, client)
         while opened.work is not None:
             await asyncio.sleep(0.01)
         assert opened.resolved.request.image is None, "nothing large is held once it has ended"
         assert (await jobs.outcome(opened)).model == "fake"
-    assert jobs.find("0", "few").id == "0"
+    assert (await jobs.find("0", "few")).id == "0"
     for gone in ("1", "2"):
         with pytest.raises(InvalidRequest, match="no such job"):
-            jobs.find(gone, "many")
-    assert jobs.find("5", "many").id == "5"
+            await jobs.find(gone, "many")
+    assert (await jobs.find("5", "many")).id == "5"
     assert len(list((tmp_path / "store").glob("*.job"))) == len(list((tmp_path / "store").glob("*.answer"))) == 4
     folder.close()
