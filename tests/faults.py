@@ -330,6 +330,7 @@ FAULTS: dict[int, Fault] = {
         "a keyed request is drawn by another, a stream ends with an error event; the rest is to be sent again",
         (OK, LOST),
     ),
+    130: Fault("SIGKILL of the worker of a replica", "nothing is lost", (OK,)),
     131: Fault(
         "a body beyond the cap, or that never comes, before Ray's proxy",
         "not read on; closed",

@@ -38,8 +38,8 @@ from fluxserve.server.limits.rate_limit import RateLimiter
 MOST_REPLICAS = 2
 """That are given one keyed request: a request that kills whom it reaches must come to an end."""
 _KEY = "idempotency-key"
-_NOT_PASSED_ON = frozenset({"prefer", "content-length", "transfer-encoding", "x-request-id"})
-"""A replica keeps no jobs for later, which a client may only prefer (RFC 7240); the body is in one piece by then."""
+_REPLACED = frozenset({"content-length", "transfer-encoding", "x-request-id"})
+"""The body is in one piece by then, and the request has its id."""
 
 
 class Ingress:
@@ -194,7 +194,7 @@ class _OneRequestId:
 
 def _passed_on(scope: Scope, length: int) -> Scope:
     """For a replica, under this request's id."""
-    headers = [(name, value) for name, value in scope["headers"] if name.decode("latin-1") not in _NOT_PASSED_ON]
+    headers = [(name, value) for name, value in scope["headers"] if name.decode("latin-1") not in _REPLACED]
     headers += [(b"x-request-id", context_of(scope).request_id.encode())]
     if scope["method"] == "POST":
         headers += [(b"content-length", b"%d" % length)]

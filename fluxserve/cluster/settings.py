@@ -86,6 +86,10 @@ def read_cluster(args: Mapping[str, Any]) -> ClusterSettings:
     tables, scalings = _split(content.pop(TABLES, None) or [{"model": content.pop("model", "demo")}])
     configs = read_tables({**content, TABLES: tables}, PLACE)
     check_access(replace(configs.server, host=EVERYWHERE))
+    if configs.server.store is None and sum(scaling.max_replicas for scaling in scalings) > 1:
+        raise ConfigError(
+            f"{PLACE}: several replicas have pictures and keys in common through a store alone; set store"
+        )
     server = replace(configs.server, host=EVERYWHERE) if configs.server.api_keys else configs.server
     names = _names(configs.models)
     models = tuple(map(Deployed, names, map(_kept, configs.models), scalings))

@@ -12,7 +12,7 @@ from fluxserve.cluster import build
 from fluxserve.cluster.settings import read_cluster
 from fluxserve.errors import ConfigError
 
-OPEN = {"insecure": True}
+OPEN = {"insecure": True, "store": "s3://pictures/flux"}
 CONFIGS = sorted((Path(__file__).parents[2] / "docker" / "cluster").glob("serve*.yaml"))
 
 
@@ -62,6 +62,7 @@ def test_one_model_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"models": "demo", **OPEN}, "models must be a list"),
         ({"models": [{"device": "cpu"}], **OPEN}, "without a model"),
         ({"ingress_replicas": 0, **OPEN}, "ingress_replicas"),
+        ({"models": [{"model": "demo", "max_replicas": 2}], "insecure": True}, "set store"),
         ({"modles": 1, **OPEN}, "modles"),
         ({"url_ttl": "soon", **OPEN}, "url_ttl in args"),
     ],
