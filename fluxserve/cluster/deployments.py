@@ -35,6 +35,8 @@ QUEUED, RETRY_AFTER_S = 100, 2.0
 """How many may wait for a replica to have room, and what others are told."""
 WANTED_REQUESTS = 2
 """Of one replica, before another is started: one that is drawn and one that waits."""
+WAITING_S = 10.0
+"""How long there must be more before another replica is started."""
 ASK_S = 5.0
 """For the replicas to say how they are."""
 _HEALTH = {"health_check_period_s": 5.0, "health_check_timeout_s": 10.0}
@@ -161,6 +163,8 @@ def _deployment(deployed: Deployed, settings: ClusterSettings) -> Any:
             "min_replicas": scaling.min_replicas,
             "max_replicas": scaling.max_replicas,
             "target_ongoing_requests": WANTED_REQUESTS,
+            "upscale_delay_s": WAITING_S,
+            "downscale_delay_s": deployed.spare_s,
         },
         ray_actor_options={"num_cpus": scaling.cpus, "num_gpus": deployed.gpus},
         **_HEALTH,

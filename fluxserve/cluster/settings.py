@@ -16,6 +16,8 @@ from fluxserve.server.http.access.control import check_access
 S = TypeVar("S", bound=BaseModel)
 
 PLACE = "args"
+SPARE_S = 600.0
+"""How long a replica is kept that is not needed, unless idle_timeout says."""
 EVERYWHERE = "0.0.0.0"
 """Where Ray's proxies listen, unless their http_options say otherwise, which nobody here is told."""
 _RAYS = {"host": "host", "port": "port", "keep_alive": "keep_alive_timeout_s", "max_connections": None}
@@ -56,6 +58,11 @@ class Deployed:
     def gpus(self) -> int:
         return int(self.model.pipeline.device == "cuda")
 
+    @property
+    def spare_s(self) -> float:
+        """How long a replica is kept that is not needed."""
+        return self.model.hosting.idle_timeout_s or SPARE_S
+
 
 @dataclass(frozen=True)
 class ClusterSettings:
@@ -90,7 +97,11 @@ def read_cluster(args: Mapping[str, Any]) -> ClusterSettings:
         raise ConfigError(
             f"{PLACE}: several replicas have pictures and keys in common through a store alone; set store"
         )
-    server = replace(configs.server, host=EVERYWHERE) if configs.server.api_keys else configs.server
+    server = configs.server
+    if server.api_keys:
+        server = replace(server, host=EVERYWHERE)
+    if server.store is not None:
+        server = replace(server, output_dir=None)  # of a node's replicas each has scratch files in a folder of its own
     names = _names(configs.models)
     models = tuple(map(Deployed, names, map(_kept, configs.models), scalings))
     return ClusterSettings(models, server, configs.engine, ingress.ingress_replicas)

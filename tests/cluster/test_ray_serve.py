@@ -7,8 +7,9 @@ import os
 import re
 import signal
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import httpx
 import openai
 import pytest
 
-from tests.cluster.ray_cluster import KEY, RayCluster, cluster
+from tests.cluster.ray_cluster import KEY, STARTING_S, RayCluster, cluster
 from tests.reliability.answers import assert_answer
 from tests.server.running import EDITS, GENERATIONS, picture, png, until
 
@@ -184,6 +185,31 @@ def _in_flight(served: RayCluster) -> float:
 
 def _jobs(served: RayCluster) -> float:
     return _figure(served, "jobs_total")
+
+
+def test_replicas_come_and_go_with_the_requests(served: RayCluster) -> None:
+    """From none: a request waits for the first."""
+    served.deploy(models=[{"model": "demo", "min_replicas": 0, "max_replicas": 2, "idle_timeout": 15}])
+    until(lambda: _state(served) == ("unloaded", 0), STARTING_S)
+    with ThreadPoolExecutor(8) as threads:
+        loads = [threads.submit(_draw_until, served, lambda: _state(served)[1] == 2, seed) for seed in range(50, 58)]
+        statuses = Counter(status for load in loads for status in load.result())
+    assert set(statuses) == {200}
+    until(lambda: _state(served) == ("unloaded", 0), STARTING_S)
+    assert served.workers() == []
+
+
+def _draw_until(served: RayCluster, over: Callable[[], bool], seed: int) -> list[int]:
+    """The statuses of one request after the other."""
+    statuses, end = [], time.monotonic() + STARTING_S
+    while not over() and time.monotonic() < end:
+        statuses.append(_draw(served, seed, **LONG).status_code)
+    return statuses
+
+
+def _state(served: RayCluster) -> tuple[str, int]:
+    (model,) = served.http.get("/v1/models").json()["data"]
+    return model["state"], model["workers"]
 
 
 @pytest.mark.fault(129)

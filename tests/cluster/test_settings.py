@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ def test_models_have_deployments_and_replicas() -> None:
 def test_one_model_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLUXSERVE_API_KEY", "secret")
     monkeypatch.setenv("FLUXSERVE_MODEL", "klein")
-    settings = read_cluster({"model": "demo"})
+    monkeypatch.setenv("FLUXSERVE_OUTPUT_DIR", "/pictures")
+    assert str(read_cluster({"model": "demo"}).server.output_dir) == "/pictures"
+    settings = read_cluster({"model": "demo", "store": "s3://pictures"})
+    assert settings.server.output_dir is None, "replicas of one node would be in each other's way"
     assert settings.server.api_keys == ("secret",)
     assert settings.models[0].name == "demo", "args say which models there are"
     assert settings.ingress_replicas == 1
@@ -71,6 +75,24 @@ def test_what_is_wrong_is_named(args: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         build(args)
     assert told in refusal.value.message
+
+
+def test_two_nodes_of_one_compose_file() -> None:
+    compose = yaml.safe_load((CONFIGS[0].parent / "compose.yaml").read_text())
+    head, node = compose["services"]["head"], compose["services"]["node"]
+    assert head["ports"] == ["127.0.0.1:8000:8000"], "Ray's own ports are for the nodes alone"
+    assert "ports" not in node
+    for service in (head, node):
+        variables = service["environment"]
+        assert variables["RAY_AUTH_MODE"] == "token"
+        assert ":?" in variables["RAY_AUTH_TOKEN"]
+        module, _, name = variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+        assert "pictures:/pictures" in service["volumes"]
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert ":?" in head["environment"]["FLUXSERVE_API_KEY"]
+    config = yaml.safe_load(CONFIGS[0].read_text())
+    assert config["applications"][0]["args"]["store"] == "file:///pictures"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
