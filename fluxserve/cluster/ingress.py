@@ -113,7 +113,7 @@ class Ingress:
         await while_connected(receive, self._relay(model, _passed_on(scope, len(body)), body, send))
 
     async def _model_of(self, request: Request, body: bytes) -> ServedModel:
-        """Raises InvalidRequest: there is no such model."""
+        """Raises as `ServedModels.find` does."""
         path = request.scope["path"]
         if self._models.only or not (path.startswith(f"{IMAGE_REQUESTS}/") or path == RESPONSES):
             return self._models.default

@@ -12,7 +12,7 @@ from fluxserve.cluster.replica import Told
 from fluxserve.cluster.settings import ClusterSettings, Deployed
 from fluxserve.config import ServerConfig
 from fluxserve.engine import Engine
-from fluxserve.errors import ReplicaLost
+from fluxserve.errors import InvalidRequest, ModelLoading, Refused
 from fluxserve.server.contract.model_names import find_model, listed_names, model_aliases
 from fluxserve.server.contract.schemas import ModelBody, ModelList
 
@@ -35,7 +35,7 @@ class ServedModel:
         while self._told is None:
             try:
                 self._remember(await self.backend.first_told())
-            except ReplicaLost as error:
+            except Refused as error:
                 log.warning("%s cannot be asked yet: %s", self.name, error.message)
                 await asyncio.sleep(ASK_AGAIN_S)
 
@@ -73,8 +73,13 @@ class ServedModels:
         return next(iter(self._models.values()))
 
     def find(self, name: str | None) -> ServedModel:
-        """Raises InvalidRequest: there is none of this name."""
-        return self._models[find_model(name, tuple(self._models), self._config)]
+        """Raises: InvalidRequest: there is none of this name. ModelLoading: it may be that of one not heard of yet."""
+        try:
+            return self._models[find_model(name, tuple(self._models), self._config)]
+        except InvalidRequest:
+            if all(engine.card for engine in self._models):
+                raise
+            raise ModelLoading("not all models have loaded yet; try again", retry_after_s=ASK_AGAIN_S) from None
 
     async def listing(self) -> ModelList:
         """Every model under its id and the operator's names."""

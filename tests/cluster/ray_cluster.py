@@ -18,12 +18,15 @@ import httpx
 import yaml
 
 from tests.clients.environments import python_beside
-from tests.server.running import ROOT, until
+from tests.server.running import GENERATIONS, ROOT, until
 
 RAY = "ray[serve]==2.60.0"
 CONFIG = ROOT / "docker" / "cluster" / "serve.yaml"
 KEY = "cluster-test-key"
 LOOPBACK = "127.0.0.1"
+SMALL: dict[str, Any] = {"size": "64x64"}
+LONG: dict[str, Any] = {"size": "256x256", "steps": 50, "response_format": "b64_json"}
+"""Takes a second or more."""
 STARTING_S = 180.0
 _OBJECTS_BYTES = 100 * 2**20
 _GRACE_S = 5.0
@@ -87,6 +90,15 @@ class RayCluster:
         """Process ids of the replicas' workers."""
         parents = set(self.replicas())
         return [pid for pid, parent, words in self._processes() if parent in parents and "fluxserve.worker" in words]
+
+    def draw(self, seed: int, headers: Mapping[str, str] | None = None, **fields: Any) -> httpx.Response:
+        """One picture, small unless the fields say else."""
+        return self.http.post(GENERATIONS, json={"prompt": "a", "seed": seed, **SMALL, **fields}, headers=headers)
+
+    def figure(self, name: str) -> float:
+        """What /metrics says, of all replicas together."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"fluxserve_{name}{{"))
 
     def wait_replicas(self, count: int) -> None:
         """Until so many replicas have their workers, and a request is served."""

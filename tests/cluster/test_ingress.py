@@ -128,6 +128,9 @@ async def test_one_address_for_all_models(cluster: Cluster) -> None:
     assert (await send_json(ingress, "/v1/responses", KEY, **tool)).error["code"] == "replica_lost"
     assert [body for _, body in second.asked[1:2]] == [form]
 
+    early = await send_json(ingress, GENERATIONS, KEY, prompt="a", model="nothing")
+    assert (early.status, early.error["code"]) == (503, "model_loading"), "the second may be called that"
+    cluster.models[1].engine.card = cluster.models[0].engine.card
     unknown = await send_json(ingress, GENERATIONS, KEY, prompt="a", model="nothing")
     assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")
     broken = await send(ingress, GENERATIONS, b"{", headers=[("content-type", "application/json"), *KEY])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -12,21 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from tests.cluster.ray_cluster import KEY, STARTING_S, RayCluster, cluster
+from tests.cluster.ray_cluster import KEY, LONG, SMALL, STARTING_S, RayCluster, cluster
 from tests.reliability.answers import assert_answer
 from tests.server.running import EDITS, GENERATIONS, picture, png, until
 
 pytestmark = pytest.mark.ray
-
-SMALL: dict[str, Any] = {"size": "64x64"}
-LONG = {"size": "512x512", "steps": 50, "response_format": "b64_json"}
-"""Takes a second or more."""
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +65,9 @@ def test_events_come_one_by_one(served: RayCluster) -> None:
         lines = answer.iter_lines()
         first = next(line for line in lines if line.startswith("event: "))
         assert first.endswith("partial_image")
-        drawn = _jobs(served)
+        drawn = served.figure("jobs_total")
         assert sum(1 for line in lines if line.startswith("event: ")) == 3
-    until(lambda: _jobs(served) == drawn + 1)
+    until(lambda: served.figure("jobs_total") == drawn + 1)
 
 
 @pytest.mark.behaviour(109)
@@ -113,7 +107,7 @@ def test_a_rolling_update_fails_nobody(served: RayCluster) -> None:
     with ThreadPoolExecutor(5) as threads:
         over = threads.submit(served.deploy, models=[{"model": "demo", "min_replicas": 2, "max_replicas": 2}])
         while not over.done():
-            asked = [threads.submit(_draw, served, seed) for seed in range(4)]
+            asked = [threads.submit(served.draw, seed) for seed in range(4)]
             answers += [each.result() for each in asked]
         over.result()
     assert answers
@@ -125,10 +119,10 @@ def test_a_rolling_update_fails_nobody(served: RayCluster) -> None:
 def test_the_death_of_a_replica(served: RayCluster) -> None:
     served.wait_replicas(2)
     with ThreadPoolExecutor(12) as threads:
-        keyed = [threads.submit(_draw, served, seed, {"idempotency-key": f"lost {seed}"}, **LONG) for seed in range(4)]
-        plain = [threads.submit(_draw, served, seed, **LONG) for seed in range(10, 14)]
-        streams = [threads.submit(_draw, served, seed, stream=True, **LONG) for seed in range(20, 24)]
-        until(lambda: _in_flight(served) == 12, 30)
+        keyed = [threads.submit(served.draw, seed, {"idempotency-key": f"lost {seed}"}, **LONG) for seed in range(4)]
+        plain = [threads.submit(served.draw, seed, **LONG) for seed in range(10, 14)]
+        streams = [threads.submit(served.draw, seed, stream=True, **LONG) for seed in range(20, 24)]
+        until(lambda: served.figure("requests_in_flight") == 12, 30)
         os.kill(served.replicas()[0], signal.SIGKILL)
         for answer in keyed:
             assert_answer(129, answer.result(), 200)
@@ -139,7 +133,7 @@ def test_the_death_of_a_replica(served: RayCluster) -> None:
         ends = Counter(stream.result().text.strip().rpartition("\n\n")[2].partition("\n")[0] for stream in streams)
     assert set(ends) <= {"event: error", "event: image_generation.completed"}
     assert lost or ends["event: error"], "the replica had nothing"
-    again = [_draw(served, seed, {"idempotency-key": f"lost {seed}"}, **LONG) for seed in range(4)]
+    again = [served.draw(seed, {"idempotency-key": f"lost {seed}"}, **LONG) for seed in range(4)]
     for first, repeated in zip(keyed, again, strict=True):
         assert repeated.headers["idempotent-replayed"] == "true"
         assert repeated.json()["data"] == first.result().json()["data"]
@@ -150,8 +144,8 @@ def test_the_death_of_a_replica(served: RayCluster) -> None:
 def test_the_death_of_a_worker(served: RayCluster) -> None:
     served.wait_replicas(2)
     with ThreadPoolExecutor(6) as threads:
-        asked = [threads.submit(_draw, served, seed, **LONG) for seed in range(30, 36)]
-        until(lambda: _in_flight(served) == 6, 30)
+        asked = [threads.submit(served.draw, seed, **LONG) for seed in range(30, 36)]
+        until(lambda: served.figure("requests_in_flight") == 6, 30)
         os.kill(served.workers()[0], signal.SIGKILL)
         for answer in asked:
             assert_answer(130, answer.result(), 200)
@@ -162,29 +156,12 @@ def test_the_death_of_a_worker(served: RayCluster) -> None:
 def test_the_death_of_the_ingress(served: RayCluster) -> None:
     served.wait_replicas(2)
     with ThreadPoolExecutor(4) as threads:
-        asked = [threads.submit(_draw, served, seed, **LONG) for seed in range(40, 44)]
-        until(lambda: _in_flight(served) == 4, 30)
+        asked = [threads.submit(served.draw, seed, **LONG) for seed in range(40, 44)]
+        until(lambda: served.figure("requests_in_flight") == 4, 30)
         os.kill(served.replicas("ingress")[0], signal.SIGKILL)
         for answer in asked:
             assert_answer(128, answer.result(), 503)
     served.wait_replicas(2)
-
-
-def _draw(served: RayCluster, seed: int, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
-    return served.http.post(GENERATIONS, json={"prompt": "a", "seed": seed, **SMALL, **fields}, headers=headers)
-
-
-def _figure(served: RayCluster, name: str) -> float:
-    lines = served.http.get("/metrics").text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"fluxserve_{name}{{"))
-
-
-def _in_flight(served: RayCluster) -> float:
-    return _figure(served, "requests_in_flight")
-
-
-def _jobs(served: RayCluster) -> float:
-    return _figure(served, "jobs_total")
 
 
 def test_replicas_come_and_go_with_the_requests(served: RayCluster) -> None:
@@ -203,28 +180,10 @@ def _draw_until(served: RayCluster, over: Callable[[], bool], seed: int) -> list
     """The statuses of one request after the other."""
     statuses, end = [], time.monotonic() + STARTING_S
     while not over() and time.monotonic() < end:
-        statuses.append(_draw(served, seed, **LONG).status_code)
+        statuses.append(served.draw(seed, **LONG).status_code)
     return statuses
 
 
 def _state(served: RayCluster) -> tuple[str, int]:
     (model,) = served.http.get("/v1/models").json()["data"]
     return model["state"], model["workers"]
-
-
-@pytest.mark.fault(129)
-def test_one_node_of_two_is_lost() -> None:
-    with tempfile.TemporaryDirectory(prefix="fs-") as folder, cluster(Path(folder), nodes=2, cpus=1) as running:
-        running.deploy(models=[{"model": "demo", "min_replicas": 2, "max_replicas": 2}])
-        running.wait_replicas(2)
-        with ThreadPoolExecutor(8) as threads:
-            asked = [
-                threads.submit(_draw, running, seed, {"idempotency-key": f"node {seed}"}, **LONG) for seed in range(8)
-            ]
-            until(lambda: _in_flight(running) >= 4, 30)
-            running.lose_node()
-            for answer in asked:
-                assert_answer(129, answer.result(), 200)
-        urls = [_draw(running, seed, response_format="url").json()["data"][0]["url"] for seed in range(3)]
-        assert all(httpx.get(url, trust_env=False).status_code == 200 for url in urls)
-        assert json.loads(running.http.get("/v1/models").text)["data"][0]["workers"] == 1
