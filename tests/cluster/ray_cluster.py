@@ -120,7 +120,9 @@ class RayCluster:
 
     def lose_node(self) -> None:
         """SIGKILL to everything of the node that was added last."""
-        os.killpg(self.nodes.pop().pid, signal.SIGKILL)
+        lost = self.nodes.pop()
+        os.killpg(lost.pid, signal.SIGKILL)
+        lost.wait()
 
     def stop(self) -> None:
         for node in reversed(self.nodes):
