@@ -20,8 +20,7 @@ from fluxserve.cluster.served import ServedModel, ServedModels
 from fluxserve.config import ServerConfig
 from fluxserve.engine import Metrics
 from fluxserve.errors import FluxserveError, InvalidRequest, ReplicaLost
-from fluxserve.server.contract.body_parser import BodyParser
-from fluxserve.server.contract.edit_body import parse_json_body
+from fluxserve.server.contract.body_parser import BodyParser, parse_json_body
 from fluxserve.server.contract.multipart import parse_form
 from fluxserve.server.http.access.control import AccessControl
 from fluxserve.server.http.access.origins import Cors
@@ -207,7 +206,7 @@ def _named(body: bytes, content_type: str) -> str | None:
         if content_type.partition(";")[0].strip().lower() == "multipart/form-data":
             name = parse_form([body], content_type).fields().get("model")
         else:
-            name = _of_document(parse_json_body(body))
+            name = _of_document(parse_json_body(body)[0])
         return name if isinstance(name, str) else None
     return None
 

@@ -8,6 +8,7 @@ import math
 import re
 import secrets
 import time
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -23,6 +24,7 @@ from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.errors import LONGEST_RETRY_AFTER_S, error_body
 from fluxserve.server.http.paths import JOBS
 from fluxserve.server.jobs.async_jobs import AsyncJob
+from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.serve_images import (
     ImageCall,
     accept,
@@ -163,10 +165,21 @@ async def stream_job(asked: AsyncJob, services: Services) -> Response:
     if asked.model is not None and asked.job is not None:
         asked.job.join()
         return live_stream(asked.resolved, asked.job, asked.model)
-    outcome = asyncio.ensure_future(services.jobs.outcome(asked))
+    outcome = asyncio.ensure_future(_with_pictures(asked, services))
     if not asked.elsewhere:
         await asyncio.wait([outcome])
     return replayed_stream(asked.resolved, outcome)
+
+
+async def _with_pictures(asked: AsyncJob, services: Services) -> Outcome:
+    """What it made; pictures behind URLs are read again."""
+    outcome = await services.jobs.outcome(asked)
+    if not outcome.names:
+        return outcome
+    pictures = [await services.store.get(name) for name in outcome.names]
+    images = zip(outcome.result.images, pictures, strict=True)
+    result = replace(outcome.result, images=tuple(replace(image, data=picture.data) for image, picture in images))
+    return replace(outcome, result=result)
 
 
 async def cancel_job(asked: AsyncJob, services: Services) -> Response:

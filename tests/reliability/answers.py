@@ -15,6 +15,7 @@ _WITH_RETRY_AFTER = {
     "model_loading",
     "shutting_down",
     "replica_lost",
+    "store_unavailable",
 }
 _HOPES = {None: None, "true": True, "false": False}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,14 @@ def test_events_are_streamed_from_the_start_and_again(server: Server) -> None:
     assert server.get(f"{location}/events").text.count("event: image_generation.completed\n") == 1
     bare = server.get(location).json()["result"]["data"][0]["b64_json"]
     assert np.array_equal(picture(base64.b64decode(bare)), expected_pixels(151007, 64, 64))
+
+
+@pytest.mark.behaviour(151)
+def test_events_hold_the_pictures_of_an_answer_of_urls(server: Server) -> None:
+    location = later(server, seed=151012, response_format="url").headers["location"]
+    finished(server, location)
+    [data] = [line for line in server.get(f"{location}/events").text.splitlines() if line.startswith("data: ")]
+    assert np.array_equal(picture(json.loads(data.removeprefix("data: "))["b64_json"]), expected_pixels(151012, 64, 64))
 
 
 @pytest.mark.behaviour(151)

@@ -207,16 +207,28 @@ class SharedAnswers:
         kept = without_pictures_of_urls(answer) if isinstance(answer, Outcome) else answer
         pieces = await asyncio.to_thread(record_pieces, claim.client, claim.fingerprint, expires_at, kept)
         record = replace(claim.at.record, state="answered", expires_at=expires_at)
-        first = True
-        with suppress(StoreUnavailable):
-            if first := await self._objects.create(self._path(record), b"".join(pieces)):
-                await self._claims.write(claim.at._replace(record=record))
-        if not first:
-            log.warning("another server has answered a key whose lease this one lost")
-            return await self._read(record)
+        if (others := await self._create(claim.at._replace(record=record), b"".join(pieces))) is not None:
+            return others
         if isinstance(answer, FluxserveError):
             raise answer
         return answer
+
+    async def _create(self, answered: Numbered, data: bytes) -> Outcome | None:
+        """Writes the answer and notes it in its claim; returns another server's, if there is one already."""
+        path = self._path(answered.record)
+        try:
+            is_first = await self._objects.create(path, data)
+        except StoreUnavailable:
+            return None  # who waits has the answer all the same; a later copy is drawn anew, by the same seeds
+        if not is_first:
+            log.warning("another server has answered a key whose lease this one lost")
+            try:
+                return await self._read(answered.record)
+            except DamagedRecord:
+                await self._objects.put(path, data)
+        with suppress(StoreUnavailable):
+            await self._claims.write(answered)
+        return None
 
     @asynccontextmanager
     async def _beating(self, claim: Numbered) -> AsyncIterator[None]:

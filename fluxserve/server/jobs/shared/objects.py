@@ -39,6 +39,7 @@ _RETRY: Any = {
 }
 _CLIENT: Any = {"connect_timeout": "3s", "timeout": "15s", "allow_http": True}
 """http is spoken where whoever runs the server wrote http; AWS_ALLOW_HTTP and its like do not count beside these."""
+_PROBE = "probe"
 _TAG_CHARACTERS = SHORT_BYTES * 4 // 3
 
 
@@ -69,7 +70,6 @@ class ObjectStorage:
         self._key = key
         self._answered_at = self._asked_at = time.monotonic()
         self._checking = asyncio.Lock()
-        self._probe = f"probes/{secrets.token_hex(8)}"
 
     @classmethod
     async def open(cls, url: str) -> ObjectStorage:
@@ -81,7 +81,7 @@ class ObjectStorage:
         opened = cls(_connect(url), b"")
         try:
             opened._key = await opened._read_key()
-            await opened.put(opened._probe, b"probe")
+            await opened.put(_PROBE, b"probe")
         except StoreUnavailable as error:
             raise ConfigError(f"--store {url} cannot be used: {_reason(error.__cause__)}") from error
         except _Foreign as error:
@@ -180,15 +180,23 @@ class ObjectStorage:
             if not self.writable and now - self._asked_at < _CHECK_AGAIN_S:
                 return False
             try:
-                await self.put(self._probe, b"probe")
+                await self.put(_PROBE, b"probe")
             except StoreUnavailable:
                 return False
+        return True
+
+    async def _is_empty(self) -> bool:
+        import obstore
+
+        async with self._asking():
+            async for first in obstore.list(self._store, chunk_size=1):
+                return not first
         return True
 
     async def _read_key(self) -> bytes:
         """The key of the place, which the first server makes."""
         found = await self.get(MARK)
-        if found is None and await self.list(""):
+        if found is None and not await self._is_empty():
             found = await self.get(MARK)  # another server may have begun
             if found is None:
                 raise _Foreign("holds what is not the servers'")
