@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -147,6 +148,8 @@ def cluster(folder: Path, nodes: int = 1, cpus: int = 4) -> Iterator[RayCluster]
         "PYTHONPATH": str(ROOT),
         "FLUXSERVE_API_KEY": KEY,
         "XDG_CACHE_HOME": str(folder / "cache"),
+        "RAY_AUTH_MODE": "token",  # its nodes listen beyond the loopback, whatever they are told
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "fluxserve.cluster.proxy:layers",
     }
     built = RayCluster(folder, bin, environment, f"{LOOPBACK}:{free_port()}", free_port())
