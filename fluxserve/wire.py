@@ -43,12 +43,14 @@ class WireError(FluxserveError):
 class Load:
     """The first message: what to load. ageing: see `scheduling.rank`.
 
-    threads: how many to compute with, unless the environment says; None: all.
+    threads: how many to compute with, unless the environment says; None: all. shared: the descriptor, inherited, of a
+    file in memory in which workers hold weights together; None: there is one worker.
     """
 
     config: PipelineConfig
     ageing: float
     threads: int | None = None
+    shared: int | None = None
 
 
 @dataclass(frozen=True)

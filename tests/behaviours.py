@@ -120,6 +120,9 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         165: "Models are loaded and unloaded when that is asked, and with keys by an admin key alone.",
         166: "How long a load takes is counted in predicted waits and deadlines, across restarts too.",
         167: "Workers share one queue: whoever is free takes the next, and short jobs pass long ones.",
+        114: "Two workers draw nearly twice as much as one, and short requests beside long ones wait no longer.",
+        115: "The time told until an unloaded model's picture is what it takes; unloaded, nothing is left of it.",
+        113: "Workers of one model on one CPU hold its weights in memory once.",
         168: "The pictures of one request are spread over idle workers, and are those of one worker.",
     },
     "Several servers, one store": {

@@ -376,6 +376,17 @@ FAULTS: dict[int, Fault] = {
         "the same bytes: how many threads compute follows from the model and the machine",
     ),
     139: Fault("a flood of requests whose clients leave at once", "those that wait for their turn are not begun"),
+    132: Fault(
+        "SIGKILL of workers that hold their weights together, or of every process",
+        "the next worker finds them there; nothing is left of them with the last",
+        (OK,),
+    ),
+    133: Fault("SIGKILL of a worker while it makes a weight for others too", "it is made anew, and whole"),
+    134: Fault(
+        "more models than fit, worker kills, evictions and idle unloads in one flood",
+        "each is answered once; none takes longer than three times what first come, first served would have given it",
+        (OK,),
+    ),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(
         "one model of several whose load fails", "the others are served; a later load is tried", (OK, UNAVAILABLE)
