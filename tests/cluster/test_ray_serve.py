@@ -185,5 +185,7 @@ def _draw_until(served: RayCluster, over: Callable[[], bool], seed: int) -> list
 
 
 def _state(served: RayCluster) -> tuple[str, int]:
+    """Asked for now and then: whoever asks a replica all the time keeps it."""
+    time.sleep(2)
     (model,) = served.http.get("/v1/models").json()["data"]
     return model["state"], model["workers"]
