@@ -95,10 +95,12 @@ def test_who_may_call_and_what_is_told(served: RayCluster) -> None:
 
 def test_a_worker_has_the_cpus_of_its_replica(served: RayCluster) -> None:
     served.deploy(models=[{"model": "demo", "cpus": 2, "max_replicas": 1}])
-    served.wait_replicas(1)
-    until(lambda: len(served.workers()) == 1, STARTING_S)
-    (worker,) = served.workers()
-    assert b"\0OMP_NUM_THREADS=2\0" in Path(f"/proc/{worker}/environ").read_bytes()
+    until(lambda: [_threads(worker) for worker in served.workers()] == ["2"], STARTING_S)
+
+
+def _threads(worker: int) -> str:
+    variables = Path(f"/proc/{worker}/environ").read_bytes().decode().split("\0")
+    return dict(each.partition("=")[::2] for each in variables if each)["OMP_NUM_THREADS"]
 
 
 def test_a_rolling_update_fails_nobody(served: RayCluster) -> None:
