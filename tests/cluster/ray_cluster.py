@@ -114,7 +114,7 @@ class RayCluster:
         """(pid, parent, command line) of all that this cluster's nodes have begun, told by the folder they run in."""
         for entry in Path("/proc").iterdir():
             with suppress(OSError, ValueError):
-                if str(self.folder).encode() not in (entry / "environ").read_bytes():
+                if not (entry / "cwd").readlink().is_relative_to(self.folder):
                     continue
                 words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 yield int(entry.name), int((entry / "stat").read_text().rpartition(")")[2].split()[1]), words
