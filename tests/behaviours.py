@@ -155,4 +155,8 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         149: "axe finds no serious violation; the keyboard is enough; 360 pixels are enough.",
         150: "The first paint is at most 60 KB over the wire, all from this server, and nothing moves while it draws.",
     },
+    "Several hosts": {
+        108: "Behind one address a request reaches the model it names, and the official client finds no difference.",
+        109: "Keys, hosts and one request id hold behind Ray's proxies, and the figures name every replica.",
+    },
 }

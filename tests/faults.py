@@ -38,6 +38,7 @@ def refused(*codes: str) -> tuple[Answer, ...]:
 OK = Answer(200)
 CRASHED = Answer(500, "worker_crashed", False)
 LOADING, ENDING = Answer(503, "model_loading"), Answer(503, "shutting_down")
+LOST = Answer(503, "replica_lost")
 FULL, TOO_LONG_A_WAIT = Answer(429, "queue_full"), Answer(429, "wait_exceeds_timeout", False)
 UNAVAILABLE = Answer(503, "worker_unavailable", False)
 TOO_LARGE = Answer(413, "request_too_large")
@@ -341,6 +342,24 @@ FAULTS: dict[int, Fault] = {
         "a --store that cannot be reached or written, or holds what is not the servers'",
         "told by its name, before a model is loaded",
         exit_codes=(78,),
+    ),
+    127: Fault(
+        "a serve config for Ray whose args are wrong, or would let everybody in", "told by name; nothing is deployed"
+    ),
+    128: Fault(
+        "Ray's proxy answers by itself, in plain text or not at all",
+        answers=(LOST, FULL, LOADING, Answer(504, "deadline_exceeded", False)),
+    ),
+    129: Fault(
+        "SIGKILL of a replica of a cluster",
+        "a keyed request is drawn by another, a stream ends with an error event; the rest is to be sent again",
+        (OK, LOST),
+    ),
+    130: Fault("SIGKILL of the worker of a replica", "nothing is lost", (OK,)),
+    131: Fault(
+        "a body beyond the cap, or that never comes, before Ray's proxy",
+        "not read on; closed",
+        (TOO_LARGE, Answer(504, "deadline_exceeded", False)),
     ),
     136: Fault(
         "large JSON bodies: pictures however they are written, damaged, or text in their place",
