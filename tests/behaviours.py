@@ -115,6 +115,7 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         182: "LoRAs by name act beside it.",
         183: "Its licence and what it serves are told by the models list, the licence in the log too.",
         184: "A job of it whose client leaves is stopped, and the next is served.",
+        185: "A picture that it edits alone is kept whole: answer, previews and a job's answer have its size.",
     },
     "Several models, several workers": {
         160: "model chooses among several; the first is the default, and what OpenAI's names mean.",

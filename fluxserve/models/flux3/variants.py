@@ -37,7 +37,7 @@ _KLEIN = Variant(
     description="FLUX.3 image klein: text to image in 16 steps, and edits by up to ten pictures.",
     repository="black-forest-labs/flux-3-image-klein",
     gated=True,
-    references=References(most=10, limit=10, area=1024 * 1024),
+    references=References(most=10, limit=10, area=1024 * 1024, whole_area=4 * 1024 * 1024),
 )
 VARIANTS = {
     variant.name: variant

@@ -91,6 +91,21 @@ def test_previews_come_before_the_picture(client: OpenAI) -> None:
     assert np.array_equal(seen[-1], drawn(client.images.edit(image=A, **asked())))
 
 
+@pytest.mark.behaviour(185)
+def test_the_answer_has_the_size_of_the_one_picture(client: OpenAI, server: Server) -> None:
+    answer = client.images.edit(image=A, **asked())
+    assert (answer.size, drawn(answer).shape) == ("100x75", (75, 100, 3))
+    events = list(client.images.edit(image=A, stream=True, partial_images=1, **asked()))
+    assert [(event.size, pixels(event.b64_json).shape) for event in events] == [("100x75", (75, 100, 3))] * 2
+    fields = {"prompt": "un café, 雪の山の家", "seed": "5", "steps": "3", "response_format": "b64_json"}
+    job = server.send_form(running.EDITS, fields, [("image", A)], {"Prefer": "respond-async"})
+    until(lambda: server.get(job.headers["location"]).json()["status"] == "completed")
+    later = server.get(job.headers["location"]).json()["result"]
+    assert (later["size"], later["data"][0]["b64_json"]) == ("100x75", answer.data[0].b64_json)
+    for images, size, expected in (([A, B], "auto", "96x64"), (A, "96x64", "96x64")):
+        assert client.images.edit(image=images, size=size, **asked()).size == expected
+
+
 @pytest.mark.behaviour(182)
 def test_a_lora_acts(client: OpenAI) -> None:
     plain = drawn(client.images.generate(size="64x64", **asked()))
