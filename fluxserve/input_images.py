@@ -206,7 +206,7 @@ def _stood_up(image: Image.Image) -> Image.Image:
 def scaled(picture: Image.Image, frame: Frame) -> Image.Image:
     """In RGB, in this frame, without the file's metadata; what is transparent shows white."""
     flat = _flat(picture) if picture.mode != "RGB" or picture.has_transparency_data else picture
-    drawn = flat.resize(frame.scaled, _FILTERS[frame.filter]).crop(frame.edges)
+    drawn = _placed(flat.resize(frame.scaled, _FILTERS[frame.filter]), frame)
     drawn.info = {}  # profiles and the like, which a PNG would carry on
     return drawn
 
@@ -237,7 +237,22 @@ def opacity(picture: Image.Image, frame: Frame) -> Image.Image:
     alpha = Image.new("L", picture.size)
     for top, band in _bands(picture):
         alpha.paste(_alpha(band), (0, top))
-    return alpha.resize(frame.scaled, Image.Resampling.BOX).crop(frame.edges)
+    return _placed(alpha.resize(frame.scaled, Image.Resampling.BOX), frame)
+
+
+def _placed(picture: Image.Image, frame: Frame) -> Image.Image:
+    """A scaled picture's middle, or all of it with its reflection around it, in which its edge is not repeated."""
+    if not frame.reflects:
+        return picture.crop(frame.edges)
+    placed = Image.new(picture.mode, frame.size)
+    left, top, _, _ = frame.edges
+    sideways = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    across, down = picture.width - 1, picture.height - 1
+    for y in (-down, down, 0):
+        for x, image in ((-across, sideways), (across, sideways), (0, picture)):
+            tile = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if y else image
+            placed.paste(tile, (x - left, y - top))
+    return placed
 
 
 def _alpha(picture: Image.Image) -> Image.Image:

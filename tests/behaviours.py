@@ -109,6 +109,13 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         176: "LoRAs by name act beside them.",
         177: "A job whose client leaves is stopped, and the next is served.",
         178: "With --redux, variations show the picture to the image encoder, and edits weigh several.",
+        179: "FLUX.3 image klein draws by seed; base against a negative prompt of any length.",
+        180: "It edits by one and by several pictures, each of which and whose order counts; eleven are refused.",
+        181: "Its edits send previews, and end with the picture that is drawn without them.",
+        182: "LoRAs by name act beside it.",
+        183: "Its licence and what it serves are told by the models list, the licence in the log too.",
+        184: "A job of it whose client leaves is stopped, and the next is served.",
+        185: "A picture that it edits alone is kept whole: answer, previews and a job's answer have its size.",
         89: "A mask that cannot act is refused, beside a transparent picture too; transparency alone says nothing.",
     },
     "Several models, several workers": {

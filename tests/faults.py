@@ -399,4 +399,7 @@ FAULTS: dict[int, Fault] = {
     150: Fault(
         "the worker dies in the middle of an edit of a model that draws from pictures", "the same picture", (OK,)
     ),
+    151: Fault("a text encoder of FLUX.3 without some of the layers that are read", "named", exit_codes=(65,)),
+    152: Fault("the worker dies in the middle of an edit of FLUX.3 by several pictures", "the same picture", (OK,)),
+    153: Fault("bench of a model that draws from a picture", "named before anything is timed", exit_codes=(2,)),
 }
