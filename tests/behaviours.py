@@ -92,7 +92,7 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         73: "Pictures come as data: URLs too, in JSON and in forms; no other URL is taken, and none is fetched.",
         74: "LoRAs are read in every spelling of forms and JSON.",
         120: "A request may name its solver; the models list tells the default.",
-        130: "With mask_mode white, a mask redraws what is white in it; a mask that redraws nothing is told so.",
+        130: "With mask_mode white or black, a mask redraws what has that colour; one that redraws nothing is told so.",
     },
     "Models": {
         110: "Z-Image is served whole: every script, negative prompts of any length, previews, edits, its licence.",
