@@ -130,6 +130,7 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         154: "Hugging Face's client draws, edits and varies at /hf.",
         155: "Clients of Stable Diffusion WebUI draw, edit, and read samplers, models, options and progress.",
         158: "The Responses API's image_generation draws and edits; anything else is told what there is.",
+        159: "The Responses API streams: a call begun, previewed and completed for each picture, as openai types them.",
         156: "No door passes by keys, rates, the queue's bound or the content filter; each refuses in its own shape.",
         157: "What a door's program sends and this server lacks is warned of, or refused by name.",
     },
