@@ -81,6 +81,7 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         62: "Accepted requests are those answered, cancelled and in flight.",
         63: "No prompt and no key reaches a log, a figure or an error.",
         64: "The requests of widely used clients are served as they send them.",
+        116: "A refusal tells when to come back in seconds that every OpenAI client honours.",
         65: "Options: flag, then variable, then file, then default; help, docs and code agree.",
         66: "Paths as people type them lead to their route; other routes are told what there is.",
         67: "Accept is read with its weights: a picture comes only where pictures alone are wanted most.",
