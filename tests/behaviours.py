@@ -145,6 +145,7 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         146: "The gallery outlives a reload, until it is forgotten.",
         147: "A PNG that was drawn here brings its settings back.",
         148: "A picture's request is copied as curl, Python and JavaScript, each of which draws it again.",
+        117: "Models and LoRAs with their strength are chosen and come back; the page works behind a proxy's prefix.",
         149: "axe finds no serious violation; the keyboard is enough; 360 pixels are enough.",
         150: "The first paint is at most 60 KB over the wire, all from this server, and nothing moves while it draws.",
     },
