@@ -23,8 +23,8 @@ _SERVES: dict[PictureUse, tuple[str, ...]] = {
 }
 Control = Literal["canny"]
 """A map that is made of a photo here."""
-MaskMode = Literal["alpha", "white"]
-"""What of a mask asks for repainting: what is transparent, or what is white."""
+MaskMode = Literal["alpha", "white", "black"]
+"""What of a mask asks for repainting: what is transparent, what is white, or what is black."""
 
 SEED_SPACE = 2**64
 """Seeds are 0 .. 2**64 - 1; image i of a request has seed + i, modulo this."""

@@ -52,7 +52,7 @@ class Drawing:
         Path | None, typer.Option(help="A file of the first image's size whose transparent pixels are redrawn.")
     ] = None
     mask_mode: Annotated[
-        MaskMode, typer.Option(help="What of the mask is redrawn: what is transparent, or what is white.")
+        MaskMode, typer.Option(help="What of the mask is redrawn: what is transparent, white or black.")
     ] = "alpha"
     strength: Annotated[
         float | None, typer.Option(help="How much of the image is redrawn, from just above 0 to 1.")

@@ -243,9 +243,9 @@ class FluxPipeline:
 
         image: what to start from: an encoded PNG, JPEG or WebP file, its path, or a Pillow picture; without a prompt
         the result is a variation of it. images: instead, several in order, for models that draw by them. mask: of the
-        first image's size; its transparent pixels are redrawn, or with the mask_mode white those that are white. By
-        default that is what is transparent in an image that comes alone. callback: called after every step. options:
-        see `RequestOptions`.
+        first image's size; its transparent pixels are redrawn, or with the mask_mode white or black those of that
+        colour. By default that is what is transparent in an image that comes alone. callback: called after every step.
+        options: see `RequestOptions`.
 
         Raises:
             InvalidRequest: a value is out of range, a picture cannot be read, or a LoRA is not there; names it.

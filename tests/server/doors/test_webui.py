@@ -58,25 +58,33 @@ def test_webuiapi_edits(server: Server) -> None:
 
 
 @pytest.mark.behaviour(155)
-def test_the_white_of_a_mask_is_redrawn(start_server: StartServer) -> None:
+def test_the_white_of_a_mask_is_redrawn_or_inverted_its_black(start_server: StartServer) -> None:
     """The rest of the picture stays as it was. The demo model draws."""
     server = start_server(worker=REAL_WORKER)
+    for inverted in (0, 1):
+        changed = _changed(server, inverted)
+        white, black = changed[:, :128], changed[:, 128:]
+        redrawn, kept = (black[:, 16:], white[:, :112]) if inverted else (white[:, :112], black[:, 16:])
+        assert redrawn.mean() > 0.5
+        assert not kept.any()
+
+
+def _changed(server: Server, inverted: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Where an edit of a plain picture changed it, with a mask whose left half is white."""
     picture_sent = Image.open(io.BytesIO(png(256, 256, (30, 90, 200))))
     mask = Image.new("L", (256, 256), 0)
     mask.paste(255, (0, 0, 128, 256))
     result = api_of(server).img2img(
         images=[picture_sent],
         mask_image=mask,
-        inpainting_mask_invert=0,
+        inpainting_mask_invert=inverted,
         prompt="a red apple",
         denoising_strength=1.0,
         width=256,
         height=256,
         seed=7,
     )
-    changed = (np.asarray(result.image.convert("RGB")) != (30, 90, 200)).any(axis=2)
-    assert changed[:, :112].mean() > 0.5
-    assert not changed[:, 144:].any()
+    return np.asarray((np.asarray(result.image.convert("RGB")) != (30, 90, 200)).any(axis=2))
 
 
 @pytest.mark.behaviour(155)
@@ -188,7 +196,18 @@ def test_guidance_as_in_forge(echo_server: Server) -> None:
         (I2I, {"prompt": "a cat", "init_images": ["http://evil.example/a.png"]}, "base64 or a data: URL"),
         (I2I, {"prompt": "a cat", "init_images": [7]}, "base64 or a data: URL"),
         (I2I, {"prompt": "a cat", "init_images": ["AAAA"]}, "PNG, JPEG or WebP"),
-        (I2I, {"init_images": [bare(png())], "prompt": "x", "mask": "AA", "inpainting_mask_invert": 1}, "inverted"),
+        (I2I, {"init_images": [bare(png())], "mask": "AA", "inpainting_mask_invert": "1"}, "invert must be 0 or 1"),
+        (I2I, {"init_images": [bare(png())], "mask": bare(png()), "inpainting_mask_invert": [1]}, "must be 0 or 1"),
+        (
+            I2I,
+            {
+                "prompt": "x",
+                "init_images": [bare(png())],
+                "mask": bare(png(64, 64, (255, 255, 255))),
+                "inpainting_mask_invert": True,
+            },
+            "nothing would change",
+        ),
         (I2I, {"prompt": "a cat", "init_images": [bare(png())], "mask": bare(png(64, 64, (0, 0, 0)))}, "mask"),
         (I2I, {"prompt": "a cat", "init_images": [bare(png())], "mask": bare(png(32, 32))}, "the image's size 64x64"),
     ],
