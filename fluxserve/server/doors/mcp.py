@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fluxserve.decoding.strict_json import parse_json
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.http.paths import MCP
 from fluxserve.server.services import Services
@@ -29,6 +31,7 @@ class McpDoor:
         self._services = services
         self._sessions: StreamableHTTPSessionManager | None = None
         self._running: asyncio.Task[None] | None = None
+        self._opening = asyncio.Lock()
 
     @property
     def route(self) -> Route:
@@ -44,6 +47,8 @@ class McpDoor:
     async def _read(self, request: Request) -> Receive:
         """Gives the body, which was read within its bounds, once more; then what comes."""
         body = await self._services.bodies.message(request) if request.method == "POST" else b""
+        if body:  # the SDK parses on the event loop, whatever it is
+            await self._services.parser.run(lambda: parse_json(body), len(body))
         pieces: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -52,15 +57,15 @@ class McpDoor:
         return replay
 
     async def _opened(self) -> StreamableHTTPSessionManager:
-        """The sessions, which live as long as the event loop."""
-        if self._sessions is None:
-            from fluxserve.server.doors.mcp_server import over_http
-
-            assert self.app is not None
-            self._sessions = over_http(self.app)
-            started = asyncio.Event()
-            self._running = asyncio.create_task(self._run(self._sessions, started))
-            await started.wait()
+        """The sessions, which live as long as the event loop. The SDK takes a second to import, in a thread."""
+        async with self._opening:
+            if self._sessions is None:
+                over_http = (await asyncio.to_thread(import_module, "fluxserve.server.doors.mcp_server")).over_http
+                started = asyncio.Event()
+                sessions: StreamableHTTPSessionManager = over_http(self.app)
+                self._running = asyncio.create_task(self._run(sessions, started))
+                await started.wait()
+                self._sessions = sessions
         return self._sessions
 
     @staticmethod

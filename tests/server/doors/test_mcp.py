@@ -213,3 +213,20 @@ def test_it_can_be_left_out(start_server: StartServer) -> None:
     assert_error_code = server.request("POST", "/mcp", json={}).json()
     assert assert_error_code["error"]["data"]["code"] == "not_found"
     assert_error(server.request("POST", "/nothing", json={}), 404, "not_found")
+
+
+@pytest.mark.fault(87)
+@pytest.mark.parametrize(
+    "inside",
+    [
+        b"{" + b",".join(b'"k%d":1' % number for number in range(300_000)) + b"}",
+        b"[" + b"0," * 2_000_000 + b"0]",
+        b"[" * 300_000,
+        b"1" + b"0" * 5000,
+    ],
+)
+def test_what_would_hold_up_everybody_is_refused(server: Server, inside: bytes) -> None:
+    body = b'{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"a":' + inside + b"}}"
+    headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    answer = server.request("POST", "/mcp", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["data"]["code"][:8]) == (400, "invalid_")
