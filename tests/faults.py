@@ -270,6 +270,11 @@ FAULTS: dict[int, Fault] = {
         "named, by the door's own word",
         refused("invalid_value", "invalid_type"),
     ),
+    89: Fault(
+        "an agent that opens sessions without end, or uses another's",
+        "a session serves its own client; of too many, whoever holds most loses its oldest",
+        (OK, Answer(404, "not_found")),
+    ),
     100: Fault("one picture too many, with and without a mask", answers=refused("too_many_images")),
     101: Fault("a picture smaller or longer than the model reads", answers=refused("invalid_image", "invalid_mask")),
     102: Fault("one of several pictures that is damaged, or none", answers=refused("invalid_image")),
