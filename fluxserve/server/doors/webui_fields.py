@@ -87,6 +87,8 @@ def _count(document: Mapping[str, Any], name: str) -> int:
     count = 1 if document.get(name) is None else document[name]
     if type(count) is not int:
         raise InvalidRequest(f"{name} must be an integer", param=name, code="invalid_type")
+    if count < 1:
+        raise InvalidRequest(f"{name} must be at least 1, got {count}", param=name)
     return count
 
 

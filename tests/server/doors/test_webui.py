@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
+from scripts.endurance.servers import rss_mb
 from tests.fake_pipeline import expected_pixels
 from tests.server.conftest import StartServer
 from tests.server.running import REAL_WORKER, Server, picture, png, until
@@ -114,6 +117,36 @@ def test_png_info(server: Server) -> None:
     assert post(server, "/sdapi/v1/png-info", image=bare(foreign.getvalue())).json()["info"] == "ein Löwe\nSteps: 4"
     for data in (b"no png", png()[:20], b""):
         assert post(server, "/sdapi/v1/png-info", image=bare(data)).status_code in (200, 400)
+
+
+@pytest.mark.fault(86)
+def test_texts_that_grow_have_a_bound(server: Server) -> None:
+    text = zlib.compress(b"a" * 2**20, 9)
+    sent, at = png(), 33  # where the first chunk ends
+    chunks = b"".join(chunk(b"iTXt", b"k%d\0\1\0\0\0" % number + text) for number in range(200))
+    before = rss_mb(server.process.pid)
+    answer = post(server, "/sdapi/v1/png-info", image=bare(sent[:at] + chunks + sent[at:]))
+    assert answer.status_code == 200
+    assert sum(map(len, answer.json()["items"].values())) == 2**20
+    assert len(answer.content) < 5 * 2**20
+    assert rss_mb(server.process.pid) - before < 60
+    long = chunk(b"tEXt", b"Comment\0" + b"b" * 2**19)
+    told = post(server, "/sdapi/v1/png-info", image=bare(sent[:at] + long * 4 + sent[at:])).json()
+    assert 0 < len(told["items"]["Comment"]) <= 2**19
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.fault(88)
+@pytest.mark.parametrize("fields", [{"n_iter": -1, "batch_size": -1}, {"n_iter": 0}, {"batch_size": -2, "n_iter": -2}])
+def test_counts_are_positive(server: Server, fields: dict[str, int]) -> None:
+    refused = post(server, T2I, prompt="a cat", seed=88, **fields)
+    assert refused.status_code == 400
+    assert "must be at least 1" in refused.json()["errors"]
+    assert server.count("begin", 88) == 0
 
 
 @pytest.mark.behaviour(155)
