@@ -80,8 +80,41 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """The next bytes of a body that is to be read; answered by nothing."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Read:
+    """The pieces were all: read them as a JSON object. Answered by Began, then Document or Failed.
+
+    token: what stand-ins are made of, unknown to clients.
+    """
+
+    token: bytes
+
+
+@dataclass(frozen=True)
+class Document:
+    """What was read, as JSON with stand-ins for its pictures, and the body's SHA-256 in hexadecimal digits."""
+
+    rest: bytes
+    digest: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Let go of what was read; answered by nothing."""
+
+
+@dataclass(frozen=True)
 class Decode:
-    """Decode this file; `param` names it. Answered by Began, Large if it is, then Decoded or Failed."""
+    """Decode this file, or what it stands in for; `param` names it.
+
+    Answered by Began, Large if it is, then Decoded or Failed.
+    """
 
     data: bytes
     param: str
@@ -222,7 +255,7 @@ class Failed:
     param: str | None
 
 
-ToWorker = Load | Describe | Submit | Cancel | Decode | GoOn
+ToWorker = Load | Describe | Submit | Cancel | Piece | Read | Forget | Decode | GoOn
 ToFront = (
     Loading
     | Ready
@@ -238,6 +271,7 @@ ToFront = (
     | Done
     | Failed
     | Large
+    | Document
     | Decoded
 )
 Message = ToWorker | ToFront
