@@ -405,6 +405,7 @@ FAULTS: dict[int, Fault] = {
         "each is answered once; none takes longer than three times what first come, first served would have given it",
         (OK,),
     ),
+    135: Fault("a model loaded and unloaded again and again", "no process, memory or file of it is left", (OK,)),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(
         "one model of several whose load fails", "the others are served; a later load is tried", (OK, UNAVAILABLE)
