@@ -298,12 +298,12 @@ def _taken(inputs: EditInputs | None, card: ModelCard) -> EditInputs | None:
 
 def _varied(inputs: EditInputs) -> EditInputs:
     """What a variation starts from: a picture's own transparency keeps nothing of it."""
-    return replace(inputs, mask=None) if inputs.mask is inputs.image else inputs
+    return replace(inputs, mask=None) if inputs.own_mask else inputs
 
 
 def _has_mask(inputs: EditInputs) -> bool:
-    """Whether one was sent beside a picture that is not its own."""
-    return inputs.mask is not None and not inputs.image.transparent
+    """Whether one was sent beside the picture."""
+    return inputs.mask is not None and not inputs.own_mask
 
 
 def _map_alone(inputs: EditInputs) -> EditInputs:

@@ -273,6 +273,16 @@ def _web_address(value: str) -> str:
     return value
 
 
+def _store_address(value: str) -> str:
+    """Keys belong into the storage's own variables: an address stands in ps, logs and errors."""
+    if not re.fullmatch(r"(s3|gs|az)://[^\s/?#@:]+(/[^\s?#@]*)?|file:///[^?#]+", value):
+        raise ValueError(
+            "an address such as s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///folder is "
+            "wanted, without keys"
+        )
+    return value
+
+
 _HOST_NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 _ORIGIN = re.compile(
     r"([a-z][a-z0-9+.-]*)://((?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]|\*)(?::([0-9]+|\*))?/?"
@@ -392,6 +402,19 @@ class ServerConfig:
             "store",
         ),
     ] = None
+    store: Annotated[
+        str | None,
+        Option(
+            "Where several servers have images, answers and jobs in common: s3://BUCKET/PREFIX, gs://, az:// or "
+            "file:///FOLDER.",
+            "store",
+            check=_store_address,
+            sensitive=True,
+        ),
+    ] = None
+    store_redirect: Annotated[
+        bool, Option("Send who asks for an image on to the shared store, where it signs URLs.", "store")
+    ] = False
     url_ttl_s: Annotated[float, Option("How long image URLs live, in seconds.", "store", name="url_ttl", gt=0)] = 3600.0
     store_quota_bytes: Annotated[
         int, Option("How much the images may take.", "store", name="store_quota", size=True, gt=0)

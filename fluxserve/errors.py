@@ -11,7 +11,7 @@ FluxserveError
 ├ ContentFilterFailed      the operator's content filter raised an exception
 ├ Refused                  the server does not take the request now
 │ ├ QueueFull  ├ WaitExceedsTimeout  ├ ModelLoading  ├ ShuttingDown
-│ ├ RateLimitExceeded  └ WorkerUnavailable
+│ ├ RateLimitExceeded  ├ StoreUnavailable  └ WorkerUnavailable
 └ GenerationFailed         an accepted request could not be finished
   ├ WorkerCrashed  ├ NonFiniteOutput  ├ InsufficientMemory  ├ DeadlineExceeded
   └ Cancelled
@@ -93,6 +93,10 @@ class ShuttingDown(Refused):
 
 class RateLimitExceeded(Refused):
     code = "rate_limit_exceeded"
+
+
+class StoreUnavailable(Refused):
+    code = "store_unavailable"
 
 
 class WorkerUnavailable(Refused):

@@ -44,13 +44,15 @@ _TURNS = {
 class EditInputs:
     """The pictures of one request. mask: of the first; None where all of it may change. others: those after the first.
 
-    kept: the first picture again at the size drawn, where it has been shrunk to another.
+    kept: the first picture again at the size drawn, where it has been shrunk to another. own_mask: the mask is nothing
+    but what is transparent in the first picture.
     """
 
     image: InputImage
     mask: InputImage | None = None
     others: tuple[InputImage, ...] = ()
     kept: InputImage | None = None
+    own_mask: bool = False
 
     @property
     def images(self) -> tuple[InputImage, ...]:
@@ -105,7 +107,8 @@ def pair_inputs(image: InputImage, mask: InputImage | None = None, others: tuple
         InvalidRequest: `invalid_mask`: of another size, or repaints nothing.
     """
     if mask is None:
-        return EditInputs(image, image if image.transparent and not others else None, others)
+        own = image.transparent and not others
+        return EditInputs(image, image if own else None, others, own_mask=own)
     if (mask.width, mask.height) != (image.width, image.height):
         raise InvalidRequest(
             f"mask must have the image's size {image.width}x{image.height}, got {mask.width}x{mask.height}",

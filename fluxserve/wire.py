@@ -43,12 +43,14 @@ class WireError(FluxserveError):
 class Load:
     """The first message: what to load. ageing: see `scheduling.rank`.
 
-    threads: how many to compute with, unless the environment says; None: all.
+    threads: how many to compute with, unless the environment says; None: all. shared: the descriptor, inherited, of a
+    file in memory in which workers hold weights together; None: there is one worker.
     """
 
     config: PipelineConfig
     ageing: float
     threads: int | None = None
+    shared: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,41 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """The next bytes of a body that is to be read; answered by nothing."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Read:
+    """The pieces were all: read them as a JSON object. Answered by Began, then Document or Failed.
+
+    token: what stand-ins are made of, unknown to clients.
+    """
+
+    token: bytes
+
+
+@dataclass(frozen=True)
+class Document:
+    """What was read, as JSON with stand-ins for its pictures, and the body's SHA-256 in hexadecimal digits."""
+
+    rest: bytes
+    digest: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Let go of what was read; answered by nothing."""
+
+
+@dataclass(frozen=True)
 class Decode:
-    """Decode this file; `param` names it. Answered by Began, Large if it is, then Decoded or Failed."""
+    """Decode this file, or what it stands in for; `param` names it.
+
+    Answered by Began, Large if it is, then Decoded or Failed.
+    """
 
     data: bytes
     param: str
@@ -220,7 +255,7 @@ class Failed:
     param: str | None
 
 
-ToWorker = Load | Describe | Submit | Cancel | Decode | GoOn
+ToWorker = Load | Describe | Submit | Cancel | Piece | Read | Forget | Decode | GoOn
 ToFront = (
     Loading
     | Ready
@@ -236,6 +271,7 @@ ToFront = (
     | Done
     | Failed
     | Large
+    | Document
     | Decoded
 )
 Message = ToWorker | ToFront

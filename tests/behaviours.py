@@ -109,6 +109,7 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         176: "LoRAs by name act beside them.",
         177: "A job whose client leaves is stopped, and the next is served.",
         178: "With --redux, variations show the picture to the image encoder, and edits weigh several.",
+        89: "A mask that cannot act is refused, beside a transparent picture too; transparency alone says nothing.",
     },
     "Several models, several workers": {
         160: "model chooses among several; the first is the default, and what OpenAI's names mean.",
@@ -119,7 +120,15 @@ BEHAVIOURS: dict[str, dict[int, str]] = {
         165: "Models are loaded and unloaded when that is asked, and with keys by an admin key alone.",
         166: "How long a load takes is counted in predicted waits and deadlines, across restarts too.",
         167: "Workers share one queue: whoever is free takes the next, and short jobs pass long ones.",
+        114: "Two workers draw nearly twice as much as one, and short requests beside long ones wait no longer.",
+        115: "The time told until an unloaded model's picture is what it takes; unloaded, nothing is left of it.",
+        113: "Workers of one model on one CPU hold its weights in memory once.",
         168: "The pictures of one request are spread over idle workers, and are those of one worker.",
+    },
+    "Several servers, one store": {
+        105: "Each serves the pictures that the others drew, for as long, in a folder and in S3; or sends there.",
+        106: "A key is drawn once over all of them: copies get the same bytes, another body is refused.",
+        107: "A job is told of by each of them, with its answer, or why there is none.",
     },
     "Jobs": {
         151: "With Prefer: respond-async the answer comes at an address of its own, as it would have come at once.",

@@ -280,7 +280,7 @@ _LOAD_ERRORS: dict[str, Exception] = {
 }
 
 
-def load_fake(config: PipelineConfig, progress: ProgressCallback) -> FakePipeline:
+def load_fake(config: PipelineConfig, progress: ProgressCallback, _: int | None = None) -> FakePipeline:
     """The loader of `tests.fake_worker`."""
     name = os.environ.get("FLUXSERVE_FAKE_DIR")
     pipeline = FakePipeline(Path(name) if name else None, int(os.environ.get("FLUXSERVE_FAKE_BATCH", "1")))

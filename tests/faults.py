@@ -294,7 +294,7 @@ FAULTS: dict[int, Fault] = {
     115: Fault("large pictures of many clients to decode", "one at a time, small ones beside it", (OK,)),
     116: Fault(
         "another program that computes beside the model",
-        "the model's threads wait asleep, and a small model has as few as are no slower",
+        "the model's threads wait asleep, and a small model has few",
     ),
     117: Fault(
         "requests of one client that the content filter, or decoding, takes long for",
@@ -316,6 +316,57 @@ FAULTS: dict[int, Fault] = {
         "SIGTERM beside uploads whose decoding processes are stopped",
         "the end within 2 s of --drain-timeout, and no process is left",
         exit_codes=(0,),
+    ),
+    122: Fault(
+        "SIGKILL of a server that draws what a key stands for, beside another of the same store",
+        "the other draws it once more, by the same seed",
+        (OK,),
+    ),
+    123: Fault(
+        "a server that stands still for longer than its lease, then goes on",
+        "both give the answer of the one that was first, to the byte",
+        (OK,),
+    ),
+    124: Fault(
+        "a picture, an answer or a claim in the shared store that is changed, emptied or removed",
+        "never served; its key is drawn anew",
+        (NOT_FOUND, Answer(410, "image_expired"), OK),
+    ),
+    125: Fault(
+        "object storage that refuses connections, or takes them and is silent",
+        "/readyz is 503; b64_json is served; all is well once it is back; no key in the log",
+        (STORAGE_FULL, Answer(503, "store_unavailable"), OK),
+    ),
+    126: Fault(
+        "a --store that cannot be reached or written, or holds what is not the servers'",
+        "told by its name, before a model is loaded",
+        exit_codes=(78,),
+    ),
+    136: Fault(
+        "large JSON bodies: pictures however they are written, damaged, or text in their place",
+        "read in the decoding process, as small ones are; what is wrong is named",
+        (OK, *refused("invalid_image", "invalid_mask", "string_above_max_length", "unsupported_value")),
+    ),
+    137: Fault(
+        "a JSON body of tens of megabytes; its process ends before its pictures are decoded",
+        "the front holds a piece at a time; another process reads it again",
+        (OK,),
+    ),
+    138: Fault(
+        "a restart, or a worker's death, between two copies of a request on a CPU",
+        "the same bytes: how many threads compute follows from the model and the machine",
+    ),
+    139: Fault("a flood of requests whose clients leave at once", "those that wait for their turn are not begun"),
+    132: Fault(
+        "SIGKILL of workers that hold their weights together, or of every process",
+        "the next worker finds them there; nothing is left of them with the last",
+        (OK,),
+    ),
+    133: Fault("SIGKILL of a worker while it makes a weight for others too", "it is made anew, and whole"),
+    134: Fault(
+        "more models than fit, worker kills, evictions and idle unloads in one flood",
+        "each is answered once; none takes longer than three times what first come, first served would have given it",
+        (OK,),
     ),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(

@@ -43,7 +43,9 @@ class NaturalPipeline(FakePipeline):
         return images.encode(pixels, sample.request, sample.index, {"Software": "", "model": "", "prompt": ""})
 
 
-def load_natural(config: PipelineConfig, progress: Callable[[str, int, int], None]) -> NaturalPipeline:
+def load_natural(
+    config: PipelineConfig, progress: Callable[[str, int, int], None], _: int | None = None
+) -> NaturalPipeline:
     fake = load_fake(config, progress)
     for kind in range(len(SMOOTHNESS)):
         natural_pixels(kind, 1024, 1024)

@@ -26,3 +26,9 @@ def test_every_behaviour_is_shown_by_a_test() -> None:
 
 def test_every_fault_is_shown_by_a_test() -> None:
     assert set(FAULTS) == set(claims("fault"))
+
+
+def test_no_page_is_half_merged() -> None:
+    pages = [*DOCS.rglob("*.md"), DOCS.parent / "README.md"]
+    lines = {(page.name, line) for page in pages for line in page.read_text().splitlines()}
+    assert not {(name, line) for name, line in lines if line.startswith(("<<<<<<< ", ">>>>>>> "))}

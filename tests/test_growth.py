@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from starlette.requests import Request
 
 from fluxserve.config import EngineConfig, ServerConfig
+from fluxserve.decoding.strict_json import MOST_KEYS, MOST_VALUES, parse_json_object
 from fluxserve.engine.events import PartialImage
 from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import read_inputs
@@ -35,7 +36,6 @@ from fluxserve.server.contract.multipart import LARGEST_FIELD, MOST_FIELDS, MOST
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.resolve import ServingLimits, resolve_request
 from fluxserve.server.contract.schemas import GenerationParameters
-from fluxserve.server.contract.strict_json import MOST_KEYS, MOST_VALUES, parse_json_object
 from fluxserve.server.http.body import JSON_CAP
 from fluxserve.server.http.protocol import CHUNK_BYTES, FREE_CHUNKS, LONGEST_HEAD, StrictConnection
 from fluxserve.weights.files.gguf_file import GgufFile

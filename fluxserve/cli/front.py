@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -38,6 +39,8 @@ log = logging.getLogger("fluxserve")
 _BACKLOG = 1024
 _ACCEPTED_A_TURN = 64
 """Connections the loop takes before it looks which have to give way to them."""
+_THREADS = 32
+"""For what waits, mostly for the disk: whoever has much written must not keep others from their answers."""
 _LAST_ANSWERS_S = 0.5
 """After the drain timeout: for telling the requests that are still open that there is no more."""
 _STOP_S = 1.0
@@ -112,10 +115,12 @@ async def _run(
     worker_module: str,
     listener: socket.socket,
 ) -> NoReturn:
-    asyncio.get_running_loop().set_exception_handler(AcceptErrors())
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(AcceptErrors())
+    loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="front"))
     folder = open_folder(config)
     pool = ModelPool(models, limits, StoredLoadTimes(folder), worker_module=worker_module)
-    services = open_services(pool, config, limits, folder)
+    services = await open_services(pool, config, limits, folder)
     try:
         options = uvicorn.Config(
             create_app(services),

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from fluxserve import wire
@@ -68,7 +73,9 @@ class Crew:
     def __init__(
         self, module: str, loads: Sequence[wire.Load], limits: EngineConfig, costs: CostModel, listener: CrewListener
     ) -> None:
-        self.workers = [Worker(module, load, limits, costs, listener) for load in loads]
+        self._shared = shared_memory() if len(loads) > 1 else None
+        shared = [replace(load, shared=self._shared) for load in loads]
+        self.workers = [Worker(module, load, limits, costs, listener) for load in shared]
 
     @property
     def ready(self) -> bool:
@@ -96,8 +103,14 @@ class Crew:
         started = [worker for worker in self.workers if worker.started.is_set()] or self.workers[:1]
         return min(worker.supervisor.until_ready_s for worker in started)
 
-    async def run(self) -> Fatal:
-        """Returns when no worker makes sense any more. Cancelling it ends them all."""
+    def start(self) -> asyncio.Task[Fatal]:
+        """Ends when no worker makes sense any more. Cancelling it ends them all."""
+        life = asyncio.create_task(self._run())
+        if self._shared is not None:
+            life.add_done_callback(partial(_close, self._shared))
+        return life
+
+    async def _run(self) -> Fatal:
         first, *others = self.workers
         tasks = [asyncio.create_task(first.supervisor.run())]
         try:
@@ -109,6 +122,21 @@ class Crew:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def shared_memory() -> int | None:
+    """The descriptor of an empty file in memory, which grows with what workers put into it and cannot be cut under
+    them; None where there is no such thing. It takes no memory of this process.
+    """
+    if sys.platform != "linux":
+        return None
+    descriptor = os.memfd_create("fluxserve-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return descriptor
+
+
+def _close(descriptor: int, _: object) -> None:
+    os.close(descriptor)
 
 
 async def _either(event: asyncio.Event, task: asyncio.Task[Fatal]) -> None:

@@ -127,7 +127,7 @@ class Engine:
         self.fatal, self.used_at = None, time.monotonic()
         self._dispatcher.employ(crew.workers)
         self._dispatcher.paused = False
-        self._loaded = _Loaded(crew, asyncio.create_task(crew.run()))
+        self._loaded = _Loaded(crew, crew.start())
         self._loaded.life.add_done_callback(self._on_end_of_life)
         self._changes.note()
 

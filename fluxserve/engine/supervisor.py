@@ -114,7 +114,7 @@ class Supervisor:
         self._watchdog = Watchdog(self._limits, self._costs)
         self.loading = LoadingProgress("starting", 0, 0)
         try:
-            worker = self._worker = await WorkerProcess.spawn(self._module)
+            worker = self._worker = await WorkerProcess.spawn(self._module, self._load.shared)
         except OSError as error:
             log.error("the worker could not be started: %s", error)
             return Death(UNEXPECTED, was_ready=False, finished_a_job=False)

@@ -49,8 +49,10 @@ class WorkerProcess:
         self._writer = writer
 
     @classmethod
-    async def spawn(cls, module: str) -> WorkerProcess:
+    async def spawn(cls, module: str, shared: int | None = None) -> WorkerProcess:
         """Starts `python -m module`. Call it in the main thread: the kernel ends the worker with the calling thread.
+
+        shared: a descriptor that it inherits under the same number.
 
         The working folder is kept off its module path (-P), so that a folder of weights cannot bring code along.
         """
@@ -61,7 +63,11 @@ class WorkerProcess:
             command = (sys.executable, "-P", "-m", module, "--fd", str(fd), "--parent", str(os.getpid()))
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *command, stdin=DEVNULL, pass_fds=(fd,), start_new_session=True, env=_DEFAULTS | os.environ
+                    *command,
+                    stdin=DEVNULL,
+                    pass_fds=(fd,) if shared is None else (fd, shared),
+                    start_new_session=True,
+                    env=_DEFAULTS | os.environ,
                 )
             except BaseException:
                 writer.close()

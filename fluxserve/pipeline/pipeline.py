@@ -35,6 +35,7 @@ from fluxserve.pipeline.pictures import Pictures
 from fluxserve.pipeline.samples import EncodedReferences, Inpaint, Sample, StepMemory, latent_weights
 from fluxserve.placement.device import available_bytes, largest_batch
 from fluxserve.placement.plan import Plan
+from fluxserve.placement.shared import SharedMemory
 from fluxserve.request import GeneratedImage, GenerationRequest, MaskMode, ModelCard, Progress
 from fluxserve.weights.hub.fetch import ByteProgress as ProgressCallback
 from fluxserve.weights.verify import check_files
@@ -85,14 +86,18 @@ class FluxPipeline:
         return self.networks.latents
 
     @classmethod
-    def load(cls, config: PipelineConfig, progress: ProgressCallback) -> FluxPipeline:
+    def load(
+        cls, config: PipelineConfig, progress: ProgressCallback, shared_memory: SharedMemory | None = None
+    ) -> FluxPipeline:
         """Loads what `config` names onto its device. progress: called with (stage, bytes done, bytes in all).
+
+        shared_memory: where workers on one CPU hold their weights together.
 
         Raises:
             SourceError, CheckpointError, ConfigError: see `open_checkpoint`.
             DeviceError: the device is not there, or the model does not fit the budget in any way.
         """
-        blueprint = draw_blueprint(config, progress)
+        blueprint = draw_blueprint(config, progress, shared_memory)
         plan = blueprint.plan(config.offload, config.memory_budget)
         checkpoint = blueprint.checkpoint
         log.info("%s on %s in %s: %s", checkpoint.id, blueprint.device, dtype_name(blueprint.dtype), blueprint.reason)

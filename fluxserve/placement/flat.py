@@ -19,11 +19,12 @@ Weight = Tensor | PackedWeight
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor in the buffer: bytes begin .. begin + its size."""
+    """One tensor in the buffer: bytes begin .. begin + its size. channels_last: the order in which a 4-D one lies."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
+    channels_last: bool = False
 
     @property
     def end(self) -> int:
@@ -31,7 +32,11 @@ class Piece:
 
     def view(self, buffer: Tensor) -> Tensor:
         """buffer: (n,) uint8. Returns the tensor in place."""
-        return buffer[self.begin : self.end].view(self.dtype).view(self.shape)
+        values = buffer[self.begin : self.end].view(self.dtype)
+        if not self.channels_last:
+            return values.view(self.shape)
+        outputs, inputs, height, width = self.shape
+        return values.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class FlatLayout:
         for name, weight in weights:
             parts = {}
             for part_name, part in _parts(weight):
-                parts[part_name] = Piece(part.dtype, tuple(part.shape), aligned(end))
+                parts[part_name] = Piece(part.dtype, tuple(part.shape), aligned(end), _channels_last(part))
                 end = parts[part_name].end
             if isinstance(weight, PackedWeight):
                 pieces[name] = PackedPieces(weight.scheme, weight.shape, parts)
@@ -85,6 +90,10 @@ class FlatLayout:
 def aligned(offset: int) -> int:
     """The next multiple of ALIGNMENT."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def _channels_last(part: Tensor) -> bool:
+    return part.ndim == 4 and not part.is_contiguous() and part.is_contiguous(memory_format=torch.channels_last)
 
 
 def _parts(weight: Weight) -> Iterator[tuple[str, Tensor]]:

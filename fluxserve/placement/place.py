@@ -18,6 +18,7 @@ from fluxserve.placement.bind import bind
 from fluxserve.placement.copiers import CudaCopier, ThreadCopier
 from fluxserve.placement.flat import Weight
 from fluxserve.placement.plan import Plan
+from fluxserve.placement.shared import SharedWeights
 from fluxserve.placement.sources import FileSource, PinnedArena, PinnedSource
 from fluxserve.placement.stream import BlockSource, Copier, Slots, StreamedPass
 from fluxserve.placement.weight_format import WeightFormat
@@ -57,57 +58,77 @@ def keys_by_place(reader: TensorReader, layout: BlockLayout) -> KeysByPlace:
     return KeysByPlace(device, host, tuple(layout.tables))
 
 
+@dataclass(frozen=True)
+class NetworkWeights:
+    """What is to be placed of one network. name: by which workers share its weights."""
+
+    name: str
+    reader: TensorReader
+
+
 class Placer:
     """Fills modules built on the meta device, by one plan. placed: called with the bytes of each tensor placed.
 
-    copier: what moved the streamed weights, for those who count; None when everything is resident.
+    shared: holds what lies on a CPU; None: this process alone does. copier: what moved the streamed weights, for those
+    who count; None when everything is resident.
     """
 
-    def __init__(self, plan: Plan, device: torch.device, placed: Callable[[int], None]) -> None:
+    def __init__(
+        self, plan: Plan, device: torch.device, placed: Callable[[int], None], shared: SharedWeights | None = None
+    ) -> None:
         self.plan = plan
         self.device = device
         self.placed = placed
+        self._shared = shared
         self.copier: Copier | None = None
         self._slots: Slots | None = None
         self._first_pass: StreamedPass | None = None
 
-    def whole(self, module: nn.Module, reader: TensorReader, fmt: WeightFormat) -> None:
+    def whole(self, module: nn.Module, weights: NetworkWeights, fmt: WeightFormat) -> None:
         """A network without blocks, on the device."""
-        self._put(module, reader, {key: key for key in reader.keys()}, fmt)
+        self._put(module, weights, {key: key for key in weights.reader.keys()}, fmt)
 
     def blocked(
-        self, module: nn.Module, reader: TensorReader, layout: BlockLayout, fmt: WeightFormat, resident: Collection[int]
+        self,
+        module: nn.Module,
+        weights: NetworkWeights,
+        layout: BlockLayout,
+        fmt: WeightFormat,
+        resident: Collection[int],
     ) -> None:
         """A network whose blocks are on the device, if they are `resident`, or stream through the slots.
 
         fmt: of its blocks. The denoiser comes first: its first blocks follow the last ones of the others.
         """
+        reader = weights.reader
         blocks, keys, places = blocks_of(module, layout), block_keys(reader, layout), keys_by_place(reader, layout)
-        self._put(module, reader, {key: key for key in places.device}, fmt.plain)
-        self._put_on_host(module, reader, places.host, fmt.plain)
-        self._put_tables(module, reader, layout.tables)
+        self._put(module, weights, {key: key for key in places.device}, fmt.plain)
+        self._put_on_host(module, weights, places.host, fmt.plain)
+        self._put_tables(module, weights, layout.tables)
         for i in sorted(resident):
-            self._put(blocks[i], reader, keys[i], fmt)
+            self._put(blocks[i], weights, keys[i], fmt)
         streamed = [i for i in range(len(blocks)) if i not in resident]
         if streamed:
             self._stream([blocks[i] for i in streamed], reader, [keys[i] for i in streamed], fmt)
 
-    def _put(self, module: nn.Module, reader: TensorReader, names: Mapping[str, str], fmt: WeightFormat) -> None:
+    def _put(self, module: nn.Module, weights: NetworkWeights, names: Mapping[str, str], fmt: WeightFormat) -> None:
         """On the device. names: the module's names -> the reader's keys."""
-        bind(module, {name: self._weight(reader, key, self.device, fmt) for name, key in names.items()})
+        bind(module, {name: self._weight(weights, key, self.device, fmt) for name, key in names.items()})
 
-    def _put_on_host(self, module: nn.Module, reader: TensorReader, keys: Iterable[str], fmt: WeightFormat) -> None:
+    def _put_on_host(self, module: nn.Module, weights: NetworkWeights, keys: Iterable[str], fmt: WeightFormat) -> None:
         """Views of the mapped file where its dtype serves; they give their pages back after use if memory is short."""
         for key in keys:
-            bind(module, {key: self._weight(reader, key, torch.device("cpu"), fmt)})
+            bind(module, {key: self._weight(weights, key, torch.device("cpu"), fmt)})
             if self.plan.slot_bytes:
                 layer = module.get_submodule(key.rpartition(".")[0])
-                layer.register_forward_hook(partial(_release, reader, key))
+                layer.register_forward_hook(partial(_release, weights.reader, key))
 
-    def _put_tables(self, module: nn.Module, reader: TensorReader, tables: Mapping[str, tuple[str, ...]]) -> None:
+    def _put_tables(self, module: nn.Module, weights: NetworkWeights, tables: Mapping[str, tuple[str, ...]]) -> None:
         """In the file's own dtype: a request reads few of their rows."""
+        reader = weights.reader
         for key, others in tables.items():
-            table = reader.read(key)
+            meta = torch.empty(reader.shape(key), dtype=reader.dtype(key), device="meta")
+            table = self._held(weights, key, meta, partial(reader.read, key))
             bind(module, dict.fromkeys((key, *others), table))
             self.placed(table.nbytes)
 
@@ -137,12 +158,16 @@ class Placer:
             self._slots = Slots(self.copier, self.plan.slot_bytes, self.device)
         return self._slots
 
-    def _weight(self, reader: TensorReader, key: str, device: torch.device, fmt: WeightFormat) -> Weight:
+    def _weight(self, weights: NetworkWeights, key: str, device: torch.device, fmt: WeightFormat) -> Weight:
         """Where it is no view of the file, the pages it was made from go back; of a view none have been read yet."""
-        weight = fmt.read(reader, key, device)
+        reader, read = weights.reader, partial(fmt.read, weights.reader, key, device)
+        weight = self._held(weights, key, fmt.meta(reader, key), read) if device.type == "cpu" else read()
         reader.release(key)
         self.placed(weight.nbytes)
         return weight
+
+    def _held(self, weights: NetworkWeights, key: str, meta: Weight, read: Callable[[], Weight]) -> Weight:
+        return read() if self._shared is None else self._shared.hold(weights.name, key, meta, read)
 
 
 def streamed_format(fmt: WeightFormat, device: torch.device) -> WeightFormat:

@@ -18,13 +18,15 @@ class WeightFormat:
     """dtype: of what is not packed. quant: how to pack the matrices that the file does not pack; None: not at all.
 
     tables: endings of matrices that are looked up, not multiplied with, and so never packed. product: the 8-bit
-    arithmetic that matrices are made for, whatever the file packs; None: exact.
+    arithmetic that matrices are made for, whatever the file packs; None: exact. channels_last: how the weights of
+    convolutions lie.
     """
 
     dtype: torch.dtype
     quant: QuantMode | None = None
     tables: tuple[str, ...] = ()
     product: QuantMode | None = None
+    channels_last: bool = False
 
     @property
     def plain(self) -> WeightFormat:
@@ -46,13 +48,13 @@ class WeightFormat:
         packed = reader.packed_meta(key)
         if packed is not None and self._product_of(reader, key) is None:
             return packed
-        return self._packed(reader, key, torch.empty(reader.shape(key), dtype=self.dtype, device="meta"))
+        return self._packed(reader, key, self._laid(torch.empty(reader.shape(key), dtype=self.dtype, device="meta")))
 
     def read(self, reader: TensorReader, key: str, device: torch.device) -> Weight:
         """The weight on a device; a view of the mapped file where nothing has to change."""
         packed = reader.packed(key)
         if packed is None:
-            return self._packed(reader, key, reader.read(key).to(device, self.dtype))
+            return self._packed(reader, key, self._laid(reader.read(key).to(device, self.dtype)))
         product = self._product_of(reader, key)
         return packed.to(device) if product is None else eight_bit.as_factor(packed.to(device), product)
 
@@ -60,6 +62,11 @@ class WeightFormat:
         """Whether a matrix is made for 8-bit arithmetic at each read, because the file's bytes do not do."""
         product, packed = self._product_of(reader, key), reader.packed_meta(key)
         return product is not None and (packed is None or not eight_bit.holds(packed, product))
+
+    def _laid(self, weight: Tensor) -> Tensor:
+        return (
+            weight.contiguous(memory_format=torch.channels_last) if self.channels_last and weight.ndim == 4 else weight
+        )
 
     def _packed(self, reader: TensorReader, key: str, weight: Tensor) -> Weight:
         product = self._product_of(reader, key)

@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from fluxserve.engine import Engine
 from fluxserve.engine.job import Job
-from fluxserve.errors import InvalidRequest, StorageFull
+from fluxserve.errors import DeadlineExceeded, FluxserveError, InvalidRequest, StorageFull
 from fluxserve.request import GeneratedImage, ModelCard
 from fluxserve.server.answers.images import image_answer, truncation_warning
 from fluxserve.server.answers.sse import EventStream, SseWriter
@@ -28,7 +28,7 @@ from fluxserve.server.http.client_timeout import ClientTimeout, read_client_time
 from fluxserve.server.http.context import RequestContext, context_of
 from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.request_log import loggable
-from fluxserve.server.jobs.idempotency import Entry
+from fluxserve.server.jobs.homes import Claim, DrawnElsewhere, Entry
 from fluxserve.server.jobs.image_store import CANNOT_STORE
 from fluxserve.server.jobs.outcome import Outcome, outcome_of
 from fluxserve.server.services import Services
@@ -64,6 +64,10 @@ class ImageCall:
     def fingerprint(self) -> str:
         """Equal for requests that may be given the same answer."""
         return f"{self.scope} {self.digest} {self.resolved.delivery} {self.resolved.request.output_format}"
+
+    def by_seeds(self, seeds: tuple[int, ...]) -> ImageCall:
+        """The same to be drawn by these."""
+        return replace(self, resolved=replace(self.resolved, request=replace(self.resolved.request, seeds=seeds)))
 
 
 async def serve_images(call: ImageCall) -> Response:
@@ -164,18 +168,41 @@ async def _serve_once(call: ImageCall, job: Job, timeout: ClientTimeout) -> Resp
 
 async def _serve_keyed(call: ImageCall, timeout: ClientTimeout, key: str) -> Response:
     """Joins or repeats the request that first came under the key; runs it, if it is this one."""
-    store = call.services.idempotency
-    while (entry := store.find(key, call.fingerprint)) is not None:
-        if (answer := await _replay(call, entry)) is not None:
+    answers = call.services.idempotency
+    while not isinstance(held := await _claim(call, timeout, key), Claim):
+        if (answer := await _replay(call, held)) is not None:
             return answer
-        store.forget(entry)
-    job = submit(call, timeout, patient=call.resolved.stream)
-    entry = store.open(call.context.client, key, call.fingerprint, finish(call, job))
+        await answers.forget(held)
+    call = call.by_seeds(held.seeds)
+    try:
+        job = submit(call, timeout, patient=call.resolved.stream)
+    except FluxserveError:
+        await answers.release(held)
+        raise
+    entry = answers.open(held, finish(call, job))
     assert entry.work is not None
     if call.resolved.stream:
         job.join()
         return live_stream(call.resolved, job, call.model)
     return await _respond(call, await while_connected(call.http.receive, _result(entry.work)))
+
+
+async def _claim(call: ImageCall, timeout: ClientTimeout, key: str) -> Claim | Entry:
+    """What came first under the key, or the right to draw it; waits while another server draws it.
+
+    Raises:
+        DeadlineExceeded: for too long. ClientDisconnect. InvalidRequest, StoreUnavailable: as `Answers.claim` does.
+    """
+    pause_s = 0.1
+    while True:
+        seeds = call.resolved.request.seeds
+        held = await call.services.idempotency.claim(call.context.client, key, call.fingerprint, seeds)
+        if not isinstance(held, DrawnElsewhere):
+            return held
+        if timeout.limit_s is not None and call.context.elapsed_ms >= timeout.limit_s * 1000:
+            raise DeadlineExceeded(f"another server has not drawn it within {timeout.limit_s:g} s")
+        await while_connected(call.http.receive, asyncio.sleep(pause_s))
+        pause_s = min(pause_s * 1.5, 1.0)
 
 
 async def _replay(call: ImageCall, entry: Entry) -> Response | None:

@@ -8,6 +8,7 @@ import math
 import re
 import secrets
 import time
+from dataclasses import replace
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -23,6 +24,7 @@ from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.errors import LONGEST_RETRY_AFTER_S, error_body
 from fluxserve.server.http.paths import JOBS
 from fluxserve.server.jobs.async_jobs import AsyncJob
+from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.serve_images import (
     ImageCall,
     accept,
@@ -77,12 +79,18 @@ async def _open(call: ImageCall) -> AsyncJob:
     jobs, key = call.services.jobs, idempotency_key(call.http)
     await check(call)
     id = _id_of(call, key) if key else secrets.token_urlsafe(_ID_BYTES)
-    if (found := jobs.repeated(id, call.fingerprint)) is not None:
+    held = await jobs.claim(id, call.context.client, call.fingerprint, call.resolved.request.seeds)
+    if isinstance(held, AsyncJob):
         accept(call, None, joined=True)
-        return found
-    job = submit(call, read_client_timeout(call.http.headers), patient=True)
+        return held
+    call = call.by_seeds(held.seeds)
+    try:
+        job = submit(call, read_client_timeout(call.http.headers), patient=True)
+    except FluxserveError:
+        await jobs.release(held)
+        raise
     opened = AsyncJob(id, call.context.client, call.fingerprint, call.resolved, time.time(), 0.0, call.model, job)
-    jobs.open(opened, finish(call, job))
+    await jobs.open(opened, held, finish(call, job))
     return opened
 
 
@@ -135,6 +143,8 @@ def job_state(asked: AsyncJob) -> dict[str, Any]:
     }
     if asked.error is not None:
         return {**state, **_failed(asked.error)}
+    if asked.elsewhere:
+        return {**state, "status": "in_progress"}
     model, job = asked.model, asked.job
     if model is None or job is None:
         return {**state, "expires_at": int(asked.expires_at)}
@@ -155,9 +165,21 @@ async def stream_job(asked: AsyncJob, services: Services) -> Response:
     if asked.model is not None and asked.job is not None:
         asked.job.join()
         return live_stream(asked.resolved, asked.job, asked.model)
-    outcome = asyncio.ensure_future(services.jobs.outcome(asked))
-    await asyncio.wait([outcome])
+    outcome = asyncio.ensure_future(_with_pictures(asked, services))
+    if not asked.elsewhere:
+        await asyncio.wait([outcome])
     return replayed_stream(asked.resolved, outcome)
+
+
+async def _with_pictures(asked: AsyncJob, services: Services) -> Outcome:
+    """What it made; pictures behind URLs are read again."""
+    outcome = await services.jobs.outcome(asked)
+    if not outcome.names:
+        return outcome
+    pictures = [await services.store.get(name) for name in outcome.names]
+    images = zip(outcome.result.images, pictures, strict=True)
+    result = replace(outcome.result, images=tuple(replace(image, data=picture.data) for image, picture in images))
+    return replace(outcome, result=result)
 
 
 async def cancel_job(asked: AsyncJob, services: Services) -> Response:

@@ -19,8 +19,10 @@ from fluxserve.server.contract.uploads import UploadReader
 from fluxserve.server.http.body import BodyReader
 from fluxserve.server.jobs.async_jobs import AsyncJobs
 from fluxserve.server.jobs.detached import DetachedJobs
+from fluxserve.server.jobs.homes import Answers, Home, Jobs, Pictures
 from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.image_store import ImageStore
+from fluxserve.server.jobs.shared.home import open_shared_home
 from fluxserve.server.jobs.store_folder import StoreFolder
 from fluxserve.server.limits.rate_limit import RateLimiter
 
@@ -29,21 +31,32 @@ from fluxserve.server.limits.rate_limit import RateLimiter
 class Services:
     """Everything that outlives a request. models: those served. started: Unix time, s.
 
-    content_filter: the operator's, if any.
+    home: of pictures, answers and jobs. folder: this server's own. content_filter: the operator's, if any.
     """
 
     models: ModelPool
     config: ServerConfig
     limits: EngineConfig
-    store: ImageStore
-    idempotency: IdempotencyStore
-    jobs: AsyncJobs
+    home: Home
+    folder: StoreFolder
     detached: DetachedJobs
     bodies: BodyReader
     parser: BodyParser
     uploads: UploadReader
     content_filter: ContentGate | None
     started: int
+
+    @property
+    def store(self) -> Pictures:
+        return self.home.pictures
+
+    @property
+    def idempotency(self) -> Answers:
+        return self.home.answers
+
+    @property
+    def jobs(self) -> Jobs:
+        return self.home.jobs
 
     def model(self, name: str | None) -> Engine:
         """The served model of this name. Raises: InvalidRequest: there is none."""
@@ -54,34 +67,43 @@ class Services:
         return ServingLimits(model.known_card(), self.config, self.limits)
 
     def close(self) -> None:
-        """Lets go of threads, timers and the store's folder."""
+        """Lets go of threads, timers and the store."""
         self.detached.close()
         self.parser.close()
         self.uploads.close()
-        self.store.close()
+        self.home.close()
+        self.folder.close()
 
 
-def open_services(models: ModelPool, config: ServerConfig, limits: EngineConfig, folder: StoreFolder) -> Services:
-    """folder: where pictures and stored answers lie.
+async def open_services(models: ModelPool, config: ServerConfig, limits: EngineConfig, folder: StoreFolder) -> Services:
+    """folder: this server's own: for uploads and, unless there is a shared store, pictures and stored answers.
 
     Raises:
-        ConfigError: the content filter cannot be used.
+        ConfigError: the content filter or the shared store cannot be used.
     """
-    answers = IdempotencyStore(folder, config.url_ttl_s)
+    gate = ContentGate(load_content_filter(config.content_filter)) if config.content_filter else None
     return Services(
         models=models,
         config=config,
         limits=limits,
-        store=ImageStore(folder, config.url_ttl_s, config.store_quota_bytes),
-        idempotency=answers,
-        jobs=AsyncJobs(folder, answers, config.url_ttl_s),
+        home=await _open_home(config, folder),
+        folder=folder,
         detached=DetachedJobs(),
         bodies=BodyReader(RateLimiter(config.rate_limit) if config.rate_limit else None, folder.scratch),
         parser=BodyParser(),
         uploads=UploadReader(),
-        content_filter=ContentGate(load_content_filter(config.content_filter)) if config.content_filter else None,
+        content_filter=gate,
         started=int(time.time()),
     )
+
+
+async def _open_home(config: ServerConfig, folder: StoreFolder) -> Home:
+    ttl_s, quota_bytes = config.url_ttl_s, config.store_quota_bytes
+    if config.store is not None:
+        return await open_shared_home(config.store, ttl_s, quota_bytes, config.store_redirect)
+    answers = IdempotencyStore(folder, ttl_s)
+    jobs = AsyncJobs(folder, answers, ttl_s)
+    return Home(ImageStore(folder, ttl_s, quota_bytes), answers, jobs, close=lambda: None)
 
 
 async def _services(request: Request) -> Services:

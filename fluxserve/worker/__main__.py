@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from fluxserve.pipeline.pipeline import FluxPipeline
 
 
-def load(config: PipelineConfig, progress: ProgressCallback) -> FluxPipeline:
+def load(config: PipelineConfig, progress: ProgressCallback, shared: int | None) -> FluxPipeline:
     """Imports torch only now: it takes seconds, in which the front already sees a worker."""
     from fluxserve.pipeline.pipeline import FluxPipeline
     from fluxserve.pipeline.threads import settle_threads
+    from fluxserve.placement.shared import SharedMemory
 
-    pipeline = FluxPipeline.load(config, progress)
+    pipeline = FluxPipeline.load(config, progress, None if shared is None else SharedMemory(shared))
     settle_threads(pipeline)
     return pipeline
 

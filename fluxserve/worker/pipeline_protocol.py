@@ -62,6 +62,7 @@ class Pipeline(Protocol[S]):
         ...
 
 
-Loader = Callable[[PipelineConfig, ProgressCallback], Pipeline[S]]
+Loader = Callable[[PipelineConfig, ProgressCallback, int | None], Pipeline[S]]
+"""The last argument: `wire.Load.shared`."""
 Describer = Callable[[PipelineConfig], tuple[ModelCard, int]]
 """(what the model would be, what its device has free in bytes), without reading weights."""

@@ -69,7 +69,7 @@ def run(load: Loader[S], channel: Channel, first: wire.Load) -> NoReturn:
         os.environ.setdefault("OMP_NUM_THREADS", str(first.threads))
     timer = StageTimer(channel)
     try:
-        pipeline = load(first.config, _progress(channel))
+        pipeline = load(first.config, _progress(channel), first.shared)
         warm_up(pipeline, timer)
     except NonFiniteOutput as error:
         raise CheckpointError(error.message) from error  # not one seed's misfortune: these weights draw nothing

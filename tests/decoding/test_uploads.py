@@ -36,9 +36,9 @@ def anyio_backend() -> str:
 
 @asynccontextmanager
 async def reading(limit_s: float, module: str = SLOW, room: Room = uploads.ROOM) -> AsyncIterator[UploadReader]:
-    """A reader whose two processes run already."""
+    """A reader whose processes run already."""
     before, reader = children(), UploadReader(module, limit_s, room)
-    await asyncio.gather(*(read(reader, png(), None, client) for client in ("first", "second")))
+    await asyncio.gather(*(read(reader, png(), None, f"client {i}") for i in range(uploads.PROCESSES)))
     yield reader
     reader.close()
     while children() - before:

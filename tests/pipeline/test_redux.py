@@ -186,6 +186,21 @@ def test_edits_without_weights_start_from_their_picture(pairs: dict[str, Pair]) 
     assert (request.redux, request.references, request.strength) == ((), (), 0.75)
 
 
+@pytest.mark.behaviour(89)
+def test_a_mask_is_never_dropped(pairs: dict[str, Pair]) -> None:
+    card, clear = pairs["dev"].ours.card, photo().convert("RGBA")
+    clear.putpixel((0, 0), (0, 0, 0, 0))
+    hole = Image.new("RGBA", clear.size, (0, 0, 0, 0))
+    for picture in (photo(), clear):
+        masked = read_inputs(picture, hole)
+        with pytest.raises(InvalidRequest, match="mask is not taken"):
+            complete_request(card, "a cat", inputs=masked, redux=[1.0])
+        request = complete_request(card, "", inputs=masked)
+        assert (request.redux, request.mask is not None) == ((), True)
+    assert complete_request(card, "a cat", inputs=read_inputs(clear), redux=[1.0]).mask is None
+    assert complete_request(card, "", inputs=read_inputs(clear)).redux == (1.0,)
+
+
 def test_a_picture_is_seen_once(pairs: dict[str, Pair]) -> None:
     pair = pairs["schnell"]
     request = ask(pair, "", pictures()[:1], 9)

@@ -1,4 +1,4 @@
-"""Threads are as few as are no slower; large models keep all."""
+"""Threads follow from the model and the machine: few for a small model, all for a large one, the same every time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from fluxserve import FluxPipeline
 from fluxserve.pipeline import threads
-from fluxserve.pipeline.threads import fewest_threads, settle_threads
+from fluxserve.pipeline.threads import OPERATIONS_A_THREAD, settle_threads, threads_that_pay
 
 
 @pytest.fixture(autouse=True)
@@ -19,34 +19,25 @@ def as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "fewest"),
-    [
-        ({1: 1.0, 2: 0.5, 4: 0.25, 6: 0.2}, 6),
-        ({1: 1.0, 2: 0.5, 4: 0.5, 6: 0.48}, 2),
-        ({1: 1.0, 2: 1.4, 4: 2.0, 6: 9.0}, 1),
-        ({1: 1.05, 2: 1.0, 4: 1.0, 6: 1.0}, 1),
-    ],
-)
-def test_the_fewest_that_are_no_slower(seconds: dict[int, float], fewest: int) -> None:
-    torch.set_num_threads(6)
-    assert fewest_threads(lambda: seconds[torch.get_num_threads()], 6) == fewest
-    assert torch.get_num_threads() == 6
+@pytest.mark.fault(138)
+def test_each_thread_has_enough_to_do() -> None:
+    given = [threads_that_pay(times * OPERATIONS_A_THREAD, 6) for times in (0.0, 0.5, 1.9, 2.0, 5.0, 6000.0)]
+    assert given == [1, 1, 1, 2, 5, 6]
+    assert threads_that_pay(1e15, 1) == 1
 
 
-@pytest.mark.fault(116)
-def test_a_small_model_is_measured_and_a_large_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.fault(116, 138)
+def test_a_small_model_has_one_and_a_large_one_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     pipeline = FluxPipeline.from_pretrained("demo")
-    monkeypatch.setattr(threads, "fewest_threads", lambda time, most: 1)
 
-    def settled(quick_s: float) -> int:
+    def settled(operations: float) -> int:
         torch.set_num_threads(3)
-        monkeypatch.setattr(threads, "QUICK_S", quick_s)
+        monkeypatch.setattr(threads, "OPERATIONS_A_THREAD", operations)
         settle_threads(pipeline)
         return torch.get_num_threads()
 
-    assert settled(quick_s=60.0) == 1
-    assert settled(quick_s=0.0) == 3
+    assert {settled(OPERATIONS_A_THREAD) for _ in range(5)} == {1}
+    assert settled(1.0) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert settled(quick_s=60.0) == 3, "as the operator says"
+    assert settled(OPERATIONS_A_THREAD) == 3, "as the operator says"

@@ -8,7 +8,14 @@ import httpx
 
 from tests.faults import FAULTS, Answer
 
-_WITH_RETRY_AFTER = {"queue_full", "wait_exceeds_timeout", "rate_limit_exceeded", "model_loading", "shutting_down"}
+_WITH_RETRY_AFTER = {
+    "queue_full",
+    "wait_exceeds_timeout",
+    "rate_limit_exceeded",
+    "model_loading",
+    "shutting_down",
+    "store_unavailable",
+}
 _HOPES = {None: None, "true": True, "false": False}
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from tests.server import running
 from tests.server.conftest import anyio_backend, start_server
+from tests.server.jobs.shared.conftest import bucket, pair, storage
 from tests.server.running import Server
 
-__all__ = ["anyio_backend", "guarded", "server", "start_server"]
+__all__ = ["anyio_backend", "bucket", "guarded", "pair", "server", "start_server", "storage"]
 
 KEYS = ("first", "second")
 

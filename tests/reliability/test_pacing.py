@@ -9,6 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from fluxserve.server.http.pacing import REQUESTS_A_TURN, Pacing
+from fluxserve.server.http.protocol import LOST
 
 pytestmark = pytest.mark.anyio
 
@@ -41,6 +42,29 @@ async def test_a_burst_begins_a_few_at_a_time_in_its_order_and_health_at_once() 
     assert max(later - earlier for earlier, later in itertools.pairwise(sizes)) <= REQUESTS_A_TURN + 1
     assert [path for path in begun if path != "/livez"] == paths
     await asyncio.gather(*burst)
+
+
+@pytest.mark.fault(139)
+async def test_who_has_left_is_not_begun() -> None:
+    begun: list[str] = []
+    left: set[str] = set()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.append(scope["path"])
+
+    def ask(path: str) -> asyncio.Task[None]:
+        state = {LOST: lambda: path in left}
+        scope = {"type": "http", "path": path, "headers": [], "state": state}
+        return asyncio.create_task(pacing(scope, nothing, ignore))
+
+    pacing = Pacing(app)
+    asked = [ask(f"/{number}") for number in range(500)]
+    await asyncio.sleep(0)
+    left.update(f"/{number}" for number in range(REQUESTS_A_TURN, 499))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert begun == ["/0", "/1", "/2", "/3", "/499"]
+    await asyncio.gather(*asked)
 
 
 @pytest.mark.fault(118)

@@ -47,7 +47,7 @@ def _digest(value: bytes) -> str:
     return hashlib.sha256(value).hexdigest()
 
 
-def load_echo(config: PipelineConfig, progress: Callable[[str, int, int], None]) -> EchoPipeline:
+def load_echo(config: PipelineConfig, progress: Callable[[str, int, int], None], _: int | None = None) -> EchoPipeline:
     fake = load_fake(config, progress)
     return EchoPipeline(fake._folder, fake.max_batch)
 

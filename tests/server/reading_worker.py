@@ -18,7 +18,9 @@ class ReadingPipeline(EchoPipeline):
     card = replace(DEV_CARD, references=RULE, max_pixels=6 * 128 * 128)
 
 
-def load_reading(config: PipelineConfig, progress: Callable[[str, int, int], None]) -> ReadingPipeline:
+def load_reading(
+    config: PipelineConfig, progress: Callable[[str, int, int], None], _: int | None = None
+) -> ReadingPipeline:
     fake = load_fake(config, progress)
     return ReadingPipeline(fake._folder, fake.max_batch)
 

@@ -167,6 +167,20 @@ def test_what_it_does_not_serve_is_refused_and_the_models_list_tells_it(tool: tu
             assert refused.value.param == param
 
 
+@pytest.mark.behaviour(89)
+def test_a_mask_that_cannot_act_is_refused(tool: tuple[str, Server]) -> None:
+    name, server = tool
+    if name == "fill":
+        pytest.skip("takes masks")
+    client, clear = client_of(server), photo().convert("RGBA")
+    clear.putpixel((1, 1), (0, 0, 0, 0))
+    for picture in (photo(), clear):
+        with pytest.raises(BadRequestError) as refused:
+            client.images.edit(**fields(name) | {"image": png(picture), "mask": mask()})
+        assert (refused.value.param, refused.value.code) == ("mask", "unsupported_value")
+    assert drawn(client.images.edit(**fields(name) | {"image": png(clear)})).shape == (HEIGHT, WIDTH, 3)
+
+
 @pytest.mark.behaviour(178)
 def test_redux_varies_a_picture_and_weighs_several(tool: tuple[str, Server]) -> None:
     name, server = tool

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from codecs import BOM_UTF8
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +10,9 @@ from fluxserve.server.contract.multipart import Form, parse_form
 from fluxserve.server.contract.parameters import parse_parameters, parse_text_fields
 from fluxserve.server.contract.pictures import Pictures, choose_pictures, take_references
 from fluxserve.server.contract.schemas import EditParameters, ImageParameters, VariationParameters
-from fluxserve.server.contract.strict_json import parse_json_object
 from fluxserve.server.http.spool import Spool
+
+EditSchema = type[EditParameters] | type[VariationParameters]
 
 
 @dataclass(frozen=True)
@@ -25,33 +24,26 @@ class EditBody:
     digest: str
 
 
-def parse_json_body(body: bytes) -> dict[str, Any]:
-    """The object that `body` holds, with or without a byte order mark. Raises as `parse_json_object` does."""
-    return parse_json_object(body.removeprefix(BOM_UTF8))
-
-
-def parse_edit_body(
-    body: Spool, content_type: str, schema: type[EditParameters] | type[VariationParameters]
-) -> EditBody:
-    """What a body of this content type asks for. Takes a tenth of a second for the largest.
+def edit_of_document(document: dict[str, Any], digest: str, schema: EditSchema) -> EditBody:
+    """What a JSON object asks for; its pictures are taken out of it.
 
     Raises:
-        InvalidRequest: as parsing and `choose_pictures` do.
+        InvalidRequest: as `take_references`, `choose_pictures` and `parse_parameters` do.
     """
-    fields: Mapping[str, Any]
-    if content_type.partition(";")[0].strip().lower() == "application/json":
-        document, digest = _read_json(body.read())
-        files, fields = list(take_references(document)), document
-    else:
-        form = parse_form(body.chunks(), content_type)
-        files, fields, digest = form.files, parse_text_fields(form.fields(), schema), _digest(form)
-    pictures = choose_pictures(files, with_mask=schema is EditParameters)
-    return EditBody(parse_parameters(fields, schema), pictures, digest)
+    pictures = choose_pictures(list(take_references(document)), with_mask=schema is EditParameters)
+    return EditBody(parse_parameters(document, schema), pictures, digest)
 
 
-def _read_json(body: bytes) -> tuple[dict[str, Any], str]:
-    """(the object, the digest of its bytes), which are let go of."""
-    return parse_json_body(body), hashlib.sha256(body).hexdigest()
+def edit_of_form(body: Spool, content_type: str, schema: EditSchema) -> EditBody:
+    """What a form asks for. Takes a tenth of a second for the largest.
+
+    Raises:
+        InvalidRequest: as `parse_form`, `choose_pictures` and `parse_parameters` do.
+    """
+    form = parse_form(body.chunks(), content_type)
+    fields = parse_text_fields(form.fields(), schema)
+    pictures = choose_pictures(form.files, with_mask=schema is EditParameters)
+    return EditBody(parse_parameters(fields, schema), pictures, _digest(form))
 
 
 def _digest(form: Form) -> str:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from fluxserve.decoding.strict_json import parse_json_object
 from fluxserve.errors import InvalidRequest
-from fluxserve.server.contract.strict_json import parse_json_object
 
 _FIELD = re.compile(r"(loras?)(?:\[([0-9]*)\])?(?:\[(name|scale)\])?")
 

@@ -5,14 +5,13 @@ Nothing is ever fetched. Follows openai-python 3.57 `types/image_edit_params.py`
 
 from __future__ import annotations
 
-import base64
 import binascii
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import unquote_to_bytes
 
+from fluxserve.decoding.data_urls import base64_start, decode_base64
 from fluxserve.errors import InvalidRequest
 
 Role = Literal["image", "mask", "markup"]
@@ -27,7 +26,6 @@ _ROLES: Mapping[str, Role] = {
 }
 _FIELD = re.compile(r"([A-Za-z_]+)(?:\[[A-Za-z0-9_]*\])*")
 _URL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://")
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 @dataclass(frozen=True)
@@ -132,16 +130,13 @@ def _content(data: bytes, name: str, role: Role) -> bytes:
 
 
 def _decoded(url: bytes, role: Role) -> bytes:
-    """RFC 2397, base64 alone; also without padding, with line breaks, and in the alphabet for URLs."""
-    comma = url.find(b",")
-    if comma < 0 or not url[:comma][:256].lower().rstrip().endswith(b";base64"):
+    start = base64_start(url)
+    if start is None:
         raise InvalidRequest(
             f"{role} must be data:image/png;base64,... or the like", param=role, code=f"invalid_{_judged(role)}"
         )
-    payload = unquote_to_bytes(url[comma + 1 :]) if b"%" in url else url[comma + 1 :]
-    payload = payload.translate(_URL_SAFE, b" \t\r\n").rstrip(b"=")
     try:
-        return base64.b64decode(payload + b"=" * (-len(payload) % 4), validate=True)
+        return decode_base64(url, start)
     except binascii.Error:
         raise InvalidRequest(
             f"the data: URL of {role} holds no valid base64", param=role, code=f"invalid_{_judged(role)}"

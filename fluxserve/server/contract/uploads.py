@@ -53,7 +53,8 @@ async def read_pictures(decoder: Decoder, pictures: Pictures, box: Box, mask_mod
         return await _read_references(decoder, pictures, box, mask_mode)
     decoded = await decoder.decode(wire.Decode(pictures.images[0], "image", box))
     if pictures.mask is None:
-        return EditInputs(decoded.picture, decoded.opacity if decoded.picture.transparent else None)
+        own = decoded.picture.transparent
+        return EditInputs(decoded.picture, decoded.opacity if own else None, own_mask=own)
     kept = await decoder.decode(wire.Decode(pictures.mask, "mask", box, mask_mode))
     return pair_inputs(decoded.picture, kept.opacity)
 
@@ -67,7 +68,7 @@ async def _read_references(decoder: Decoder, pictures: Pictures, box: Box, mask_
         return EditInputs(first, None, tuple(others))
     kept = await decoder.decode(wire.Decode(images[0], "image", box))  # the size drawn may be another
     masked = kept if mask is None else await decoder.decode(wire.Decode(mask, "mask", box, mask_mode))
-    return replace(pair_inputs(first, masked.opacity, tuple(others)), kept=kept.picture)
+    return replace(pair_inputs(first, masked.opacity, tuple(others)), kept=kept.picture, own_mask=mask is None)
 
 
 class UploadReader:
@@ -87,8 +88,10 @@ class UploadReader:
         """
         decoder = await self._turns.take(client, size)
         try:
+            await decoder.begin(size)
             yield decoder
         finally:
+            decoder.forget()
             self._turns.give_back(decoder, client)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.contract.delivery import accepted_pictures
-from fluxserve.server.contract.edit_body import EditBody, parse_json_body
+from fluxserve.server.contract.edit_body import EditBody
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.pictures import choose_pictures
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters, VariationParameters
@@ -48,13 +48,13 @@ async def _asked(request: Request, services: Services) -> Asked:
 
 async def _read(request: Request, services: Services, spool: Spool) -> Asked:
     async with services.uploads.turn(context_of(request.scope).client, spool.size) as decoder:
-        body = spool.read()
-        digest = hashlib.sha256(body).hexdigest()
         fields: dict[str, Any] = {}
-        inputs: str | bytes = body
+        inputs: str | bytes
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-            document = await services.parser.run(lambda: parse_json_body(body), len(body))
+            document, digest = await services.parser.document(spool, decoder)
             inputs, fields = _inputs(document), _fields(document, request, services)
+        else:
+            inputs, digest = await services.parser.run(lambda: _file(spool), spool.size)
         if not accepted_pictures(request.headers.get("accept", "")):
             fields["response_format"] = "file"
         if not _is_picture(inputs):
@@ -65,6 +65,12 @@ async def _read(request: Request, services: Services, spool: Spool) -> Asked:
             fields.pop("prompt", None)
         pictures = choose_pictures([("image", _picture(inputs))], with_mask=False)
         return await shrink(services, EditBody(parse_parameters(fields, schema), pictures, digest), decoder)
+
+
+def _file(spool: Spool) -> tuple[bytes, str]:
+    """(the picture, its digest)."""
+    file = spool.read()
+    return file, hashlib.sha256(file).hexdigest()
 
 
 def _inputs(document: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ Follows openai-python 3.57 `types/responses/`: `tool_param.py` (ImageGeneration)
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.answers.images import description
-from fluxserve.server.contract.edit_body import EditBody, parse_json_body
+from fluxserve.server.contract.edit_body import EditBody
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.pictures import choose_pictures, take_references
 from fluxserve.server.contract.resolve import ResolvedRequest
@@ -50,9 +49,8 @@ async def _asked(request: Request, services: Services) -> Asked:
 
 async def _read(request: Request, services: Services, spool: Spool) -> Asked:
     async with services.uploads.turn(context_of(request.scope).client, spool.size) as decoder:
-        body = spool.read()
-        document = await services.parser.run(lambda: parse_json_body(body), len(body))
-        digest, tool = hashlib.sha256(body).hexdigest(), _tool(document)
+        document, digest = await services.parser.document(spool, decoder)
+        tool = _tool(document)
         texts: list[str] = []
         images: list[Any] = []
         for kind, value in _parts(document.get("input")):

@@ -5,7 +5,6 @@ Follows AUTOMATIC1111/stable-diffusion-webui `modules/api/api.py`, as its client
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.server.contract.edit_body import EditBody, parse_json_body
+from fluxserve.server.contract.body_parser import parse_json_body
+from fluxserve.server.contract.edit_body import EditBody
 from fluxserve.server.contract.model_names import listed_names, model_id
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.pictures import choose_pictures
@@ -23,6 +23,7 @@ from fluxserve.server.doors.webui_answer import answer, repeated
 from fluxserve.server.doors.webui_fields import picture_of, pictures_of, translate
 from fluxserve.server.doors.webui_progress import Underway, state_of
 from fluxserve.server.doors.webui_texts import infotext_of
+from fluxserve.server.http.body import SMALL_DOCUMENT_CAP
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.paths import WEBUI
 from fluxserve.server.http.spool import Spool
@@ -54,7 +55,7 @@ async def _edit(request: Request, services: Services) -> tuple[Asked, dict[str, 
 
 async def _read_edit(request: Request, services: Services, body: Spool) -> tuple[Asked, dict[str, Any]]:
     async with services.uploads.turn(context_of(request.scope).client, body.size) as decoder:
-        document, digest = await _parsed(services, body)
+        document, digest = await services.parser.document(body, decoder)
         fields = _fields(document, request, services, edits=True)
         schema = EditParameters if str(fields.get("prompt") or "").strip() else VariationParameters
         if schema is VariationParameters:
@@ -128,14 +129,8 @@ async def listed(name: str, services: ServicesOf) -> JSONResponse:
 
 async def _document(request: Request, services: Services) -> tuple[dict[str, Any], str]:
     """(the body's object, the digest of the body)."""
-    async with services.bodies.document(request) as body:
-        return await _parsed(services, body)
-
-
-async def _parsed(services: Services, spool: Spool) -> tuple[dict[str, Any], str]:
-    body = spool.read()
-    document = await services.parser.run(lambda: parse_json_body(body), len(body))
-    return document, hashlib.sha256(body).hexdigest()
+    async with services.bodies.document(request, SMALL_DOCUMENT_CAP) as body:
+        return await services.parser.run(lambda: parse_json_body(body.read()), body.size)
 
 
 def _underway(request: Request) -> Underway:

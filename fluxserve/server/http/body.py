@@ -16,7 +16,8 @@ from fluxserve.server.limits.upload_budget import UploadBudget
 
 _PICTURES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream", "")
 JSON_CAP, JSON_PICTURES_CAP, FORM_CAP = 2**20, 64 * 2**20, 64 * 2**20
-"""Bytes; JSON with pictures takes several times its size while it is parsed."""
+SMALL_DOCUMENT_CAP = 8 * 2**20
+"""Bytes. The last: of JSON with pictures that is parsed in the front, where other threads wait for it."""
 
 
 class BodyReader:
@@ -41,9 +42,9 @@ class BodyReader:
             yield body
 
     @asynccontextmanager
-    async def document(self, request: Request) -> AsyncIterator[Spool]:
+    async def document(self, request: Request, cap: int = JSON_PICTURES_CAP) -> AsyncIterator[Spool]:
         """The body of a route that takes pictures in JSON. Raises as `_read` does."""
-        async with self._read(request, {"application/json": JSON_PICTURES_CAP}) as body:
+        async with self._read(request, {"application/json": cap}) as body:
             yield body
 
     @asynccontextmanager
@@ -55,7 +56,7 @@ class BodyReader:
 
     async def message(self, request: Request) -> bytes:
         """The body of a message that holds requests: those are counted, it is not. Raises as `_read` does."""
-        async with self._read(request, {"application/json": JSON_PICTURES_CAP}, counted=False) as body:
+        async with self._read(request, {"application/json": SMALL_DOCUMENT_CAP}, counted=False) as body:
             return body.read()
 
     @asynccontextmanager

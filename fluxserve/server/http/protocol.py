@@ -31,6 +31,8 @@ OVER_CAPACITY = "crowded"
 """In scope["state"]: there are too many connections to serve this one."""
 ABORT = "abort"
 """In scope["state"]: ends the connection at once."""
+LOST = "lost"
+"""In scope["state"]: tells whether the connection has ended."""
 
 BAD_REQUEST = InvalidRequest("the request is not valid HTTP/1.1")
 """What is no HTTP is answered with."""
@@ -75,12 +77,13 @@ class Connection(H11Protocol):
         self.conn = StrictConnection(h11.SERVER, LONGEST_HEAD)
         self._phase_began = self.loop.time()
         self._received = 0
+        self._lost = False
         self._pace = Pace(self._phase_began)
         self._expiry: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
         super().connection_made(transport)
-        self.app_state = {**self.app_state, ABORT: transport.abort}
+        self.app_state = {**self.app_state, ABORT: transport.abort, LOST: lambda: self._lost}
         if len(self.connections) > self.most and not self._make_room():
             self.app_state = {**self.app_state, OVER_CAPACITY: True}
         self._begin_phase()
@@ -111,6 +114,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._lost = True
         self._cancel_expiry()
 
     def shutdown(self) -> None:

@@ -21,6 +21,7 @@ from fluxserve.engine.job import Job
 from fluxserve.errors import FluxserveError, InvalidRequest
 from fluxserve.request import GenerationRequest
 from fluxserve.server.contract.resolve import ResolvedRequest
+from fluxserve.server.jobs.homes import Claim, refuse_other
 from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.jobs.store_folder import StoreFolder
@@ -33,7 +34,8 @@ _MOST = 1000
 class AsyncJob:
     """One of them. client: whose. fingerprint: of its request. created, expires_at: Unix time, s.
 
-    model, job, work: while it runs. error: why it failed. Without either, its answer lies in the store.
+    model, job, work: while it runs. elsewhere: another server draws it. error: why it failed. Without any of these, its
+    answer lies in the store.
     """
 
     id: str
@@ -46,11 +48,17 @@ class AsyncJob:
     job: Job | None = None
     work: asyncio.Task[Outcome] | None = None
     error: FluxserveError | None = None
+    elsewhere: bool = False
 
     @property
     def scope(self) -> str:
         """What its answer is kept under."""
-        return f"{self.client} job {self.id}"
+        return scope_of(self.client, self.id)
+
+    def let_go(self, expires_at: float) -> None:
+        """Of its prompt and its pictures, as it ends."""
+        self.resolved = _resolved(described(self)["resolved"])
+        self.expires_at = expires_at
 
 
 class AsyncJobs:
@@ -71,7 +79,7 @@ class AsyncJobs:
         for name, _ in folder.own_files([_SUFFIX]):
             self._take_over(name)
 
-    def find(self, id: str, client: str) -> AsyncJob:
+    async def find(self, id: str, client: str) -> AsyncJob:
         """Raises InvalidRequest: `job_not_found`: there is none, it has expired, or it is another client's."""
         self._expire()
         found = self._jobs.get(id)
@@ -79,28 +87,29 @@ class AsyncJobs:
             raise not_found()
         return found
 
-    def repeated(self, id: str, fingerprint: str) -> AsyncJob | None:
-        """The job that an Idempotency-Key stands for.
+    async def claim(self, id: str, client: str, fingerprint: str, seeds: tuple[int, ...]) -> Claim | AsyncJob:
+        """The job that an Idempotency-Key stands for, or the right to open it, until something else is awaited.
 
         Raises:
             InvalidRequest: `idempotency_key_reused`: it stands for another request's.
         """
         self._expire()
         found = self._jobs.get(id)
-        if found is not None and found.fingerprint != fingerprint:
-            raise InvalidRequest(
-                "this Idempotency-Key was used for another request; use a new key", code="idempotency_key_reused"
-            )
-        return found
+        if found is not None:
+            refuse_other(found.fingerprint, fingerprint)
+        return found or Claim(client, scope_of(client, id), fingerprint, seeds)
 
-    def open(self, new: AsyncJob, work: Coroutine[Any, Any, Outcome]) -> None:
+    async def release(self, claim: Claim) -> None:
+        """Nothing holds a claim that is not opened."""
+
+    async def open(self, new: AsyncJob, claim: Claim, work: Coroutine[Any, Any, Outcome]) -> None:
         """Runs the work to its end, whoever asks for it."""
         new.expires_at = new.created + self._ttl_s
         self._jobs[new.id] = new
-        entry = self._answers.open(new.client, new.scope, new.fingerprint, self._noted(new, work))
+        entry = self._answers.open(claim, self._noted(new, work))
         assert entry.work is not None
         new.work = entry.work
-        new.work.add_done_callback(lambda task: self._ended(new, task))
+        new.work.add_done_callback(lambda task: ended(new, task))
 
     async def outcome(self, done: AsyncJob) -> Outcome:
         """What a job that has ended made.
@@ -121,18 +130,12 @@ class AsyncJobs:
         try:
             return await work
         finally:
-            new.resolved = _resolved(_described(new)["resolved"])  # its pictures are let go of
-            new.expires_at = self._clock() + self._ttl_s
+            new.let_go(self._clock() + self._ttl_s)
             with suppress(OSError):
                 await asyncio.to_thread(self._write, new)
 
     def _write(self, new: AsyncJob) -> None:
-        self._folder.write(self._name(new.id), [json.dumps(_described(new)).encode()])
-
-    def _ended(self, ended: AsyncJob, task: asyncio.Task[Outcome]) -> None:
-        error = None if task.cancelled() else task.exception()
-        ended.model = ended.job = ended.work = None
-        ended.error = error if isinstance(error, FluxserveError) else None
+        self._folder.write(self._name(new.id), [json.dumps(described(new)).encode()])
 
     def _expire(self) -> None:
         """Those that run are not old. Beyond the bound, the client who has most loses its oldest."""
@@ -150,24 +153,29 @@ class AsyncJobs:
         del self._jobs[old.id]
         self._folder.delete(self._name(old.id))
         if (entry := self._answers.find(old.scope, old.fingerprint)) is not None:
-            self._answers.forget(entry)
+            self._answers.drop(entry)
 
     def _name(self, id: str) -> str:
         return self._folder.name(hashlib.sha256(id.encode()).hexdigest(), _SUFFIX)
 
     def _take_over(self, name: str) -> None:
         """Goes on with a job of an earlier process, if its answer is there."""
+        old = None
+        with suppress(OSError), self._folder.open(name) as file:
+            old = recalled(file.read())
         try:
-            with self._folder.open(name) as file:
-                told = json.load(file)
-            old = AsyncJob(**{**told, "resolved": _resolved(told["resolved"])})
-            known = self._name(old.id) == name and self._answers.find(old.scope, old.fingerprint) is not None
-        except (OSError, ValueError, TypeError, KeyError, InvalidRequest):
-            known = False
-        if known:
+            known = old and self._name(old.id) == name and self._answers.find(old.scope, old.fingerprint)
+        except InvalidRequest:
+            known = None
+        if old and known:
             self._jobs[old.id] = old
         else:
             self._folder.delete(name)
+
+
+def scope_of(client: str, id: str) -> str:
+    """What a job's answer is kept under."""
+    return f"{client} job {id}"
 
 
 def not_found() -> InvalidRequest:
@@ -178,13 +186,29 @@ _OF_REQUEST = ("width", "height", "max_sequence_length", "output_format")
 _OF_RESOLVED = ("operation", "delivery", "stream", "quality", "warnings", "input_tokens", "safety_identifier")
 
 
-def _described(job: AsyncJob) -> dict[str, Any]:
+def ended(job: AsyncJob, task: asyncio.Task[Outcome]) -> None:
+    """Notes that its work is over."""
+    error = None if task.cancelled() else task.exception()
+    job.model = job.job = job.work = None
+    job.error = error if isinstance(error, FluxserveError) else None
+
+
+def described(job: AsyncJob) -> dict[str, Any]:
     """Without prompt and pictures: what an answer is written out with."""
     resolved = job.resolved
     told = {name: getattr(resolved.request, name) for name in _OF_REQUEST}
     told |= {name: getattr(resolved, name) for name in _OF_RESOLVED}
     plain = {name: getattr(job, name) for name in ("id", "client", "fingerprint", "created", "expires_at")}
     return {**plain, "resolved": told}
+
+
+def recalled(data: bytes) -> AsyncJob | None:
+    """The job that a file describes; None: it describes none."""
+    try:
+        told = json.loads(data)
+        return AsyncJob(**{**told, "resolved": _resolved(told["resolved"])})
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _resolved(told: dict[str, Any]) -> ResolvedRequest:

@@ -12,10 +12,11 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from fluxserve.errors import FluxserveError, InvalidRequest
+from fluxserve.errors import FluxserveError
+from fluxserve.server.jobs.homes import Claim, Entry, refuse_other
 from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.jobs.store_folder import StoreFolder
 from fluxserve.server.jobs.stored_answers import (
@@ -27,26 +28,10 @@ from fluxserve.server.jobs.stored_answers import (
     record_pieces,
 )
 
-_KEEP_S = 24 * 3600.0
+KEEP_S = 24 * 3600.0
 MOST_ENTRIES, QUOTA_BYTES = 5_000, 512 * 2**20
 """Of all clients together. Beyond it the one who holds most loses its oldest."""
 _SUFFIX = ".answer"
-
-
-@dataclass(eq=False)
-class Entry:
-    """One key. file: its name. work: the running or just finished generation; None once the file alone has the answer.
-
-    expires_at: monotonic, s. size: bytes of the file. client: who opened it. read: while somebody is being given it.
-    """
-
-    client: str
-    fingerprint: str
-    file: str
-    work: asyncio.Task[Outcome] | None
-    expires_at: float
-    size: int = 0
-    read: weakref.ref[Outcome] | None = None
 
 
 class IdempotencyStore:
@@ -74,16 +59,24 @@ class IdempotencyStore:
         if entry is not None and entry.work is None and entry.expires_at <= self._clock():
             self._drop(name)
             return None
-        if entry is not None and entry.fingerprint != fingerprint:
-            raise InvalidRequest(
-                "this Idempotency-Key was used for another request; use a new key", code="idempotency_key_reused"
-            )
+        if entry is not None:
+            refuse_other(entry.fingerprint, fingerprint)
         return entry
 
-    def open(self, client: str, scope: str, fingerprint: str, work: Coroutine[Any, Any, Outcome]) -> Entry:
-        """Runs `work` to its end under a key that is not in use, whoever waits for it."""
-        name = self._name(scope)
-        entry = Entry(client, fingerprint, name, None, self._clock() + _KEEP_S)
+    async def claim(self, client: str, scope: str, fingerprint: str, seeds: tuple[int, ...]) -> Claim | Entry:
+        """What came first under a key, or the right to draw it, which lasts until something else is awaited.
+
+        Raises: as `find` does.
+        """
+        return self.find(scope, fingerprint) or Claim(client, scope, fingerprint, seeds)
+
+    async def release(self, claim: Claim) -> None:
+        """Nothing holds a claim that is not opened."""
+
+    def open(self, claim: Claim, work: Coroutine[Any, Any, Outcome]) -> Entry:
+        """Runs `work` to its end under a claim, whoever waits for it."""
+        name = self._name(claim.scope)
+        entry = Entry(claim.client, claim.fingerprint, name, None, self._clock() + KEEP_S)
         entry.work = asyncio.ensure_future(self._run(name, entry, work))
         entry.work.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._entries[name] = entry
@@ -97,7 +90,7 @@ class IdempotencyStore:
         if not isinstance(recalled.exception(), OSError | DamagedRecord):
             return recalled
         self._folder.doubt("a stored answer")
-        self.forget(entry)
+        self.drop(entry)
         return None
 
     async def _recall(self, entry: Entry) -> Outcome:
@@ -107,8 +100,12 @@ class IdempotencyStore:
             entry.read = weakref.ref(outcome)
         return outcome
 
-    def forget(self, entry: Entry) -> None:
+    async def forget(self, entry: Entry) -> None:
         """Frees the key of an answer that can no longer be given."""
+        self.drop(entry)
+
+    def drop(self, entry: Entry) -> None:
+        """The same at once."""
         if self._entries.get(entry.file) is entry:
             self._drop(entry.file)
 
@@ -118,7 +115,7 @@ class IdempotencyStore:
             outcome = await work
             if outcome.names:
                 entry.expires_at = self._clock() + self._url_ttl_s
-            await self._keep(entry, _without_pictures_of_urls(outcome))
+            await self._keep(entry, without_pictures_of_urls(outcome))
             return outcome
         except tuple(FINAL_ERRORS.values()) as error:
             await self._keep(entry, error)
@@ -171,7 +168,7 @@ class IdempotencyStore:
         now, wall = self._clock(), time.time()
         for name, status in self._folder.own_files([_SUFFIX]):
             head = self._read_head(name)
-            life_s = min(head.expires_at - wall, _KEEP_S) if head else 0.0
+            life_s = min(head.expires_at - wall, KEEP_S) if head else 0.0
             if head is None or life_s <= 0:
                 self._folder.delete(name)
             else:
@@ -185,7 +182,7 @@ class IdempotencyStore:
             return None
 
 
-def _without_pictures_of_urls(outcome: Outcome) -> Outcome:
+def without_pictures_of_urls(outcome: Outcome) -> Outcome:
     """Pictures behind URLs lie in the image store already."""
     if not outcome.names:
         return outcome

@@ -20,9 +20,9 @@ from fluxserve.request import GeneratedImage
 from fluxserve.server.jobs.store_folder import StoreFolder, short
 
 PICTURE_NAME = re.compile(r"[A-Za-z0-9_-]{22,64}\.(png|jpg|webp)")
-_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 _RANDOM_BYTES, _RANDOM_CHARACTERS = 16, 22
-_PROTECTED_S = 60.0
+PROTECTED_S = 60.0
 """The quota drops no picture younger than this: its client may not have fetched it yet."""
 _REMEMBERED = 10_000
 CANNOT_STORE = "the server cannot store pictures at the moment; ask for response_format b64_json"
@@ -60,7 +60,7 @@ class ImageStore:
         now, wall = clock(), time.time()
         self._entries = OrderedDict(
             (name, _Entry(status.st_size, now - max(0.0, wall - status.st_mtime)))
-            for name, status in folder.own_files(_SUFFIXES.values())
+            for name, status in folder.own_files(SUFFIXES.values())
         )
 
     async def put(self, images: Sequence[GeneratedImage]) -> list[str]:
@@ -113,6 +113,10 @@ class ImageStore:
             return False
         return True
 
+    async def address(self, name: str) -> str | None:
+        """Where else a picture could be fetched: nowhere."""
+        return None
+
     async def probe(self) -> bool:
         """Whether the folder takes writes; tries again after it once did not."""
         return await asyncio.to_thread(self._folder.check)
@@ -129,8 +133,7 @@ class ImageStore:
         self._folder.close()
 
     def _name(self, image: GeneratedImage) -> str:
-        stem = secrets.token_urlsafe(_RANDOM_BYTES) + _fingerprint(image.data)
-        return self._folder.name(stem, _SUFFIXES[image.output_format])
+        return self._folder.name(picture_stem(image.data), SUFFIXES[image.output_format])
 
     def _write_all(self, names: Sequence[str], images: Sequence[GeneratedImage]) -> None:
         for name, image in zip(names, images, strict=True):
@@ -140,14 +143,14 @@ class ImageStore:
         """Raises FileNotFoundError where the file is not what was written, too."""
         with self._folder.open(name) as file:
             data = file.read()
-        if not name.startswith(_fingerprint(data), _RANDOM_CHARACTERS):
+        if not is_content_of(name, data):
             raise FileNotFoundError(name)
         return data
 
     def _make_room(self, size: int) -> None:
         """Drops the oldest pictures until `size` more bytes fit; OSError where only young ones are left."""
         self._expire()
-        youngest = self._clock() - _PROTECTED_S
+        youngest = self._clock() - PROTECTED_S
         total = self.size_bytes
         while total + size > self._quota_bytes:
             name = next(iter(self._entries), None)
@@ -176,6 +179,16 @@ class ImageStore:
         if name in self._expired:
             return InvalidRequest("this image has expired; generate it again", code="image_expired")
         return InvalidRequest("no such image", code="image_not_found")
+
+
+def picture_stem(data: bytes) -> str:
+    """What a new picture's name begins with: nobody can guess it, and it tells what the file holds."""
+    return secrets.token_urlsafe(_RANDOM_BYTES) + _fingerprint(data)
+
+
+def is_content_of(name: str, data: bytes) -> bool:
+    """Whether the file of that name was written with these bytes."""
+    return name.startswith(_fingerprint(data), _RANDOM_CHARACTERS)
 
 
 def _fingerprint(data: bytes) -> str:

@@ -33,7 +33,7 @@ SHORT_BYTES = 12
 """96 bits: of a tag, and of a file's SHA-256 where it stands in a name."""
 _TAG_CHARACTERS = SHORT_BYTES * 4 // 3
 _TEMPORARY = ".tmp-"
-_FIRST_LINE = b"The folder of a fluxserve server, which deletes the files that it wrote here.\n"
+FIRST_LINE = b"The folder of a fluxserve server, which deletes the files that it wrote here.\n"
 _PRIVATE = os.O_NOFOLLOW | os.O_CLOEXEC
 _LOST = (OSError, ConfigError, InUse)
 """What may become of a folder that is in use."""
@@ -163,9 +163,9 @@ class StoreFolder:
         content = mark.read()
         if not content:
             key = self._key or secrets.token_bytes(32)
-            mark.write(_FIRST_LINE + key.hex().encode() + b"\n")
+            mark.write(FIRST_LINE + key.hex().encode() + b"\n")
             return key
-        match = re.fullmatch(re.escape(_FIRST_LINE) + rb"([0-9a-f]{64})\n", content)
+        match = re.fullmatch(re.escape(FIRST_LINE) + rb"([0-9a-f]{64})\n", content)
         if match is None:
             raise self._refusal(f"holds a {MARK} that is not the server's")
         return bytes.fromhex(match[1].decode())

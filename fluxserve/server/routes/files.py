@@ -6,7 +6,7 @@ import re
 import time
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.answers.images import MEDIA_TYPES
@@ -27,6 +27,8 @@ async def get_image(name: str, request: Request, services: ServicesOf) -> Respon
     """The picture, or one range of it, until its URL expires."""
     if not PICTURE_NAME.fullmatch(name) or not request.scope["path"].endswith(name):  # the router drops a newline
         raise InvalidRequest("no such image", code="image_not_found")
+    if (address := await services.store.address(name)) is not None:
+        return RedirectResponse(address, headers={"cache-control": "no-store"})
     picture = await services.store.get(name)
     headers = {
         "accept-ranges": "bytes",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,7 +16,8 @@ from fluxserve.errors import DeadlineExceeded
 from fluxserve.input_images import EditInputs, check_mask_mode
 from fluxserve.request import MaskMode
 from fluxserve.server.answers.images import image_answer
-from fluxserve.server.contract.edit_body import EditBody, parse_edit_body, parse_json_body
+from fluxserve.server.contract.body_parser import parse_json_body
+from fluxserve.server.contract.edit_body import EditBody, EditSchema, edit_of_document, edit_of_form
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.resolve import redux_of, resolve_request
@@ -35,7 +35,6 @@ from fluxserve.server.services import Services, ServicesOf
 router = APIRouter(prefix=IMAGE_REQUESTS, tags=["images"])
 
 T = TypeVar("T")
-EditSchema = type[EditParameters] | type[VariationParameters]
 
 
 class Asked(NamedTuple):
@@ -59,9 +58,8 @@ class _CardUnknown(Exception):
 async def create_images(request: Request, services: ServicesOf) -> Response:
     """Draws images from a prompt."""
     body = await services.bodies.json(request)
-    fields = await services.parser.run(lambda: parse_json_body(body), len(body))
+    fields, digest = await services.parser.run(lambda: parse_json_body(body), len(body))
     parameters = parse_parameters(fields, GenerationParameters)
-    digest = hashlib.sha256(body).hexdigest()
     return await serve(request, services, Asked(services.model(parameters.model), parameters, None, digest))
 
 
@@ -88,7 +86,11 @@ async def _read_edit(request: Request, services: Services, schema: EditSchema, b
     """Only uploads whose turn it is are in memory."""
     content_type = request.headers["content-type"]
     async with services.uploads.turn(context_of(request.scope).client, body.size) as decoder:
-        sent: EditBody = await services.parser.run(lambda: parse_edit_body(body, content_type, schema), body.size)
+        if content_type.partition(";")[0].strip().lower() == "application/json":
+            document, digest = await services.parser.document(body, decoder)
+            sent = await services.parser.run(lambda: edit_of_document(document, digest, schema), body.size)
+        else:
+            sent = await services.parser.run(lambda: edit_of_form(body, content_type, schema), body.size)
         return await shrink(services, sent, decoder)
 
 

@@ -19,20 +19,20 @@ router = APIRouter(prefix=JOBS, tags=["jobs"])
 @router.get("/{id}", response_model=JobBody, responses=errors(404))
 async def get_job(id: str, request: Request, services: ServicesOf) -> Response:
     """How far a job is, and at last its answer."""
-    return await answer_job(_job(id, request, services), request, services)
+    return await answer_job(await _job(id, request, services), request, services)
 
 
 @router.get("/{id}/events", response_class=Response, responses={200: EVENTS, **errors(404)})
 async def get_job_events(id: str, request: Request, services: ServicesOf) -> Response:
     """A job's events from the start, as a stream has them."""
-    return await stream_job(_job(id, request, services), services)
+    return await stream_job(await _job(id, request, services), services)
 
 
 @router.delete("/{id}", response_model=JobBody, responses=errors(404))
 async def delete_job(id: str, request: Request, services: ServicesOf) -> Response:
     """Cancels a job that has not ended."""
-    return await cancel_job(_job(id, request, services), services)
+    return await cancel_job(await _job(id, request, services), services)
 
 
-def _job(id: str, request: Request, services: Services) -> AsyncJob:
-    return services.jobs.find(id, context_of(request.scope).client)
+async def _job(id: str, request: Request, services: Services) -> AsyncJob:
+    return await services.jobs.find(id, context_of(request.scope).client)

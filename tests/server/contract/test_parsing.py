@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxserve.config import EngineConfig, ServerConfig
+from fluxserve.decoding.strict_json import parse_json_object
 from fluxserve.errors import InvalidRequest
 from fluxserve.server.contract.multipart import Form, parse_form
 from fluxserve.server.contract.parameters import parse_parameters, parse_text_fields
 from fluxserve.server.contract.resolve import ResolvedRequest, ServingLimits, resolve_request
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters
-from fluxserve.server.contract.strict_json import parse_json_object
 from fluxserve.server.http.errors import ERROR_RULES, error_rule
 from tests.fake_pipeline import CARD
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fluxserve.request import GenerationRequest, Timings
 from fluxserve.server.contract.resolve import ResolvedRequest
 from fluxserve.server.jobs import async_jobs
 from fluxserve.server.jobs.async_jobs import AsyncJob, AsyncJobs
+from fluxserve.server.jobs.homes import Claim
 from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.jobs.store_folder import StoreFolder
@@ -110,6 +112,14 @@ def test_events_are_streamed_from_the_start_and_again(server: Server) -> None:
     assert server.get(f"{location}/events").text.count("event: image_generation.completed\n") == 1
     bare = server.get(location).json()["result"]["data"][0]["b64_json"]
     assert np.array_equal(picture(base64.b64decode(bare)), expected_pixels(151007, 64, 64))
+
+
+@pytest.mark.behaviour(151)
+def test_events_hold_the_pictures_of_an_answer_of_urls(server: Server) -> None:
+    location = later(server, seed=151012, response_format="url").headers["location"]
+    finished(server, location)
+    [data] = [line for line in server.get(f"{location}/events").text.splitlines() if line.startswith("data: ")]
+    assert np.array_equal(picture(json.loads(data.removeprefix("data: "))["b64_json"]), expected_pixels(151012, 64, 64))
 
 
 @pytest.mark.behaviour(151)
@@ -233,16 +243,18 @@ async def test_the_client_who_has_most_loses_its_oldest(tmp_path: Path, monkeypa
         return Outcome(1, "fake", JobResult((), Timings(), 0, None))
 
     for id, client in [("0", "few"), *((str(number), "many") for number in range(1, 6))]:
-        jobs.open(AsyncJob(id, client, f"request {id}", resolved, time.time(), 0.0), work())
-        opened = jobs.find(id, client)
+        claim = await jobs.claim(id, client, f"request {id}", (1,))
+        assert isinstance(claim, Claim)
+        await jobs.open(AsyncJob(id, client, f"request {id}", resolved, time.time(), 0.0), claim, work())
+        opened = await jobs.find(id, client)
         while opened.work is not None:
             await asyncio.sleep(0.01)
         assert opened.resolved.request.image is None, "nothing large is held once it has ended"
         assert (await jobs.outcome(opened)).model == "fake"
-    assert jobs.find("0", "few").id == "0"
+    assert (await jobs.find("0", "few")).id == "0"
     for gone in ("1", "2"):
         with pytest.raises(InvalidRequest, match="no such job"):
-            jobs.find(gone, "many")
-    assert jobs.find("5", "many").id == "5"
+            await jobs.find(gone, "many")
+    assert (await jobs.find("5", "many")).id == "5"
     assert len(list((tmp_path / "store").glob("*.job"))) == len(list((tmp_path / "store").glob("*.answer"))) == 4
     folder.close()

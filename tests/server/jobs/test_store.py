@@ -19,6 +19,7 @@ from fluxserve.errors import ConfigError, InUse, InvalidRequest, NonFiniteOutput
 from fluxserve.request import GeneratedImage, Timings
 from fluxserve.server.jobs import detached, idempotency, image_store
 from fluxserve.server.jobs.detached import DetachedJobs
+from fluxserve.server.jobs.homes import Claim
 from fluxserve.server.jobs.idempotency import IdempotencyStore
 from fluxserve.server.jobs.image_store import ImageStore
 from fluxserve.server.jobs.outcome import Outcome
@@ -144,7 +145,7 @@ def kept(tmp_path: Path) -> list[Path]:
 
 async def answer_of(store: IdempotencyStore, scope: str, answer: Outcome, client: str = "me") -> Outcome:
     """What the first request under a key is given."""
-    entry = store.open(client, scope, "f", made(answer))
+    entry = store.open(Claim(client, scope, "f", ()), made(answer))
     assert entry.work is not None
     return await entry.work
 
@@ -206,7 +207,7 @@ async def test_nobodys_answers_push_out_anothers(folder: StoreFolder, monkeypatc
 async def test_a_failure_that_is_not_final_frees_its_key(folder: StoreFolder) -> None:
     store = IdempotencyStore(folder, url_ttl_s=60)
     for error, is_kept in ((ValueError("bug"), False), (StorageFull("full"), False), (NonFiniteOutput("nan"), True)):
-        entry = store.open("me", type(error).__name__, "f", failed(error))
+        entry = store.open(Claim("me", type(error).__name__, "f", ()), failed(error))
         assert entry.work is not None
         with pytest.raises(type(error)):
             await entry.work

@@ -116,6 +116,8 @@ def _check_scalar(value: object, param: str | None) -> None:
 
 
 def _is_unicode(text: str) -> bool:
+    if text.isascii():  # known of each text: pictures are not copied
+        return True
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
