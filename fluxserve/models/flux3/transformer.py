@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxserve.models.flux3.sizes import Flux3Params
-from fluxserve.models.parts.attention import attention, rotary_table
+from fluxserve.models.parts.attention import attention, rotary_table, split_heads
 from fluxserve.models.parts.embedders import MLPEmbedder, sinusoidal_embedding
 from fluxserve.models.parts.modulation import LastLayer, Modulation
-from fluxserve.models.parts.norms import QKNorm, clamp_half, modulated_norm
+from fluxserve.models.parts.norms import NORM_EPS, QKNorm, clamp_half, modulated_norm
 from fluxserve.models.step_cache import BlockCache, Rows, run_others
 
 TIME_DIM = 256
@@ -74,9 +74,8 @@ class Block(nn.Module):
         return clamp_half(torch.addcmul(x, gate, added))
 
     def _attended(self, x: Tensor, rope: Tensor) -> Tensor:
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for project in projections)
-        return attention(self.norm.query_norm(q), self.norm.key_norm(k), v, rope)
+        qkv = torch.cat([project(x) for project in (self.q_proj, self.k_proj, self.v_proj)], dim=-1)
+        return attention(*split_heads(qkv, self.num_heads, self.norm.scales, NORM_EPS, rope))
 
     def _fed_forward(self, x: Tensor) -> Tensor:
         """The first half of the channels, through SiLU, gates the second."""

@@ -31,10 +31,12 @@ class QKNorm(nn.Module):
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without own weights, then x * (1 + scale) + shift. x: (B, L, hidden); shift, scale: (B, 1, hidden).
+    """LayerNorm without own weights, then x * (1 + scale) + shift. x: (B, L, hidden), shift, scale: (B, 1 or L, hidden).
 
-    In one pass: what modulates a sample are the weights of its norm.
+    In one pass where all tokens of a sample have the same: what modulates it are the weights of its norm.
     """
+    if shift.shape[1] > 1:
+        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
     weights = zip((1 + scale).flatten(0, 1), shift.flatten(0, 1), strict=True)
     normed = [F.layer_norm(own, own.shape[-1:], *rows, NORM_EPS) for own, rows in zip(x, weights, strict=True)]
     return normed[0][None] if len(normed) == 1 else torch.stack(normed)
