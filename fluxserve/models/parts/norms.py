@@ -31,7 +31,7 @@ class QKNorm(nn.Module):
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without own weights, then x * (1 + scale) + shift. x: (B, L, hidden), shift, scale: (B, 1 or L, hidden).
+    """LayerNorm without own weights, then x * (1 + scale) + shift. x: (B, L, hidden). The others: (B, 1 or L, hidden).
 
     In one pass where all tokens of a sample have the same: what modulates it are the weights of its norm.
     """
