@@ -7,6 +7,7 @@ ten times its remaining time outranks every newcomer, so nothing starves.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,9 +65,20 @@ class CostModel:
         rates = self._rates.setdefault(stage, {})
         rates.setdefault(_bucket(pixels), _Average()).add(seconds / _load(stage, pixels))
 
+    @property
+    def rates(self) -> dict[str, dict[int, float]]:
+        """What has been measured: by stage and size, for a later process's `recall`."""
+        return {stage: {size: rate.value for size, rate in rates.items()} for stage, rates in self._rates.items()}
+
+    def recall(self, rates: Mapping[str, Mapping[int, float]]) -> None:
+        """Believes what an earlier process measured, until it has been measured here."""
+        for stage, by_size in rates.items():
+            self._rates[stage] = {size: _Average(value) for size, value in by_size.items()}
+
     def measured(self, stage: Stage, pixels: int) -> bool:
-        """Whether about this size has been measured."""
-        return _bucket(pixels) in self._rates.get(stage, {})
+        """Whether about this size has been measured, by this process."""
+        rate = self._rates.get(stage, {}).get(_bucket(pixels))
+        return rate is not None and rate.count > 0
 
     @property
     def calibrated(self) -> bool:
@@ -90,15 +102,15 @@ class CostModel:
 
 
 class _Average:
-    """A plain mean at first, an exponentially weighted one from the tenth value on."""
+    """A plain mean at first, an exponentially weighted one from the tenth value on; before any, what is believed."""
 
-    def __init__(self) -> None:
-        self.value = 0.0
-        self._count = 0
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+        self.count = 0
 
     def add(self, value: float) -> None:
-        self._count += 1
-        self.value += (value - self.value) * max(EWMA_WEIGHT, 1 / self._count)
+        self.count += 1
+        self.value += (value - self.value) * max(EWMA_WEIGHT, 1 / self.count)
 
 
 def _bucket(pixels: int) -> int:

@@ -258,6 +258,24 @@ FAULTS: dict[int, Fault] = {
         (OK, FULL),
     ),
     85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
+    86: Fault(
+        "a PNG whose few bytes of compressed text are very long, again and again", "a megabyte of it is told", (OK,)
+    ),
+    87: Fault(
+        "a message to the agents' door of very many keys, values or levels",
+        "refused before the SDK parses it on the event loop",
+        refused("invalid_json"),
+    ),
+    88: Fault(
+        "counts and sizes of other programs' fields that are negative, or no such thing",
+        "named, by the door's own word",
+        refused("invalid_value", "invalid_type"),
+    ),
+    89: Fault(
+        "an agent that opens sessions without end, or uses another's",
+        "a session serves its own client; of too many, whoever holds most loses its oldest",
+        (OK, Answer(404, "not_found")),
+    ),
     100: Fault("one picture too many, with and without a mask", answers=refused("too_many_images")),
     101: Fault("a picture smaller or longer than the model reads", answers=refused("invalid_image", "invalid_mask")),
     102: Fault("one of several pictures that is damaged, or none", answers=refused("invalid_image")),
@@ -387,6 +405,7 @@ FAULTS: dict[int, Fault] = {
         "each is answered once; none takes longer than three times what first come, first served would have given it",
         (OK,),
     ),
+    135: Fault("a model loaded and unloaded again and again", "no process, memory or file of it is left", (OK,)),
     140: Fault("SIGKILL of one worker of several", "the others go on; its jobs run again", (OK,)),
     141: Fault(
         "one model of several whose load fails", "the others are served; a later load is tried", (OK, UNAVAILABLE)
@@ -399,4 +418,7 @@ FAULTS: dict[int, Fault] = {
     150: Fault(
         "the worker dies in the middle of an edit of a model that draws from pictures", "the same picture", (OK,)
     ),
+    151: Fault("a text encoder of FLUX.3 without some of the layers that are read", "named", exit_codes=(65,)),
+    152: Fault("the worker dies in the middle of an edit of FLUX.3 by several pictures", "the same picture", (OK,)),
+    153: Fault("bench of a model that draws from a picture", "named before anything is timed", exit_codes=(2,)),
 }

@@ -108,3 +108,14 @@ def test_what_an_image_is_drawn_by_counts_in_every_step() -> None:
     assert (drawn_pixels(plain, CARD), drawn_pixels(read, CARD)) == (pixels, pixels + beside)
     guided = replace(read, true_cfg_scale=4.0)
     assert (guided.work, drawn_pixels(guided, CARD)) == (2 * read.work, 2 * (pixels + beside))
+
+
+def test_what_an_earlier_process_measured_is_believed_until_it_is_measured_here() -> None:
+    costs = CostModel()
+    costs.recall(measured_costs().rates)
+    assert costs.calibrated
+    assert costs.seconds("denoise", AREA) == pytest.approx(2.0)
+    assert not costs.measured("denoise", AREA), "a watchdog waits by what this process has seen"
+    costs.observe("denoise", AREA, 4.0)
+    assert costs.measured("denoise", AREA)
+    assert costs.seconds("denoise", AREA) == pytest.approx(4.0)

@@ -30,8 +30,9 @@ class Engine:
     """Owns the jobs of one model, and its workers while it is loaded. Belongs to one event loop, in the main thread.
 
     card: what a worker said about the model; None until one has, then kept. fatal: why no worker came back at the last
-    load; a further load clears it. load_s: how long a load takes, measured; None: not known. used_at: when the model
-    was last loaded or a job of it ended (monotonic). wanted_at: since when it is to be loaded, though no job waits.
+    load; a further load clears it. load_s: how long a load takes, measured; None: not known. costs: what drawing takes.
+    used_at: when the model was last loaded or a job of it ended (monotonic). wanted_at: since when it is to be loaded,
+    though no job waits.
     """
 
     def __init__(
@@ -53,11 +54,11 @@ class Engine:
         self._limits = limits
         self._module = worker_module
         self._changes = changes or Changes()
-        self._costs = CostModel()
+        self.costs = CostModel()
         self._loaded: _Loaded | None = None
         self._draining = False
         self._dispatcher = Dispatcher(
-            limits, self._costs, self.metrics, len(config.pipelines), self._readiness, self._changes
+            limits, self.costs, self.metrics, len(config.pipelines), self._readiness, self._changes
         )
 
     @property
@@ -122,7 +123,7 @@ class Engine:
         pipelines = self.config.pipelines
         threads = None if len(pipelines) == 1 else max(1, len(os.sched_getaffinity(0)) // len(pipelines))
         loads = [wire.Load(pipeline, self._limits.ageing, threads) for pipeline in pipelines]
-        crew = Crew(self._module, loads, self._limits, self._costs, listener=self)
+        crew = Crew(self._module, loads, self._limits, self.costs, listener=self)
         crew.workers[0].supervisor.start_s = self.load_s
         self.fatal, self.used_at = None, time.monotonic()
         self._dispatcher.employ(crew.workers)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from fluxserve.config import EngineConfig, ModelConfig
@@ -26,10 +26,11 @@ Reason = Literal["asked", "idle", "room"]
 
 
 class LoadTimes(Protocol):
-    """How long loads have taken in earlier processes, s."""
+    """How long loads have taken in earlier processes, s; and what drawing took, see `CostModel.rates`."""
 
     def get(self, key: str) -> float | None: ...
-    def keep(self, key: str, seconds: float) -> Awaitable[None]: ...
+    def rates(self, key: str) -> Mapping[str, Mapping[int, float]]: ...
+    def keep(self, key: str, seconds: float, rates: Mapping[str, Mapping[int, float]]) -> Awaitable[None]: ...
 
 
 class ModelPool:
@@ -62,6 +63,7 @@ class ModelPool:
         self._tasks: list[asyncio.Task[None]] = []
         for engine in self.engines:
             engine.load_s = load_times.get(_key(engine))
+            engine.costs.recall(load_times.rates(_key(engine)))
         self._watch_figures()
 
     @property
@@ -138,6 +140,8 @@ class ModelPool:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, *(engine.stop() for engine in self.engines), return_exceptions=True)
+        for engine in self.engines:
+            await self._keep_times(engine)
 
     @property
     def _fatal(self) -> Fatal | None:
@@ -201,8 +205,12 @@ class ModelPool:
             await self._unload(engine, "asked")
         elif _idle_left_s(engine) <= 0:
             await self._unload(engine, "idle")
-        if engine.load_s is not None and engine.load_s != self._load_times.get(_key(engine)):
-            await self._load_times.keep(_key(engine), engine.load_s)
+        if engine.load_s != self._load_times.get(_key(engine)):
+            await self._keep_times(engine)
+
+    async def _keep_times(self, engine: Engine) -> None:
+        if engine.load_s is not None:
+            await self._load_times.keep(_key(engine), engine.load_s, engine.costs.rates)
 
     async def _make_room(self, engine: Engine) -> bool:
         """Whether there is room now. If not, the least recently used model gives way: at once if it is idle.
@@ -233,6 +241,7 @@ class ModelPool:
         log.info("unloading %s: %s", engine.config.label, reason)
         self.metrics.unloads.labels(reason).inc()
         await engine.unload()
+        await self._keep_times(engine)
 
     def _loaded(self) -> list[Engine]:
         return [engine for engine in self.engines if engine.loaded]
