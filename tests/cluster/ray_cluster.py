@@ -7,7 +7,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ SMALL: dict[str, Any] = {"size": "64x64"}
 LONG: dict[str, Any] = {"size": "256x256", "steps": 50, "response_format": "b64_json"}
 """Takes a second or more."""
 STARTING_S = 180.0
+NODE_STARTS = 3
 _OBJECTS_BYTES = 100 * 2**20
 _GRACE_S = 5.0
 
@@ -61,11 +61,21 @@ class RayCluster:
         command += [f"--object-store-memory={_OBJECTS_BYTES}", f"--node-ip-address={LOOPBACK}", "--disable-usage-stats"]
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--temp-dir={self.folder}"] if not self.nodes else []
-        with (self.folder / f"node-{len(self.nodes)}.log").open("wb") as log:
+        for _ in range(NODE_STARTS):
+            if self._starts(command, self.folder / f"node-{len(self.nodes)}.log"):
+                return
+        raise AssertionError((self.folder / f"node-{len(self.nodes)}.log").read_text())
+
+    def _starts(self, command: list[str], log: Path) -> bool:
+        """Whether the node was up within the 30 s that Ray gives it."""
+        with log.open("wb") as output:
             node = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+                command, env=self.environment, stdout=output, stderr=output, cwd=self.folder, start_new_session=True
             )
-        self.nodes.append(node)
+        until(lambda: "Ray runtime started" in log.read_text() or node.poll() is not None, STARTING_S)
+        if node.poll() is None:
+            self.nodes.append(node)
+        return node.poll() is None
 
     def deploy(self, **args: Any) -> None:
         """The config of the repository with these args, returns once it runs. Again: a rolling update."""
@@ -156,7 +166,6 @@ def cluster(folder: Path, nodes: int = 1, cpus: int = 4) -> Iterator[RayCluster]
     try:
         for _ in range(nodes):
             built.add_node(cpus)
-            time.sleep(5)
         yield built
     finally:
         built.http.close()
