@@ -99,6 +99,7 @@ def complete_request(
         true_cfg_scale=given.get("true_cfg_scale", card.true_cfg_scale),
         negative_prompt=clean_text("negative_prompt", given.get("negative_prompt", "")),
         output_format=_output_format(given.get("output_format", "png")),
+        crop=_crop(given, card, inputs, (width, height)),
         solver=_solver(given.get("solver", card.solver)),
         loras=_loras(given.get("loras", ()), card),
         **pictures,
@@ -176,7 +177,7 @@ def default_size(
         own = card.default_width, card.default_height
         return fit_size(*own, own[0] * own[1], most)
     if card.references is not None and not redux:
-        return nearest_size(*card.references.frame(*inputs.size).size, most)
+        return nearest_size(*card.references.of(len(inputs.images)).frame(*inputs.size).size, most)
     return fit_size(*inputs.size, edit_area(card), most)
 
 
@@ -224,7 +225,18 @@ def _references(inputs: EditInputs | None, card: ModelCard, rule: References | N
     check_count(len(inputs.images) if inputs else 0, rule.most if rule else 1)
     if inputs is None or rule is None:
         return ()
-    return tuple(Reference(image.data, *rule.frame(image.width, image.height).size) for image in inputs.images)
+    own = rule.of(len(inputs.images))
+    return tuple(Reference(image.data, *own.frame(image.width, image.height).size) for image in inputs.images)
+
+
+def _crop(
+    given: Mapping[str, Any], card: ModelCard, inputs: EditInputs | None, size: tuple[int, int]
+) -> tuple[int, int] | None:
+    """What the one picture that is drawn by fills of the size drawn, where that is its own and none was asked for."""
+    if inputs is None or card.references is None or given.get("redux") or {"width", "height"} & given.keys():
+        return None
+    frame = card.references.of(len(inputs.images)).frame(*inputs.size)
+    return frame.scaled if frame.reflects and frame.size == size else None
 
 
 def _check_room(width: int, height: int, references: Sequence[Reference], card: ModelCard) -> None:

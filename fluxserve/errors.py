@@ -11,7 +11,7 @@ FluxserveError
 ├ ContentFilterFailed      the operator's content filter raised an exception
 ├ Refused                  the server does not take the request now
 │ ├ QueueFull  ├ WaitExceedsTimeout  ├ ModelLoading  ├ ShuttingDown
-│ ├ RateLimitExceeded  ├ StoreUnavailable  └ WorkerUnavailable
+│ ├ RateLimitExceeded  ├ StoreUnavailable  ├ WorkerUnavailable  └ ReplicaLost
 └ GenerationFailed         an accepted request could not be finished
   ├ WorkerCrashed  ├ NonFiniteOutput  ├ InsufficientMemory  ├ DeadlineExceeded
   └ Cancelled
@@ -101,6 +101,12 @@ class StoreUnavailable(Refused):
 
 class WorkerUnavailable(Refused):
     code = "worker_unavailable"
+
+
+class ReplicaLost(Refused):
+    """Of a cluster: what had the request is gone, or nothing is there yet that could take it."""
+
+    code = "replica_lost"
 
 
 class GenerationFailed(FluxserveError):

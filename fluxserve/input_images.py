@@ -86,18 +86,20 @@ def read_inputs(
 
 def _read_mask(mask: ImageSource, mask_mode: MaskMode) -> InputImage:
     data = _content(mask, "mask")
-    if mask_mode == "white":
+    if mask_mode != "alpha":
         with open_image(data, "mask") as file:
-            data = _png(white_as_clear(upright(file)))
+            data = _png(shade_as_clear(upright(file), mask_mode))
     return inspect_image(data, "mask")
 
 
 def check_mask_mode(mask_mode: MaskMode, has_mask: bool) -> None:
     """Raises InvalidRequest for a mode that is not known, or that needs a mask and has none."""
     if mask_mode not in get_args(MaskMode):
-        raise InvalidRequest(f"mask_mode must be alpha or white, got {str(mask_mode)[:40]!r}", param="mask_mode")
-    if mask_mode == "white" and not has_mask:
-        raise InvalidRequest("mask_mode white needs a mask", param="mask_mode", code="conflicting_parameters")
+        raise InvalidRequest(
+            f"mask_mode must be one of {', '.join(get_args(MaskMode))}, got {str(mask_mode)[:40]!r}", param="mask_mode"
+        )
+    if mask_mode != "alpha" and not has_mask:
+        raise InvalidRequest(f"mask_mode {mask_mode} needs a mask", param="mask_mode", code="conflicting_parameters")
 
 
 def pair_inputs(image: InputImage, mask: InputImage | None = None, others: tuple[InputImage, ...] = ()) -> EditInputs:
@@ -119,7 +121,7 @@ def pair_inputs(image: InputImage, mask: InputImage | None = None, others: tuple
         lacks = "asks for no pixel" if mask.has_alpha else "has no alpha channel"
         raise InvalidRequest(
             f"mask {lacks}, so that nothing would change: transparent pixels are redrawn, whatever their colour; "
-            "with mask_mode white, those that are white",
+            "with mask_mode white or black, those of that colour",
             param="mask",
             code="invalid_mask",
         )
@@ -173,8 +175,8 @@ def shrink_image(data: bytes, param: str, box: Box, mask_mode: MaskMode = "alpha
     with open_image(data, param) as image:
         _check_pixels(image, param, box.max_input_pixels)
         picture = upright(image)
-        if mask_mode == "white":
-            picture = white_as_clear(picture)
+        if mask_mode != "alpha":
+            picture = shade_as_clear(picture, mask_mode)
         has_alpha, transparent = _transparency(picture)
         frame = box.frame_of(*picture.size, param)
         alpha = opacity(picture, frame) if transparent else Image.new("L", frame.size, 255)
@@ -206,7 +208,7 @@ def _stood_up(image: Image.Image) -> Image.Image:
 def scaled(picture: Image.Image, frame: Frame) -> Image.Image:
     """In RGB, in this frame, without the file's metadata; what is transparent shows white."""
     flat = _flat(picture) if picture.mode != "RGB" or picture.has_transparency_data else picture
-    drawn = flat.resize(frame.scaled, _FILTERS[frame.filter]).crop(frame.edges)
+    drawn = _placed(flat.resize(frame.scaled, _FILTERS[frame.filter]), frame)
     drawn.info = {}  # profiles and the like, which a PNG would carry on
     return drawn
 
@@ -222,13 +224,16 @@ def _flat(picture: Image.Image) -> Image.Image:
     return flat
 
 
-def white_as_clear(mask: Image.Image) -> Image.Image:
-    """The mask as one whose transparency tells: the brighter, the clearer. What was transparent counts as black."""
+def shade_as_clear(mask: Image.Image, mode: MaskMode) -> Image.Image:
+    """The mask as one whose transparency tells: with `white` the brighter, the clearer; with `black` the darker.
+
+    What was transparent counts as black.
+    """
     clear = Image.new("LA", mask.size)
     for top, band in _bands(mask):
         coloured = band.convert("RGBA")
         bright = Image.alpha_composite(Image.new("RGBA", coloured.size, "black"), coloured).convert("L")
-        clear.paste(Image.merge("LA", (bright, ImageChops.invert(bright))), (0, top))
+        clear.paste(Image.merge("LA", (bright, bright if mode == "black" else ImageChops.invert(bright))), (0, top))
     return clear
 
 
@@ -237,7 +242,22 @@ def opacity(picture: Image.Image, frame: Frame) -> Image.Image:
     alpha = Image.new("L", picture.size)
     for top, band in _bands(picture):
         alpha.paste(_alpha(band), (0, top))
-    return alpha.resize(frame.scaled, Image.Resampling.BOX).crop(frame.edges)
+    return _placed(alpha.resize(frame.scaled, Image.Resampling.BOX), frame)
+
+
+def _placed(picture: Image.Image, frame: Frame) -> Image.Image:
+    """A scaled picture's middle, or all of it with its reflection around it, in which its edge is not repeated."""
+    if not frame.reflects:
+        return picture.crop(frame.edges)
+    placed = Image.new(picture.mode, frame.size)
+    left, top, _, _ = frame.edges
+    sideways = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    across, down = picture.width - 1, picture.height - 1
+    for y in (-down, down, 0):
+        for x, image in ((-across, sideways), (across, sideways), (0, picture)):
+            tile = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if y else image
+            placed.paste(tile, (x - left, y - top))
+    return placed
 
 
 def _alpha(picture: Image.Image) -> Image.Image:

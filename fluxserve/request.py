@@ -23,8 +23,8 @@ _SERVES: dict[PictureUse, tuple[str, ...]] = {
 }
 Control = Literal["canny"]
 """A map that is made of a photo here."""
-MaskMode = Literal["alpha", "white"]
-"""What of a mask asks for repainting: what is transparent, or what is white."""
+MaskMode = Literal["alpha", "white", "black"]
+"""What of a mask asks for repainting: what is transparent, what is white, or what is black."""
 
 SEED_SPACE = 2**64
 """Seeds are 0 .. 2**64 - 1; image i of a request has seed + i, modulo this."""
@@ -111,6 +111,7 @@ class GenerationRequest:
     control: the map to make of the image, for models that draw from one; None: the image is the map.
     references: what a model that reads pictures draws by, in order; `image` is then what a mask keeps of the first.
     redux: the weights of the references, where the image encoder reads them beside the prompt.
+    crop: (width, height) of the middle of the picture, which is the answer; None: all of it is.
     output_compression: 0..100, the encoder's quality for jpeg and webp.
     partial_images: how many previews each image sends on its way.
     loras: what acts beside the model's weights in this request; each one of the card's.
@@ -130,6 +131,7 @@ class GenerationRequest:
     mask: bytes | None = None
     references: tuple[Reference, ...] = ()
     redux: tuple[float, ...] = ()
+    crop: tuple[int, int] | None = None
     strength: float = 1.0
     control: Control | None = None
     partial_images: int = 0
@@ -138,6 +140,11 @@ class GenerationRequest:
     metadata: bool = True
     loras: tuple[LoraChoice, ...] = ()
     solver: Solver = "euler"
+
+    @property
+    def answered_size(self) -> tuple[int, int]:
+        """(width, height) of the answer."""
+        return self.crop or (self.width, self.height)
 
     @property
     def reference_pixels(self) -> int:

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from numbers import Integral
+from operator import le
 from typing import Literal
 
 from fluxserve.errors import InvalidRequest
@@ -17,6 +18,8 @@ MAX_INPUT_IMAGES = 16
 """Pictures of one edit, of any model; the card may allow less."""
 LONGEST_REFERENCE = 8
 """Times its width, or its height: FLUX.2's limit."""
+SHRINK = 0.995
+"""At a time, of a picture that exceeds an area on the grid alone."""
 _SIZE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})", re.ASCII)
 
 
@@ -75,16 +78,24 @@ Filter = Literal["lanczos", "bicubic"]
 
 @dataclass(frozen=True)
 class Frame:
-    """How a picture is brought to a size: scaled to `scaled`, of which the middle is kept. Both (width, height)."""
+    """How a picture is brought to a size: scaled to `scaled`, of which the middle is kept. Both (width, height).
+
+    Where `scaled` is the smaller, all of it is kept, in the middle of its reflection.
+    """
 
     scaled: tuple[int, int]
     size: tuple[int, int]
     filter: Filter = "lanczos"
 
     @property
+    def reflects(self) -> bool:
+        """Whether there is something around the picture."""
+        return self.scaled != self.size and all(map(le, self.scaled, self.size))
+
+    @property
     def edges(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) of the middle."""
-        left, top = ((whole - kept) // 2 for whole, kept in zip(self.scaled, self.size, strict=True))
+        """(left, top, right, bottom) of the middle, on the scaled picture."""
+        left, top = (int((whole - kept) / 2) for whole, kept in zip(self.scaled, self.size, strict=True))
         return left, top, left + self.size[0], top + self.size[1]
 
 
@@ -94,6 +105,8 @@ class References:
 
     most: in one request, unless the server allows more, up to `limit`. area: pixels that larger pictures are shrunk to.
     sizes: what each picture is scaled to instead, whichever of them (width, height) is nearest in its proportions.
+    whole_area: pixels that a picture is shrunk to which comes alone; no edge of it is cut, but reflected up to the
+    grid. None: it is read as one of several.
     """
 
     most: int
@@ -101,6 +114,11 @@ class References:
     area: int
     sizes: tuple[tuple[int, int], ...] = ()
     filter: Filter = "lanczos"
+    whole_area: int | None = None
+
+    def of(self, pictures: int) -> References:
+        """The rule for each of so many pictures."""
+        return self if pictures == 1 else replace(self, whole_area=None)
 
     def frame(self, width: int, height: int, param: str = "image") -> Frame:
         """What becomes of a picture of width x height. param: names it.
@@ -118,6 +136,8 @@ class References:
                 param=param,
                 code=f"invalid_{param}",
             )
+        if self.whole_area is not None:
+            return _whole(width, height, self.whole_area)
         scale = min(1.0, math.sqrt(self.area / (width * height)))
         scaled = max(int(width * scale), MIN_SIDE), max(int(height * scale), MIN_SIDE)
         return Frame(scaled, (_floor(scaled[0]), _floor(scaled[1])))
@@ -172,6 +192,21 @@ def image_tokens(width: int, height: int) -> int:
 
 def _on_grid(side: float) -> int:
     return min(max(math.floor(side / SIZE_MULTIPLE + 0.5) * SIZE_MULTIPLE, MIN_SIDE), MAX_SIDE)
+
+
+def _whole(width: int, height: int, area: int) -> Frame:
+    """A picture's own size, or less: what holds it on the grid has at most `area` pixels."""
+    scale = min(1.0, math.sqrt(area / (width * height)), MAX_SIDE / max(width, height))
+    while True:
+        scaled = round(width * scale), round(height * scale)
+        size = _ceil(scaled[0]), _ceil(scaled[1])
+        if size[0] * size[1] <= area:
+            return Frame(scaled, size)
+        scale *= SHRINK
+
+
+def _ceil(side: int) -> int:
+    return max(-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE, MIN_SIDE)
 
 
 def _floor(side: float) -> int:

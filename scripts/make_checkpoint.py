@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 from fluxserve.errors import FluxserveError
 from fluxserve.exit_codes import exit_code
 from fluxserve.models import registry
+from fluxserve.models.synthetic import Packing
 from fluxserve.weights.synthetic.write import write_model
 
 
@@ -19,7 +21,7 @@ def main() -> int:
     parser.add_argument("--variant", help="of the family, such as dev or klein-base; its first if left out")
     parser.add_argument("--size", default="tiny", help="tiny, slim (full width, little depth), full (16 or 34 GB), ...")
     parser.add_argument("--layout", choices=("diffusers", "bfl"), default="diffusers")
-    parser.add_argument("--format", choices=("bf16", "fp8", "q4_0"), default="bf16", help="of what has blocks")
+    parser.add_argument("--format", choices=get_args(Packing), default="bf16", help="of what has blocks")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     variants = registry.variants_of(arguments.family)

@@ -18,6 +18,7 @@ from fluxserve.config import EngineConfig, HostingConfig, PipelineConfig, Server
 from scripts.models_page import models_page  # noqa: E402
 from scripts.reliability_page import reliability_page  # noqa: E402
 from tests.behaviours import BEHAVIOURS  # noqa: E402
+from tests.clients.retry_after import CLIENTS, RETRIES  # noqa: E402
 from tests.interop_files import BESIDES, COMFYUI_SOURCE, LORA_FILES  # noqa: E402
 
 
@@ -121,6 +122,23 @@ _INTEROP = [
 ]
 
 
+def interop_retries() -> str:
+    """docs/interop_retries.md"""
+    heads = [f"{language}, {' and '.join(versions)}" for language, versions in CLIENTS.values()]
+    lines = ["# When OpenAI's clients come back", "", *_RETRIES, "", _row(["the refusal's headers", *heads])]
+    lines.append(f"|{'---|' * (len(heads) + 1)}")
+    lines += [_row([name, *(getattr(seen, column) for column in CLIENTS)]) for name, seen in RETRIES.items()]
+    return "\n".join(lines) + "\n"
+
+
+_RETRIES = [
+    "How long openai-python and openai-node wait before the second try after a 429 with these headers. ½ s is their",
+    "own first pause (0.375 to 0.5 s). Each column is a test that runs the client against a socket and notes its pause",
+    "(`tests/clients/test_retry_after.py`). fluxserve tells whole seconds from 1 to 60, and neither of the other",
+    "headers: what all of them honour.",
+]
+
+
 def claims(mark: str) -> dict[int, list[str]]:
     """The tests by each number that they are marked with, in the order of files and lines."""
     shown = defaultdict(list)
@@ -143,6 +161,7 @@ PAGES = {
     "conformance.md": conformance,
     "reliability.md": reliability,
     "interop_files.md": interop_files,
+    "interop_retries.md": interop_retries,
     "models.md": models_page,
 }
 

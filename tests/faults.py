@@ -38,6 +38,7 @@ def refused(*codes: str) -> tuple[Answer, ...]:
 OK = Answer(200)
 CRASHED = Answer(500, "worker_crashed", False)
 LOADING, ENDING = Answer(503, "model_loading"), Answer(503, "shutting_down")
+LOST = Answer(503, "replica_lost")
 FULL, TOO_LONG_A_WAIT = Answer(429, "queue_full"), Answer(429, "wait_exceeds_timeout", False)
 UNAVAILABLE = Answer(503, "worker_unavailable", False)
 TOO_LARGE = Answer(413, "request_too_large")
@@ -257,6 +258,24 @@ FAULTS: dict[int, Fault] = {
         (OK, FULL),
     ),
     85: Fault("a stream that is not read, with large previews", "old previews are dropped, the newest is kept"),
+    86: Fault(
+        "a PNG whose few bytes of compressed text are very long, again and again", "a megabyte of it is told", (OK,)
+    ),
+    87: Fault(
+        "a message to the agents' door of very many keys, values or levels",
+        "refused before the SDK parses it on the event loop",
+        refused("invalid_json"),
+    ),
+    88: Fault(
+        "counts and sizes of other programs' fields that are negative, or no such thing",
+        "named, by the door's own word",
+        refused("invalid_value", "invalid_type"),
+    ),
+    89: Fault(
+        "an agent that opens sessions without end, or uses another's",
+        "a session serves its own client; of too many, whoever holds most loses its oldest",
+        (OK, Answer(404, "not_found")),
+    ),
     100: Fault("one picture too many, with and without a mask", answers=refused("too_many_images")),
     101: Fault("a picture smaller or longer than the model reads", answers=refused("invalid_image", "invalid_mask")),
     102: Fault("one of several pictures that is damaged, or none", answers=refused("invalid_image")),
@@ -342,6 +361,24 @@ FAULTS: dict[int, Fault] = {
         "told by its name, before a model is loaded",
         exit_codes=(78,),
     ),
+    127: Fault(
+        "a serve config for Ray whose args are wrong, or would let everybody in", "told by name; nothing is deployed"
+    ),
+    128: Fault(
+        "Ray's proxy answers by itself, in plain text or not at all",
+        answers=(LOST, FULL, LOADING, Answer(504, "deadline_exceeded", False)),
+    ),
+    129: Fault(
+        "SIGKILL of a replica of a cluster",
+        "a keyed request is drawn by another, a stream ends with an error event; the rest is to be sent again",
+        (OK, LOST),
+    ),
+    130: Fault("SIGKILL of the worker of a replica", "nothing is lost", (OK,)),
+    131: Fault(
+        "a body beyond the cap, or that never comes, before Ray's proxy",
+        "not read on; closed",
+        (TOO_LARGE, Answer(504, "deadline_exceeded", False)),
+    ),
     136: Fault(
         "large JSON bodies: pictures however they are written, damaged, or text in their place",
         "read in the decoding process, as small ones are; what is wrong is named",
@@ -381,4 +418,7 @@ FAULTS: dict[int, Fault] = {
     150: Fault(
         "the worker dies in the middle of an edit of a model that draws from pictures", "the same picture", (OK,)
     ),
+    151: Fault("a text encoder of FLUX.3 without some of the layers that are read", "named", exit_codes=(65,)),
+    152: Fault("the worker dies in the middle of an edit of FLUX.3 by several pictures", "the same picture", (OK,)),
+    153: Fault("bench of a model that draws from a picture", "named before anything is timed", exit_codes=(2,)),
 }

@@ -30,8 +30,8 @@ from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import read_inputs
 from fluxserve.models.lora_target import LoraTarget
 from fluxserve.request import GeneratedImage
+from fluxserve.server.answers.image_words import ImageWords
 from fluxserve.server.answers.parts import pieces
-from fluxserve.server.answers.sse import SseWriter
 from fluxserve.server.contract.multipart import LARGEST_FIELD, MOST_FIELDS, MOST_FILES, parse_form
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.resolve import ServingLimits, resolve_request
@@ -177,13 +177,17 @@ def test_chunks() -> None:
         read_head([chunked(FREE_CHUNKS + 10, 1)])
 
 
+def preview(data: bytes) -> PartialImage:
+    return PartialImage(0, 0, GeneratedImage(data, "png", 64, 64, 0, 0))
+
+
 def test_events() -> None:
     """What the server writes: one event of a picture of so many bytes."""
     limits = ServingLimits(CARD, ServerConfig(), EngineConfig())
     parameters = parse_parameters({"prompt": "a", "stream": True}, GenerationParameters)
-    writer = SseWriter(resolve_request(parameters, None, "", limits))
+    words = ImageWords(resolve_request(parameters, None, "", limits))
     assert_linear(
-        lambda data: b"".join(pieces(writer._partial(PartialImage(0, 0, GeneratedImage(data, "png", 64, 64, 0, 0))))),
+        lambda data: [b"".join(pieces(event)) for event in words.partial(preview(data))],
         bytes,
         2**22,
     )

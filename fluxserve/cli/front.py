@@ -27,7 +27,7 @@ from fluxserve.errors import ConfigError, InUse
 from fluxserve.memory import give_memory_back
 from fluxserve.pool import ModelPool
 from fluxserve.server.app import create_app
-from fluxserve.server.http.access.control import is_loopback
+from fluxserve.server.http.access.control import check_access
 from fluxserve.server.http.protocol import BAD_REQUEST, bounded
 from fluxserve.server.jobs.load_times import StoredLoadTimes
 from fluxserve.server.jobs.store_folder import FOLDER, StoreFolder
@@ -64,15 +64,6 @@ def run_front(
     with bind(config.host, config.port) as listener:
         asyncio.run(_run(models, limits, config, worker_module, listener))
     raise AssertionError("the server ends the process")
-
-
-def check_access(config: ServerConfig) -> None:
-    """Raises ConfigError for an address that others can reach without a key."""
-    if not (is_loopback(config.host) or config.api_keys or config.insecure):
-        raise ConfigError(
-            f"Without a key, {config.host} would let everybody who can reach this machine use it.\n"
-            "Set FLUXSERVE_API_KEY to a secret, or pass --insecure to accept that."
-        )
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -19,7 +19,7 @@ from fluxserve.cli.settings import read_loading
 from fluxserve.completion import RequestOptions, check_options, complete_request
 from fluxserve.errors import InvalidRequest
 from fluxserve.input_images import read_inputs
-from fluxserve.request import GenerationRequest, MaskMode, OutputFormat
+from fluxserve.request import Control, GenerationRequest, MaskMode, OutputFormat
 
 if TYPE_CHECKING:
     from fluxserve.pipeline.generation import Generation
@@ -52,10 +52,17 @@ class Drawing:
         Path | None, typer.Option(help="A file of the first image's size whose transparent pixels are redrawn.")
     ] = None
     mask_mode: Annotated[
-        MaskMode, typer.Option(help="What of the mask is redrawn: what is transparent, or what is white.")
+        MaskMode, typer.Option(help="What of the mask is redrawn: what is transparent, white or black.")
     ] = "alpha"
     strength: Annotated[
         float | None, typer.Option(help="How much of the image is redrawn, from just above 0 to 1.")
+    ] = None
+    control: Annotated[
+        Control | None, typer.Option(help="The map to make of the image, for models that draw from one.")
+    ] = None
+    redux_weight: Annotated[
+        list[float] | None,
+        typer.Option(help="How strongly the image encoder (--redux) counts an image, 0 to 4; one for each image."),
     ] = None
     negative_prompt: Annotated[str | None, typer.Option(help="What to avoid; acts if --true-cfg-scale is above 1.")] = (
         None
@@ -81,6 +88,8 @@ class Drawing:
             guidance_scale=self.guidance,
             seed=self.seed,
             strength=self.strength,
+            control=self.control,
+            redux=self.redux_weight or None,
             negative_prompt=self.negative_prompt,
             true_cfg_scale=self.true_cfg_scale,
             max_sequence_length=self.max_sequence_length,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ def load_with_progress(config: PipelineConfig) -> FluxPipeline:
     Raises:
         FluxserveError: as `FluxPipeline.load`.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as a worker has it; read when torch first takes memory
     with console.status(f"loading {config.model}"):
         from fluxserve.pipeline.pipeline import FluxPipeline
 

@@ -69,10 +69,28 @@ def read_settings(flags: Flags, file: Path | None, models: Sequence[str] = ()) -
     content = _content(file)
     tables = _tables(content.pop(TABLES, []), file)
     settings = _read(ServeSettings, flags, content, f" in {file}")
-    server = _config(ServerConfig, settings)
-    server = replace(server, api_keys=(*server.api_keys, *_read_keys(server.api_key_file)))
     named = bool(os.environ.get(PREFIX + "MODEL")) or not tables
     chosen = _chosen(models or ([settings.model] if named else []), tables)  # type: ignore[attr-defined]
+    return _configs(settings, flags, content, chosen, file)
+
+
+def read_tables(content: Table, place: str) -> ServeConfigs:
+    """From what a file with [[models]] tables would say, and variables. place: what errors call it.
+
+    Raises:
+        ConfigError: as `read_settings`.
+    """
+    content = {str(name).replace("-", "_"): value for name, value in content.items()}
+    _check_names(content, place)
+    chosen = _chosen([], _tables(content.pop(TABLES), place))
+    return _configs(_read(ServeSettings, {}, content, f" in {place}"), {}, content, chosen, place)
+
+
+def _configs(
+    settings: _Settings, flags: Flags, content: Table, chosen: Sequence[Table], file: Path | str | None
+) -> ServeConfigs:
+    server = _config(ServerConfig, settings)
+    server = replace(server, api_keys=(*server.api_keys, *_read_keys(server.api_key_file)))
     read = [_read_model(flags, content, table, file, first=table is chosen[0]) for table in chosen]
     several = len(chosen) > 1
     return ServeConfigs(
@@ -95,7 +113,7 @@ def _chosen(models: Sequence[str], tables: Sequence[Table]) -> Sequence[Table]:
     return chosen
 
 
-def _read_model(flags: Flags, content: Table, table: Table, file: Path | None, first: bool) -> _Settings:
+def _read_model(flags: Flags, content: Table, table: Table, file: Path | str | None, first: bool) -> _Settings:
     """What holds for one model. Names that are not said of one are the first one's."""
     own = flags if first else {**flags, "served_model_name": None}
     shared = {name: value for name, value in content.items() if first or name != "served_model_name"}
@@ -113,7 +131,7 @@ def _model(settings: _Settings, several: bool, preload: bool) -> ModelConfig:
     )
 
 
-def _tables(found: Any, file: Path | None) -> list[Table]:
+def _tables(found: Any, file: Path | str | None) -> list[Table]:
     """Raises ConfigError for what is no table of a model, and for what is said of the server there."""
     allowed = {setting.name for setting in settings_of(PipelineConfig, HostingConfig)}
     tables = [{str(name).replace("-", "_"): value for name, value in table.items()} for table in _list_of_tables(found)]
@@ -247,9 +265,13 @@ def _content(file: Path | None) -> Table:
         content = _File(ServeSettings, file)()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
+    _check_names(content, file)
+    return content
+
+
+def _check_names(content: Table, file: Path | str | None) -> None:
     for name in content.keys() - ServeSettings.model_fields.keys() - {TABLES}:
         raise ConfigError(f"{file} has the unknown key {name!r}; see fluxserve serve --help")
-    return content
 
 
 def _refuse_writable(file: Path) -> None:

@@ -14,8 +14,11 @@ from fluxserve import wire
 
 REAP_TIMEOUT_S = 10.0
 READ_AHEAD_BYTES = 2**20
-_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait for each other sleep: where anybody else computes, one that spins holds up the one it waits for."""
+_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
+"""Threads that wait for each other sleep: where anybody else computes, one that spins holds up the one it waits for.
+
+torch asks for large pages: to hand out fresh small ones takes the kernel as long as many a kernel of ours runs.
+"""
 PIECE_BYTES = 256 * 1024
 
 

@@ -250,7 +250,8 @@ class Model(Protocol):
     def rows(self, times: Tensor, guidance: float | None, text: PromptStates) -> Tensor:
         """What depends on time, guidance and the pooled prompt alone, for all steps at once: (steps, M) on the host.
 
-        times: (steps,) float32 on the CPU. guidance: None for models without.
+        times: (steps,) float32 on the CPU: where each step starts; it leads to the next one's start, the last to 0.
+        guidance: None for models without.
         """
         ...
 

@@ -28,6 +28,7 @@ class Row:
 ROWS: dict[str, Row] = {
     "flux2": Row("fluxserve.models.flux2.family:FLUX2_FAMILY", "fluxserve.models.flux2.variants:VARIANTS"),
     "flux1": Row("fluxserve.models.flux1.family:FLUX1_FAMILY", "fluxserve.models.flux1.variants:VARIANTS"),
+    "flux3": Row("fluxserve.models.flux3.family:FLUX3_FAMILY", "fluxserve.models.flux3.variants:VARIANTS"),
     "zimage": Row("fluxserve.models.zimage.family:ZIMAGE_FAMILY", "fluxserve.models.zimage.variants:VARIANTS"),
 }
 """The more particular first: FLUX.2's files bear all of FLUX.1's markers, and one more; and the owner of a network

@@ -10,9 +10,14 @@ from typing import Any, Literal
 from fluxserve.tensors.reader import Recipe, Shapes
 
 Layout = Literal["diffusers", "bfl"]
-Packing = Literal["bf16", "fp8", "q4_0"]
+Packing = Literal["bf16", "fp8", "int8", "q4_0"]
 
-ENDINGS: dict[Packing, str] = {"bf16": ".safetensors", "fp8": "-fp8.safetensors", "q4_0": "-Q4_0.gguf"}
+ENDINGS: dict[Packing, str] = {
+    "bf16": ".safetensors",
+    "fp8": "-fp8.safetensors",
+    "int8": "-int8.safetensors",
+    "q4_0": "-Q4_0.gguf",
+}
 """Of single files."""
 
 
@@ -25,7 +30,8 @@ class SyntheticNetwork:
     """One network to write. recipes: how its canonical tensors (shapes) are made of those in the file.
 
     width: rows of each part of a stacked tensor, but the last, which takes the rest. scale: the standard deviation of a
-    tensor; None for the usual one, that keeps activations near 1. packing: of its matrices; fp8 is a plain cast.
+    tensor; None for the usual one, that keeps activations near 1. packing: of its matrices; fp8 is a plain cast,
+    int8 has a scale a row.
     gguf_architecture: what a GGUF file of it calls itself.
     """
 

@@ -83,7 +83,9 @@ def readable(references: References | None, plan: Plan) -> References | None:
     """What of them there is room for: those of no set sizes are read smaller, so that one is drawn by one like it."""
     if references is None or references.sizes:
         return references
-    return replace(references, area=min(references.area, plan.max_pixels // 2))
+    most = plan.max_pixels // 2
+    whole = None if references.whole_area is None else min(references.whole_area, most)
+    return replace(references, area=min(references.area, most), whole_area=whole)
 
 
 def placement_of(checkpoint: Checkpoint, plan: Plan, device: torch.device, fmt: WeightFormat) -> Placement:

@@ -40,6 +40,12 @@ def resample(pixels: Pixels, width: int, height: int) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
+def middle(pixels: Pixels, width: int, height: int) -> Pixels:
+    """The middle of this size."""
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
 def size_of_area(width: int, height: int, area: int) -> tuple[int, int]:
     """The width and height of about `area` pixels in the same aspect ratio, both multiples of 16 and at least 32."""
     scale = math.sqrt(area / (width * height))

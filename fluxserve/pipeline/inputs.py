@@ -38,7 +38,8 @@ def input_picture(request: GenerationRequest, rule: References | None) -> InputP
     """
     if request.image is None:
         return None
-    picture = read_input(request.image, request.mask, request.width, request.height, rule)
+    own = rule.of(len(request.references)) if rule else None
+    picture = read_input(request.image, request.mask, request.width, request.height, own)
     return replace(picture, pixels=canny_map(picture.pixels)) if request.control == "canny" else picture
 
 

@@ -46,13 +46,13 @@ class Pictures:
         Raises:
             InvalidRequest: Pillow cannot read one of them.
         """
-        tokens = []
+        tokens, own = [], rule.of(len(references))
         for reference in references:
             width, height = reference.width, reference.height
             key = hashlib.sha256(reference.data).digest(), width, height
             encoded = self._references.get(key)
             if encoded is None:
-                pixels = images.read_input(reference.data, None, width, height, rule).pixels
+                pixels = images.read_input(reference.data, None, width, height, own).pixels
                 encoded = self.encode(images.to_tensor(pixels), cancellation)
                 self._references.put(key, encoded)
             tokens.append(encoded)
@@ -84,7 +84,9 @@ class Pictures:
             image = self._decode_soundly(latents)
         request = sample.request
         pixels = images.resample(images.to_uint8(image), request.width, request.height)
-        return pixels if sample.given.picture is None else images.keep_unmasked(sample.given.picture, pixels)
+        if sample.given.picture is not None:
+            pixels = images.keep_unmasked(sample.given.picture, pixels)
+        return images.middle(pixels, *request.answered_size)
 
     def _decode_soundly(self, latents: Tensor) -> Tensor:
         """latents: (C, h, w) float32. Returns (3, height, width), decoded in float32 where 16 bits overflow."""

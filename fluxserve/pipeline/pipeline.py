@@ -20,7 +20,7 @@ from fluxserve.errors import InvalidRequest, NonFiniteOutput
 from fluxserve.input_images import ImageSource, read_inputs
 from fluxserve.models import solvers
 from fluxserve.models.cancellation import never_cancelled
-from fluxserve.models.family import CancellationCallback, LatentSpace, StepInputs
+from fluxserve.models.family import CancellationCallback, LatentSpace, SeenPicture, StepInputs
 from fluxserve.pipeline import images
 from fluxserve.pipeline.cache import ByteBoundedCache
 from fluxserve.pipeline.cards import dtype_name, model_card
@@ -243,9 +243,9 @@ class FluxPipeline:
 
         image: what to start from: an encoded PNG, JPEG or WebP file, its path, or a Pillow picture; without a prompt
         the result is a variation of it. images: instead, several in order, for models that draw by them. mask: of the
-        first image's size; its transparent pixels are redrawn, or with the mask_mode white those that are white. By
-        default that is what is transparent in an image that comes alone. callback: called after every step. options:
-        see `RequestOptions`.
+        first image's size; its transparent pixels are redrawn, or with the mask_mode white or black those of that
+        colour. By default that is what is transparent in an image that comes alone. callback: called after every step.
+        options: see `RequestOptions`.
 
         Raises:
             InvalidRequest: a value is out of range, a picture cannot be read, or a LoRA is not there; names it.
@@ -293,16 +293,17 @@ class FluxPipeline:
     def _encode(
         self, request: GenerationRequest, times: tuple[float, ...], cancellation: CancellationCallback, loras: LoraSet
     ) -> tuple[Conditioning, Conditioning | None]:
-        """The prompt and, with true CFG, the negative prompt. times: the steps' start times."""
+        """The prompt with the pictures beside it and, with true CFG, the negative prompt alone.
 
-        pictures = seen_pictures(request, self.card.redux)
+        times: the steps' start times.
+        """
 
-        def condition(prompt: str) -> Conditioning:
+        def condition(prompt: str, pictures: Sequence[SeenPicture] = ()) -> Conditioning:
             return self.conditioner.condition(
                 prompt, request.max_sequence_length, request.guidance_scale, times, cancellation, loras, pictures
             )
 
-        cond = condition(request.prompt)
+        cond = condition(request.prompt, seen_pictures(request, self.card.redux))
         return cond, condition(request.negative_prompt) if request.true_cfg_scale > 1 else None
 
     def _take_picture(

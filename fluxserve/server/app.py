@@ -32,6 +32,20 @@ _NO_ROUTE = (
 
 def create_app(services: Services) -> ASGIApp:
     """The whole front as one ASGI application. The services stay the caller's to close."""
+    door = McpDoor(services)
+    app = create_routes(services, door)
+    app.add_exception_handler(FluxserveError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_client_gone)
+    app.add_exception_handler(Exception, _on_bug)
+    guarded: ASGIApp = AccessControl(app, services.config, services.models.check_serving)
+    guarded = Cors(guarded, services.config.cors_origins)
+    door.app = Instrumentation(Sending(Target(Pacing(guarded))), services.models.metrics, services.config.keep_alive_s)
+    return door.app
+
+
+def create_routes(services: Services, door: McpDoor) -> FastAPI:
+    """All routes that the configuration leaves open, unguarded."""
     app = FastAPI(
         title="fluxserve",
         summary="Text-to-image models behind OpenAI's image API.",
@@ -49,17 +63,9 @@ def create_app(services: Services) -> ASGIApp:
     for is_open, other in ((config.responses, responses), (config.hf, huggingface), (config.sdapi, webui)):
         if is_open:
             app.include_router(other.router)
-    door = McpDoor(services)
-    if services.config.mcp:
+    if config.mcp:
         app.router.routes.append(door.route)
-    app.add_exception_handler(FluxserveError, _on_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientDisconnect, _on_client_gone)
-    app.add_exception_handler(Exception, _on_bug)
-    guarded: ASGIApp = AccessControl(app, services.config, services.models.check_serving)
-    guarded = Cors(guarded, services.config.cors_origins)
-    door.app = Instrumentation(Sending(Target(Pacing(guarded))), services.models.metrics, services.config.keep_alive_s)
-    return door.app
+    return app
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,9 +19,11 @@ from starlette.responses import Response
 from fluxserve.engine import Engine
 from fluxserve.engine.job import Job
 from fluxserve.errors import DeadlineExceeded, FluxserveError, InvalidRequest, StorageFull
-from fluxserve.request import GeneratedImage, ModelCard
-from fluxserve.server.answers.images import image_answer, truncation_warning
-from fluxserve.server.answers.sse import EventStream, SseWriter
+from fluxserve.request import GeneratedImage, GenerationRequest, ModelCard
+from fluxserve.server.answers.form import OF_IMAGES, Form
+from fluxserve.server.answers.images import truncation_warning
+from fluxserve.server.answers.job_events import StreamWords, live, replayed
+from fluxserve.server.answers.sse import EventStream
 from fluxserve.server.contract.resolve import ResolvedRequest
 from fluxserve.server.http.access.forwarded import base_url
 from fluxserve.server.http.client_timeout import ClientTimeout, read_client_timeout
@@ -36,10 +38,6 @@ from fluxserve.server.services import Services
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
-Render = Callable[[Outcome, ResolvedRequest, str], Response]
-"""Writes an answer in the form of one door: outcome, request, what URLs begin with."""
-
-
 @dataclass(frozen=True)
 class ImageCall:
     """One HTTP request for images. digest: of the body's content."""
@@ -49,11 +47,15 @@ class ImageCall:
     model: Engine
     resolved: ResolvedRequest
     digest: str
-    render: Render = image_answer
+    form: Form = OF_IMAGES
 
     @property
     def context(self) -> RequestContext:
         return context_of(self.http.scope)
+
+    def words(self) -> StreamWords:
+        """For one stream."""
+        return self.form.words(self.resolved, self.model.known_card().id)
 
     @property
     def scope(self) -> str:
@@ -84,7 +86,7 @@ async def serve_images(call: ImageCall) -> Response:
         return await _serve_keyed(call, timeout, f"{call.scope} {key}")
     job = _reattach(call, timeout) or submit(call, timeout, patient=call.resolved.stream)
     if call.resolved.stream:
-        return live_stream(call.resolved, job, call.model)
+        return live_stream(call.words(), job, call.model)
     return await _serve_once(call, job, timeout)
 
 
@@ -183,7 +185,7 @@ async def _serve_keyed(call: ImageCall, timeout: ClientTimeout, key: str) -> Res
     assert entry.work is not None
     if call.resolved.stream:
         job.join()
-        return live_stream(call.resolved, job, call.model)
+        return live_stream(call.words(), job, call.model)
     return await _respond(call, await while_connected(call.http.receive, _result(entry.work)))
 
 
@@ -216,7 +218,7 @@ async def _replay(call: ImageCall, entry: Entry) -> Response | None:
         return None
     call.context.headers["idempotent-replayed"] = "true"
     if call.resolved.stream:
-        return replayed_stream(call.resolved, work)
+        return replayed_stream(call.words(), call.resolved.request, work)
     outcome = await while_connected(call.http.receive, _result(work))
     if not await call.services.store.has(outcome.names):
         del call.context.headers["idempotent-replayed"]
@@ -248,23 +250,23 @@ async def _respond(call: ImageCall, outcome: Outcome) -> Response:
     """Built in a thread: ten large pictures take a tenth of a second."""
     call.context.warnings.extend(truncation_warning(call.resolved.request, outcome.result.truncated_from))
     base = base_url(call.http.scope, call.services.config)
-    return await asyncio.to_thread(call.render, outcome, call.resolved, base)
+    return await asyncio.to_thread(call.form.whole, outcome, call.resolved, base)
 
 
-def live_stream(resolved: ResolvedRequest, job: Job, engine: Engine) -> Response:
+def live_stream(words: StreamWords, job: Job, engine: Engine) -> Response:
     """The events of a job, whose waiter the stream is."""
-    events = SseWriter(resolved).live(job, engine)
+    events = live(words, job, engine)
     return EventStream(events, on_close=job.leave, held=lambda: [image.data for image in job.progress.images])
 
 
-def replayed_stream(resolved: ResolvedRequest, work: asyncio.Future[Outcome]) -> Response:
+def replayed_stream(words: StreamWords, request: GenerationRequest, work: asyncio.Future[Outcome]) -> Response:
     """The pictures of a job that ran for another, or will have."""
 
     def held() -> list[bytes]:
         known = work.done() and not work.cancelled() and work.exception() is None
         return [image.data for image in work.result().result.images] if known else []
 
-    events = SseWriter(resolved).replayed(partial(_result, work))
+    events = replayed(words, request, partial(_result, work))
     return EventStream(events, on_close=lambda: None, held=held)
 
 

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from fluxserve.errors import Cancelled, FluxserveError, InvalidRequest
+from fluxserve.server.answers.image_words import ImageWords
 from fluxserve.server.answers.images import image_answer
 from fluxserve.server.answers.parts import PartsAnswer
 from fluxserve.server.http.access.forwarded import base_url
@@ -164,11 +165,11 @@ async def stream_job(asked: AsyncJob, services: Services) -> Response:
     """Its events from the start, as a stream has them; of one that has ended, the pictures."""
     if asked.model is not None and asked.job is not None:
         asked.job.join()
-        return live_stream(asked.resolved, asked.job, asked.model)
+        return live_stream(ImageWords(asked.resolved), asked.job, asked.model)
     outcome = asyncio.ensure_future(_with_pictures(asked, services))
     if not asked.elsewhere:
         await asyncio.wait([outcome])
-    return replayed_stream(asked.resolved, outcome)
+    return replayed_stream(ImageWords(asked.resolved), asked.resolved.request, outcome)
 
 
 async def _with_pictures(asked: AsyncJob, services: Services) -> Outcome:

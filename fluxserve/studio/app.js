@@ -15,6 +15,7 @@ const NARROW = "(max-width: 60rem)";
 const THEMES = { auto: "Auto", light: "Light", dark: "Dark" };
 
 let records = [];
+let chosen = null;
 let drawing = null;
 let modelsAreKnown;
 const modelsKnown = new Promise(resolve => (modelsAreKnown = resolve));
@@ -29,6 +30,7 @@ async function startDrawing(recipe) {
   const made = [];
   const [width, height] = sizeOf(recipe);
   stage.begin(Math.min(Math.max(Number(recipe.n) || 1, 1), 10), width, height, at => chooseMade(made, at));
+  stage.tell(settings.isLoaded() ? "Waiting for the server …" : "Waiting for the model to load …", 0);
   try {
     for await (const event of draw(recipe, drawing.signal)) {
       stage.onEvent(event, "");
@@ -42,6 +44,8 @@ async function startDrawing(recipe) {
   showBusy(false);
   const first = made.findIndex(Boolean);
   if (first >= 0) chooseMade(made, first);
+  else if (chosen && stage.isEmpty()) stage.show(chosen);
+  loadModels();
 }
 
 function onFailure(error) {
@@ -126,6 +130,7 @@ function chooseRecord(record) {
 }
 
 function choose(record) {
+  chosen = record;
   for (const node of $("gallery").querySelectorAll("button")) node.setAttribute("aria-pressed", String(node.dataset.id === String(record.id)));
   stage.describe(record, [
     ["Download", () => download(record)],
@@ -163,7 +168,7 @@ async function removeRecord(record) {
   if (record.id !== undefined) await gallery.remove(record.id);
   records = records.filter(each => each.id !== record.id);
   showGallery();
-  stage.forget();
+  forgetChosen();
   announce("Removed.");
   $("prompt").focus();
 }
@@ -188,8 +193,13 @@ async function forgetAll() {
   records.forEach(each => release(each.thumb));
   records = [];
   showGallery();
-  stage.forget();
+  forgetChosen();
   announce("The gallery is empty.");
+}
+
+function forgetChosen() {
+  chosen = null;
+  stage.forget();
 }
 
 // Pictures that come in
@@ -245,14 +255,13 @@ async function watchServer() {
   $("server").dataset.state = ready ? "ready" : health.status === "failed" ? "failed" : "waiting";
   const state = ready ? `Ready${settings.chosenModel() ? `: ${settings.chosenModel().id}` : ""}` : `${STATES[health.status] ?? health.status}${part}`;
   if ($("server").textContent !== state) $("server").textContent = state;
-  if (ready && !settings.chosenModel()) await loadModels();
-  setTimeout(watchServer, ready ? 20 * PATIENCE_MS : PATIENCE_MS);
+  if (ready && (!settings.chosenModel() || settings.someUnknown())) await loadModels();
+  setTimeout(watchServer, PATIENCE_MS * (ready ? (settings.someUnknown() ? 3 : 20) : 1));
 }
 
 async function loadModels() {
   try {
-    settings.showModels(await models());
-    takeInputs();
+    if (settings.showModels(await models())) takeInputs();
     $("server").textContent = `Ready: ${settings.chosenModel().id}`;
     modelsAreKnown();
   } catch (error) {

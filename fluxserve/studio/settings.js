@@ -11,16 +11,28 @@ let models = [];
 export const modelNamed = name => models.find(each => each.id === name || each.aliases?.includes(name));
 export const chosenModel = () => modelNamed($("model").value) ?? models[0];
 
-/** Shows what the server has. What was chosen stays chosen where it still can be. */
+/** Shows what the server has. What was chosen stays chosen where it still can be; returns whether its controls changed. */
 export function showModels(found) {
-  const before = $("model").value;
+  const before = chosenModel();
   models = found;
   $("model").replaceChildren(...found.map(each => el("option", { value: each.id, textContent: label(each) })));
-  if (modelNamed(before)) $("model").value = modelNamed(before).id;
-  showModel();
+  if (modelNamed(before?.id)) $("model").value = modelNamed(before.id).id;
+  const changed = controlsOf(before) !== controlsOf(chosenModel());
+  if (changed) showModel();
+  return changed;
 }
 
-const label = model => (model.state && !["ready", "loaded"].includes(model.state) ? `${model.id} (${model.state})` : model.id);
+const STATES = { unloaded: "loads when it is used", loading: "loading", failed: "cannot be loaded" };
+const label = model => (STATES[model.state] ? `${model.id} (${STATES[model.state]})` : model.id);
+
+/** What the controls are made from; the rest of a model may change without them. */
+const controlsOf = model => JSON.stringify(model, (name, value) => (CHANGING.includes(name) ? undefined : value));
+const CHANGING = ["created", "state", "workers", "load_s", "placement"];
+
+/** Whether the server does not know yet what one of its models takes. */
+export const someUnknown = () => models.some(each => !each.limits);
+
+export const isLoaded = () => !STATES[chosenModel()?.state];
 
 /** Adapts the controls to the chosen model. */
 export function showModel() {
@@ -40,7 +52,8 @@ export function showModel() {
 function showQualities(steps) {
   const before = $("quality").value;
   const words = ["auto", "low", "medium", "high", "xhigh", "max"].filter(word => word === "auto" || steps[word]);
-  const shown = word => `${word[0].toUpperCase()}${word.slice(1)} · ${steps[word === "auto" ? "medium" : word] ?? "?"} steps`;
+  const count = word => steps[word === "auto" ? "medium" : word];
+  const shown = word => `${word[0].toUpperCase()}${word.slice(1)}${count(word) ? ` · ${count(word)} steps` : ""}`;
   $("quality").replaceChildren(...words.map(word => el("option", { value: word, textContent: shown(word) })));
   $("quality").value = words.includes(before) ? before : "auto";
 }

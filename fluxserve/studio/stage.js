@@ -12,14 +12,16 @@ export function begin(n, width, height, choose) {
   told = 0;
   frames = steps.map((_, at) => frame(at, n, width, height, choose));
   layOut();
-  tell("Waiting for the server …", 0);
 }
 
 function layOut() {
   const count = frames.length;
+  const columns = count < 2 ? 1 : count < 5 ? 2 : count < 10 ? 3 : 4;
   $("stage").dataset.count = count;
   $("stage").setAttribute("aria-busy", "true");
-  $("frames").style.setProperty("--columns", count < 2 ? 1 : count < 5 ? 2 : count < 10 ? 3 : 4);
+  $("frames").style.setProperty("--columns", columns);
+  $("frames").style.setProperty("--rows", Math.ceil(count / columns));
+  $("frames").style.setProperty("--ratio", frames[0].style.getPropertyValue("--ratio"));
   $("frames").replaceChildren(...frames);
 }
 
@@ -99,6 +101,8 @@ export function end(text) {
   $("stage").setAttribute("aria-busy", "false");
   tell(text, $("frames").children.length ? done() : 0);
 }
+
+export const isEmpty = () => $("frames").children.length === 0;
 
 /** One picture of the gallery. */
 export function show(record) {

@@ -102,14 +102,30 @@ def _integer_product(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Te
     wide_bias = torch.zeros_like(scales) if bias is None else bias.float().reshape(1, -1)
     out = torch.empty(x.shape[0], columns.shape[0], dtype=x.dtype, device=x.device)
     row_step, column_step = _piece(x, columns)
+    memory = _piece_memory(x, row_step * column_step)
     for top in range(0, x.shape[0], row_step):
         rows = slice(top, top + row_step)
         values, scale = quantize_rows(x[rows], torch.int8)
         for left in range(0, columns.shape[0], column_step):
             some = slice(left, left + column_step)
-            sums = torch._int_mm(values, columns[some].t()).float().mul_(scale)
-            out[rows, some] = torch.addcmul(wide_bias[:, some], sums, scales[:, some])
+            sums = _scaled_sums(values, columns[some], scale, memory)
+            into = None if memory is None else sums
+            out[rows, some] = torch.addcmul(wide_bias[:, some], sums, scales[:, some], out=into)
     return out
+
+
+def _scaled_sums(values: Tensor, columns: Tensor, scale: Tensor, memory: Tensor | None) -> Tensor:
+    """values @ columns.T, each row by its scale, float32. memory: (2, a piece's sums) float32 to do it in."""
+    if memory is None:
+        return torch._int_mm(values, columns.t()).float().mul_(scale)
+    shape = (values.shape[0], columns.shape[0])
+    exact, wide = (part[: shape[0] * shape[1]].view(shape) for part in memory)
+    return wide.copy_(torch._int_mm(values, columns.t(), out=exact.view(torch.int32))).mul_(scale)
+
+
+def _piece_memory(x: Tensor, values: int) -> Tensor | None:
+    """On a CPU all pieces take turns in it: the kernel needs as long to hand out a fresh one as we to scale it."""
+    return None if torch.compiler.is_compiling() or x.device.type != "cpu" else torch.empty(2, values)
 
 
 def _piece(x: Tensor, columns: Tensor) -> tuple[int, int]:

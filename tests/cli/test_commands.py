@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.main import get_command
@@ -18,6 +19,8 @@ from fluxserve.cli.options import settings_of
 from fluxserve.config import PipelineConfig
 from tests.conftest import MakeCheckpoint
 from tests.loras import write_loras
+from tests.models.sketches import sketch
+from tests.pipeline.test_redux import write_redux
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -64,6 +67,41 @@ def test_generate_edits_and_varies_pictures(tmp_path: Path) -> None:
     assert {picture.size for picture in pictures} == {(96, 64)}, "the picture's own size"
     assert [picture.getexif()[0x0131] for picture in pictures[1:3]] == ["AI generated;img2img;flux"] * 2
     assert (pictures[0].info["Software"], pictures[3].info) == ("AI generated;txt2img;flux", {})
+
+
+def test_generate_makes_maps_and_weighs_pictures(tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    photo, navy = tmp_path / "photo.png", tmp_path / "navy.png"
+    sketch(96, 64).save(photo)
+    Image.new("RGB", (96, 64), "navy").save(navy)
+    common = ["generate", "a cat", "--dtype", "float32", "--size", "64x64", "--seed", "5", "--steps", "2", "-o", "-"]
+    canny = [*common, "-m", str(tiny_checkpoint("canny")), "-i", str(photo)]
+    weighed = [*common, "-m", str(tiny_checkpoint("dev")), "--redux", str(write_redux(tmp_path / "redux"))]
+    weighed += ["-i", str(photo), "-i", str(navy)]
+    for asked, ways in ((canny, ([], ["--control", "canny"])), (weighed, (weights(1, 0.2), weights(0.2, 1)))):
+        drawn = []
+        for way in ways:
+            result = fluxserve(*asked, *way)
+            assert result.returncode == 0, result.stderr
+            drawn.append(np.asarray(Image.open(io.BytesIO(result.stdout)), dtype=int))
+        assert np.abs(drawn[0] - drawn[1]).max() > 2
+    for refused, param in (([*canny, "--control", "depth"], b"canny"), ([*weighed, *weights(1)], b"redux must")):
+        result = fluxserve(*refused)
+        assert result.returncode != 0
+        assert param in result.stderr
+
+
+def weights(*given: float) -> list[str]:
+    return [word for weight in given for word in ("--redux-weight", str(weight))]
+
+
+@pytest.mark.fault(153)
+@pytest.mark.parametrize("variant", ["fill", "canny"])
+def test_bench_says_what_a_model_that_draws_from_a_picture_lacks(tiny_checkpoint: MakeCheckpoint, variant: str) -> None:
+    result = fluxserve("bench", str(tiny_checkpoint(variant)), "--steps", "1", "--repeats", "1")
+    assert result.returncode == 2, result.stderr
+    assert f"image is required: {variant}".encode() in result.stderr
+    assert b"Traceback" not in result.stderr
 
 
 def test_generate_draws_by_several_pictures(tiny_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,23 @@ def python_with(*packages: str) -> Path:
     python = home / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "--quiet", *packages]
     _make(home, [sys.executable, "-m", "venv", "--clear", str(home)], install)
+    return python
+
+
+def python_beside(*packages: str) -> Path:
+    """An interpreter that has these packages beside all that the one which runs the tests has."""
+    home = HOME / f"beside-{'-'.join(packages)}"
+    python = home / "bin" / "python"
+    own = f"import site; site.addsitedir({str(Path(pytest.__file__).parents[1])!r})"
+    write = (
+        "import pathlib, sys, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'own.pth').write_text(sys.argv[1])"
+    )
+    _make(
+        home,
+        [sys.executable, "-m", "venv", "--clear", str(home)],
+        [str(python), "-c", write, own],
+        [str(python), "-m", "pip", "install", "--quiet", *packages],
+    )
     return python
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import yaml
 
-from fluxserve.cli.front import check_access
 from fluxserve.cli.options import settings_of
 from fluxserve.config import EngineConfig, PipelineConfig, ServerConfig
 from fluxserve.errors import ConfigError
+from fluxserve.server.http.access.control import check_access
 from tests.docker.dockerfile import Dockerfile, read_dockerfile
 
 ROOT = Path(__file__).parents[2]

@@ -132,6 +132,9 @@ def draw_theirs(pair: Pair, request: GenerationRequest, images: list[Image.Image
         height=request.height,
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale or 0.0,
+        true_cfg_scale=request.true_cfg_scale,
+        negative_prompt=request.negative_prompt if request.true_cfg_scale > 1 else None,
+        max_sequence_length=LENGTH,
         generator=torch.Generator().manual_seed(request.seeds[0]),
         output_type="np",
     ).images[0]
@@ -178,6 +181,17 @@ def test_several_pictures_with_weights_and_a_prompt_equal_diffusers(
     assert np.abs(ours - draw_theirs(pair, request, images)).max() <= PIXEL_TOLERANCE
     turned = draw_ours(pair, ask(pair, "a red cat", images, 7, redux=weights[::-1]))
     assert np.abs(ours - turned).max() > 5
+
+
+@pytest.mark.parametrize(("variant", "seed"), [("dev", 7), ("schnell", 8)])
+def test_a_negative_prompt_sees_no_picture_as_in_diffusers(pairs: dict[str, Pair], variant: str, seed: int) -> None:
+    """Its states are fewer than those of the prompt and the pictures."""
+    pair, images = pairs[variant], pictures()
+    options = {"redux": (1.0, 0.5), "true_cfg_scale": 3.0}
+    request = ask(pair, "a red cat", images, seed, negative_prompt="grey, blurred", **options)
+    ours = draw_ours(pair, request)
+    assert np.abs(ours - draw_theirs(pair, request, images)).max() <= PIXEL_TOLERANCE
+    assert np.abs(ours - draw_ours(pair, ask(pair, "a red cat", images, seed, **options))).max() > 2
 
 
 def test_edits_without_weights_start_from_their_picture(pairs: dict[str, Pair]) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fluxserve.completion import complete_request
 from fluxserve.config import Compute, PipelineConfig
-from fluxserve.errors import ConfigError, DeviceError
+from fluxserve.errors import CheckpointError, ConfigError, DeviceError
 from fluxserve.models.flux1.blocks import DoubleStreamBlock, SingleStreamBlock
 from fluxserve.models.parts.attention import rotary_table
+from fluxserve.models.synthetic import Layout, Packing
 from fluxserve.pipeline.networks import draw_blueprint
 from fluxserve.pipeline.pipeline import FluxPipeline
 from fluxserve.placement.bind import EightBitLinear, PackedLinear, bind
@@ -24,6 +26,7 @@ from fluxserve.placement.plan import GIB, resident_plan, streaming_plan
 from fluxserve.placement.rates import Rates, measure_rates, packed_anew, packed_sample, step_seconds
 from fluxserve.placement.weight_format import WeightFormat
 from fluxserve.tensors.eight_bit import as_factor, product_bytes, takes
+from fluxserve.tensors.packed import PackedWeight
 from fluxserve.tensors.quantize import QuantMode
 from fluxserve.weights.synthetic.write import write_model
 from tests.conftest import MakeCheckpoint
@@ -33,6 +36,7 @@ from tests.weights.stored_files import open_quietly
 
 CPU = torch.device("cpu")
 MODES: tuple[QuantMode, ...] = ("int8", "fp8")
+PACKINGS: tuple[Packing, ...] = ("bf16", "int8")
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +82,7 @@ def test_the_velocity_is_near_the_exact_one(
 
 
 @pytest.mark.parametrize("compute", ["int8", "fp8"])
-@pytest.mark.parametrize("packing", ["bf16", "fp8", "q4_0"])
+@pytest.mark.parametrize("packing", ["bf16", "fp8", "int8", "q4_0"])
 def test_streamed_from_any_file_it_draws_what_a_resident_model_draws(
     tmp_path: Path, compute: Compute, packing: str
 ) -> None:
@@ -88,6 +92,43 @@ def test_streamed_from_any_file_it_draws_what_a_resident_model_draws(
     assert streamed.networks.plan.streamed
     block_bytes = [sum(parts) for parts in (streamed.blueprint.sizes().blocks, resident.blueprint.sizes().blocks)]
     assert block_bytes[0] == block_bytes[1]
+
+
+@pytest.mark.parametrize("layout", ["bfl", "diffusers"])
+def test_an_int8_copy_is_multiplied_with_as_it_lies(tmp_path: Path, layout: Layout) -> None:
+    for packing in PACKINGS:
+        write_model(tmp_path / packing, "tiny", "schnell", layout, seed=1, packing=packing)
+    plain, copy = (open_quietly(tmp_path / packing).readers["transformer"] for packing in PACKINGS)
+    weight_format = WeightFormat(torch.bfloat16, product="int8")
+    matrices = [key for key in plain.keys() if len(plain.shape(key)) == 2 and takes(plain.shape(key))]
+    assert len(matrices) > 20
+    for key in matrices:
+        assert weight_format.repacks(plain, key)
+        assert not weight_format.repacks(copy, key)
+        read, own = weight_format.read(copy, key, CPU), weight_format.read(plain, key, CPU)
+        assert isinstance(read, PackedWeight)
+        assert isinstance(own, PackedWeight)
+        rows, columns = plain.shape(key)
+        assert read.nbytes == rows * columns + 4 * rows == weight_format.meta(copy, key).nbytes
+        assert all(torch.equal(read.parts[part], own.parts[part]) for part in own.parts)
+    stored = [sum(path.stat().st_size for path in reader.files) for reader in (plain, copy)]
+    assert stored[1] < 0.6 * stored[0]
+    bf16, int8 = (load(tmp_path / packing, "int8", offload="stream") for packing in PACKINGS)
+    assert relative(velocity(int8), velocity(bf16)) < 0.05
+
+
+def test_an_int8_matrix_without_its_scales_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path / "m", "tiny", "schnell", "bfl", seed=1, packing="int8")
+    path = tmp_path / "m" / "flux1-schnell-int8.safetensors"
+    tensors = load_file(path)
+    tensors["double_blocks.0.img_mlp.0.weight_scale"] = torch.ones(3, 1)
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"img_mlp\.0\.weight_scale has 3 values, .* takes 1 or \d+"):
+        open_quietly(tmp_path / "m")
+    del tensors["double_blocks.0.img_mlp.0.weight_scale"]
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"double_blocks\.0\.img_mlp\.0\.weight is int8 .* weight_scale"):
+        open_quietly(tmp_path / "m")
 
 
 def test_storage_packs_the_matrices_that_products_do_not_take(tiny_checkpoint: MakeCheckpoint) -> None:

@@ -14,6 +14,7 @@ _WITH_RETRY_AFTER = {
     "rate_limit_exceeded",
     "model_loading",
     "shutting_down",
+    "replica_lost",
     "store_unavailable",
 }
 _HOPES = {None: None, "true": True, "false": False}

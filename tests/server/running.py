@@ -125,6 +125,20 @@ def kill_worker(server: Server) -> None:
     os.kill([act.detail for act in read_log(server.folder) if act.verb == "load"][-1], signal.SIGKILL)
 
 
+def worker_of(server: Server) -> int:
+    """The process id of the server's worker."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if parent == server.process.pid and b"fluxserve.worker" in command:
+                return int(entry.name)
+    raise AssertionError("no worker")
+
+
 def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     """Returns once it holds."""
     end = time.monotonic() + timeout_s

@@ -8,7 +8,6 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from tests.conftest import MakeCheckpoint
 from tests.loras import low_rank
 from tests.pipeline.test_redux import write_redux
 from tests.server import running
-from tests.server.running import Server, until
+from tests.server.running import Server, until, worker_of
 from tests.weights.lora.test_control import control_lora
 
 TOOLS = ("fill", "canny", "depth", "redux", "canny-lora")
@@ -237,21 +236,7 @@ def test_a_worker_that_dies_in_mid_job_costs_no_request(tool: tuple[str, Server]
     events = iter(client_of(server).images.edit(**fields(name, steps=12), stream=True, partial_images=3))
     first = next(events)
     assert first.type == "image_edit.partial_image"
-    os.kill(_worker(server), signal.SIGKILL)
+    os.kill(worker_of(server), signal.SIGKILL)
     *_, last = events
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(last.b64_json))), dtype=int)
     assert np.array_equal(picture, expected)
-
-
-def _worker(server: Server) -> int:
-    """The process id of the server's worker."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if parent == server.process.pid and b"fluxserve.worker" in command:
-                return int(entry.name)
-    raise AssertionError("no worker")

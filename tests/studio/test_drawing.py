@@ -119,6 +119,9 @@ def test_other_failures_are_told_too(page: Page) -> None:
     expect(page.locator("#problem")).to_have_text("the picture is not finite")
     draw(page, "a cat")
     expect(page.locator(".error:visible")).to_have_count(0)
+    start_drawing(page, "")
+    expect(page.locator("[data-field=prompt] .error")).to_have_text("prompt is required")
+    expect(page.locator(".frame img")).to_be_visible()  # what was there before
 
 
 @pytest.mark.behaviour(145)
@@ -144,7 +147,7 @@ def test_the_key_is_asked_for_and_kept_for_the_session(browser: Browser, start_s
 
 @pytest.mark.behaviour(145)
 def test_the_page_waits_for_the_model(browser: Browser, start_server: StartServer) -> None:
-    server = start_server(ready=False, variables={"FLUXSERVE_FAKE_LOAD": "slow:4"})
+    server = start_server(ready=False, variables={"FLUXSERVE_FAKE_LOAD": "slow:10"})
     page = browser.new_page()
     page.goto(server.url)
     expect(page.locator("#server")).to_have_text(re.compile("^Loading the model"))

@@ -163,7 +163,7 @@ def _gguf_name(key: str) -> str:
     return f"blk.{number}.{_LAYER[name.removesuffix('.weight')]}.weight"
 
 
-def build_qwen3(params: Qwen3Params) -> nn.Module:
+def build_qwen3(params: Qwen3Params, rope_theta: float = ROPE_THETA) -> nn.Module:
     """The layers that are read; the final norm, which no state of theirs passes, is left out."""
     config = Qwen3Config(
         vocab_size=params.vocab_size,
@@ -174,7 +174,7 @@ def build_qwen3(params: Qwen3Params) -> nn.Module:
         num_key_value_heads=params.num_kv_heads,
         head_dim=params.head_dim,
         rms_norm_eps=NORM_EPS,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         use_cache=False,
     )
     model = Qwen3Model(config)
@@ -183,11 +183,15 @@ def build_qwen3(params: Qwen3Params) -> nn.Module:
 
 
 class Qwen3States:
-    """The encoder at work. layers: whose output is taken, counted from 1."""
+    """The encoder at work. layers: whose output is taken, counted from 1.
 
-    def __init__(self, model: Qwen3Model, layers: tuple[int, ...]) -> None:
+    padding_position: where all padding stands; None: each behind the one before.
+    """
+
+    def __init__(self, model: Qwen3Model, layers: tuple[int, ...], padding_position: int | None = None) -> None:
         self.model = model
         self._layers = layers
+        self._padding_position = padding_position
         self._taken: dict[int, Tensor] = {}
         some = model.layers[0].input_layernorm.weight
         self._device, self._dtype = some.device, some.dtype
@@ -200,8 +204,11 @@ class Qwen3States:
         """ids, mask: T tokens; mask is 0 at padding. Returns (T, layers * hidden), the layers side by side."""
         embedded = self.model.embed_tokens(torch.tensor([ids])).to(self._device, self._dtype)
         attended = torch.tensor([mask], device=self._device)
+        positions = torch.arange(len(ids), device=self._device)[None]
+        if self._padding_position is not None:
+            positions = positions.masked_fill(attended == 0, self._padding_position)
         with self._cancellation.calling(cancellation):
-            self.model(inputs_embeds=embedded, attention_mask=attended, use_cache=False)
+            self.model(inputs_embeds=embedded, attention_mask=attended, position_ids=positions, use_cache=False)
         return torch.cat([self._taken.pop(number)[0] for number in self._layers], dim=-1)
 
     def _take(self, number: int, _module: nn.Module, _inputs: object, output: Tensor) -> None:

@@ -6,16 +6,27 @@ Follows black-forest-labs/flux `src/flux/modules/layers.py`; adaLN modulation af
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxserve.models.parts.modulation import Modulation
 from fluxserve.models.parts.streams import OneStream, TwoStreams
 
 
+class GELU(nn.Module):
+    """In its tanh form; in place but for training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return F.gelu(x, approximate="tanh")
+        return cast(Tensor, torch.ops.aten.gelu_(x, approximate="tanh"))
+
+
 def feed_forward(dim: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
+    return nn.Sequential(nn.Linear(dim, hidden), GELU(), nn.Linear(hidden, dim))
 
 
 class DoubleStreamBlock(TwoStreams):
@@ -40,7 +51,7 @@ class SingleStreamBlock(OneStream):
     MODULATION_ROWS = 3
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_hidden: int) -> None:
-        super().__init__(hidden_size, num_heads, mlp_hidden, mlp_hidden, nn.GELU(approximate="tanh"))
+        super().__init__(hidden_size, num_heads, mlp_hidden, mlp_hidden, GELU())
         self.modulation = Modulation(hidden_size, self.MODULATION_ROWS)
 
     def forward(self, x: Tensor, modulation: Tensor, rope: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from transformers import Qwen2Tokenizer
 
 from fluxserve.errors import CheckpointError
 from fluxserve.models.companions import qwen3
-from fluxserve.models.companions.qwen3_prompts import PromptEncoder
+from fluxserve.models.companions.flux2_autoencoder import AUTOENCODER, Flux2Autoencoder, autoencoder_shapes
+from fluxserve.models.companions.qwen3_prompts import PromptEncoder, to_full_length
 from fluxserve.models.family import (
     Arithmetic,
     BlockLayout,
@@ -27,7 +28,6 @@ from fluxserve.models.family import (
     Told,
 )
 from fluxserve.models.flux2 import dimensions, names
-from fluxserve.models.flux2.autoencoder import Flux2Autoencoder
 from fluxserve.models.flux2.lora_names import lora_targets, names_lora
 from fluxserve.models.flux2.sizes import KLEIN_9B, SIZES, TEXT_LAYERS, Flux2Sizes
 from fluxserve.models.flux2.synthetic import synthetic_model
@@ -72,15 +72,6 @@ TRANSFORMER = Part(
     gguf_architectures=("flux",),
     layout=BlockLayout(prefixes=("double_blocks.", "single_blocks."), on_host=_is_modulation),
     names_lora=names_lora,
-)
-AUTOENCODER = Part(
-    name="autoencoder",
-    title="FLUX.2 autoencoder",
-    role="autoencoder",
-    folder="vae",
-    markers=(names.AUTOENCODER_MARKER,),
-    canonical=names.canonical_autoencoder,
-    bundle_prefix="vae.",
 )
 QWEN3 = qwen3.qwen3_part(TEXT_LAYERS[-1])
 
@@ -150,7 +141,7 @@ class Flux2Architecture:
     def shapes(self) -> Mapping[str, Shapes]:
         return {
             "transformer": shapes_of(lambda: Flux2Transformer(self.sizes.transformer)),
-            "autoencoder": shapes_of(lambda: Flux2Autoencoder(self.sizes.autoencoder)),
+            "autoencoder": autoencoder_shapes(self.sizes.autoencoder),
             "qwen3": qwen3.qwen3_shapes(self.sizes.qwen3),
         }
 
@@ -193,7 +184,7 @@ class Flux2Architecture:
     ) -> Flux2Model:
         states = qwen3.Qwen3States(networks["qwen3"], TEXT_LAYERS)
         tokenizer = Qwen2Tokenizer.from_pretrained(tokenizers["tokenizer"])
-        return Flux2Model(PromptEncoder(states, tokenizer, TEMPLATE, padded=True, dtype=dtype), networks, dtype)
+        return Flux2Model(PromptEncoder(states, tokenizer, TEMPLATE, to_full_length, dtype), networks, dtype)
 
 
 class Flux2Family:

@@ -1,20 +1,16 @@
-"""Names of FLUX.2's networks: diffusers' as recipes for BFL's.
+"""diffusers' names of the FLUX.2 transformer, as recipes for BFL's.
 
 Follows huggingface/diffusers `loaders/single_file_utils.py` `convert_flux2_transformer_checkpoint_to_diffusers`.
 """
 
 from __future__ import annotations
 
-from fluxserve.models.parts.autoencoder_names import autoencoder_recipes
 from fluxserve.models.parts.transformer_names import Layers, numbered, scale_recipes, tensor_recipes, with_scales
 from fluxserve.models.sizes import count
-from fluxserve.tensors.reader import Recipe, TensorReader, mapped_exactly, renamed
+from fluxserve.tensors.reader import Recipe, TensorReader, mapped_exactly
 
 BFL_MARKER = "single_stream_modulation.lin.weight"
 DIFFUSERS_MARKER = "single_stream_modulation.linear.weight"
-AUTOENCODER_MARKER = "bn.running_mean"
-_COUNTER = "bn.num_batches_tracked"
-_DIFFUSERS_AUTOENCODER = "decoder.up_blocks.0.resnets.0.conv1.weight"
 
 _TOP: dict[str, tuple[str, ...]] = {
     "img_in": ("x_embedder",),
@@ -80,22 +76,3 @@ def canonical_transformer(reader: TensorReader) -> TensorReader:
     guidance = any(key.startswith("time_guidance_embed.guidance_embedder.") for key in keys)
     depth, single_depth = count(keys, "transformer_blocks."), count(keys, "single_transformer_blocks.")
     return mapped_exactly(reader, transformer_recipes(depth, single_depth, guidance))
-
-
-def flux2_autoencoder_recipes(levels: int, blocks: int) -> dict[str, Recipe]:
-    """BFL name -> recipe of every tensor an autoencoder may have, from diffusers' names."""
-    recipes = autoencoder_recipes(levels, blocks)
-    for ours, theirs in (("encoder.quant_conv", "quant_conv"), ("decoder.post_quant_conv", "post_quant_conv")):
-        recipes |= {f"{ours}.{kind}": Recipe((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
-    return recipes | {f"bn.{name}": Recipe((f"bn.{name}",)) for name in ("running_mean", "running_var")}
-
-
-def canonical_autoencoder(reader: TensorReader) -> TensorReader:
-    """Under BFL's names, from either spelling; the counter of training batches is not read."""
-    keys = [key for key in reader.keys() if key != _COUNTER]
-    known = renamed(reader, {key: key for key in keys})
-    if _DIFFUSERS_AUTOENCODER not in keys:
-        return known
-    levels, blocks = count(keys, "encoder.down_blocks."), count(keys, "encoder.down_blocks.0.resnets.")
-    possible = flux2_autoencoder_recipes(levels, blocks)
-    return mapped_exactly(known, {key: recipe for key, recipe in possible.items() if recipe.parts[0] in keys})

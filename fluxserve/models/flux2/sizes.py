@@ -1,12 +1,13 @@
 """The sizes of FLUX.2 [klein], as published and as random models are made. Plain data.
 
-Follows huggingface/diffusers `models/transformers/transformer_flux2.py` and `autoencoders/autoencoder_kl_flux2.py`.
+Follows huggingface/diffusers `models/transformers/transformer_flux2.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from fluxserve.models.companions.flux2_autoencoder import FLUX2_AE
 from fluxserve.models.companions.qwen3 import Qwen3Params
 from fluxserve.models.parts.autoencoder import AutoencoderParams
 
@@ -61,10 +62,6 @@ KLEIN_4B = Flux2Params(
     guidance_embed=False,
 )
 KLEIN_9B = replace(KLEIN_4B, context_in_dim=12288, hidden_size=4096, num_heads=32, depth=8, depth_single_blocks=24)
-
-FLUX2_AE = AutoencoderParams(
-    in_channels=3, ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2, z_channels=32, num_groups=32
-)
 
 QWEN3_4B = Qwen3Params(
     vocab_size=151936, hidden_size=2560, mlp_hidden=9728, num_layers=27, num_heads=32, num_kv_heads=8, head_dim=128

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from fluxserve.models.companions.flux2_autoencoder import flux2_autoencoder_recipes, stored_autoencoder
 from fluxserve.models.companions.qwen3 import qwen3_gguf_recipes, qwen3_recipes, stored_qwen3
 from fluxserve.models.companions.toy_qwen import write_qwen_tokenizer
-from fluxserve.models.flux2.autoencoder import BATCH_NORM_EPS, Flux2Autoencoder
-from fluxserve.models.flux2.names import flux2_autoencoder_recipes, transformer_recipes
+from fluxserve.models.flux2.names import transformer_recipes
 from fluxserve.models.flux2.sizes import Flux2Params, Flux2Sizes
 from fluxserve.models.flux2.transformer import Flux2Transformer
 from fluxserve.models.markings import VARIANT_FIELD
-from fluxserve.models.parts.autoencoder import AutoencoderParams
 from fluxserve.models.parts.shapes import shapes_of
 from fluxserve.models.synthetic import ENDINGS, Layout, Packing, SyntheticModel, SyntheticNetwork, as_named
 
@@ -74,11 +73,10 @@ def _bfl_networks(sizes: Flux2Sizes, variant: str, packing: Packing) -> tuple[Sy
 def _networks(sizes: Flux2Sizes) -> tuple[SyntheticNetwork, SyntheticNetwork, SyntheticNetwork]:
     """Transformer, autoencoder and Qwen3 under canonical names, in no file yet."""
     flux = shapes_of(lambda: Flux2Transformer(sizes.transformer))
-    ae = shapes_of(lambda: Flux2Autoencoder(sizes.autoencoder))
     width = sizes.transformer.hidden_size
     return (
         SyntheticNetwork("transformer", "", "", flux, as_named(flux), transformer_config(sizes.transformer), width),
-        SyntheticNetwork("autoencoder", "", "", ae, as_named(ae), autoencoder_config(sizes.autoencoder), width),
+        stored_autoencoder(sizes.autoencoder),
         stored_qwen3(sizes.qwen3, sizes.file_layers),
     )
 
@@ -125,24 +123,4 @@ def transformer_config(params: Flux2Params) -> dict[str, Any]:
         "patch_size": 1,
         "rope_theta": 2000,
         "timestep_guidance_channels": 256,
-    }
-
-
-def autoencoder_config(params: AutoencoderParams) -> dict[str, Any]:
-    levels = len(params.ch_mult)
-    return {
-        "_class_name": "AutoencoderKLFlux2",
-        "act_fn": "silu",
-        "batch_norm_eps": BATCH_NORM_EPS,
-        "block_out_channels": [params.ch * mult for mult in params.ch_mult],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "in_channels": params.in_channels,
-        "latent_channels": params.z_channels,
-        "layers_per_block": params.num_res_blocks,
-        "norm_num_groups": params.num_groups,
-        "out_channels": params.in_channels,
-        "patch_size": [2, 2],
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "use_post_quant_conv": True,
-        "use_quant_conv": True,
     }

@@ -9,29 +9,35 @@ from torch import Tensor, nn
 NORM_EPS = 1e-6
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension, computed in float32."""
+class HeadScale(nn.Module):
+    """Of a root-mean-square norm of heads."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)
-        return wide.to(x.dtype) * self.scale
-
 
 class QKNorm(nn.Module):
+    """Holds what `split_heads` norms q and k with."""
+
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.query_norm = RMSNorm(dim)
-        self.key_norm = RMSNorm(dim)
+        self.query_norm = HeadScale(dim)
+        self.key_norm = HeadScale(dim)
+
+    @property
+    def scales(self) -> tuple[Tensor, Tensor]:
+        return self.query_norm.scale, self.key_norm.scale
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without own weights, then x * (1 + scale) + shift. x: (B, L, hidden); shift, scale: (B, 1, hidden)."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
+    """LayerNorm without own weights, then x * (1 + scale) + shift. x: (B, L, hidden); shift, scale: (B, 1, hidden).
+
+    In one pass: what modulates a sample are the weights of its norm.
+    """
+    weights = zip((1 + scale).flatten(0, 1), shift.flatten(0, 1), strict=True)
+    normed = [F.layer_norm(own, own.shape[-1:], *rows, NORM_EPS) for own, rows in zip(x, weights, strict=True)]
+    return normed[0][None] if len(normed) == 1 else torch.stack(normed)
 
 
 def clamp_half(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import Qwen2Tokenizer
 
 from fluxserve.models.companions import qwen3
 from fluxserve.models.companions.flux1_autoencoder import AUTOENCODER, Autoencoder, autoencoder_shapes
-from fluxserve.models.companions.qwen3_prompts import PromptEncoder
+from fluxserve.models.companions.qwen3_prompts import PromptEncoder, unpadded
 from fluxserve.models.family import (
     Arithmetic,
     BlockLayout,
@@ -173,7 +173,7 @@ class ZImageArchitecture:
     ) -> ZImageModel:
         states = qwen3.Qwen3States(networks["qwen3"], (TEXT_LAYER,))
         tokenizer = Qwen2Tokenizer.from_pretrained(tokenizers["tokenizer"])
-        return ZImageModel(PromptEncoder(states, tokenizer, TEMPLATE, padded=False, dtype=dtype), networks, dtype)
+        return ZImageModel(PromptEncoder(states, tokenizer, TEMPLATE, unpadded, dtype), networks, dtype)
 
 
 class ZImageFamily:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxserve.models.parts.attention import attention, rotary_table
+from fluxserve.models.parts.attention import attention, rotary_table, split_heads
 from fluxserve.models.parts.embedders import sinusoidal_embedding
 from fluxserve.models.parts.norms import clamp_half
 from fluxserve.models.step_cache import BlockCache, Rows, run_others
@@ -44,9 +44,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """x: (B, L, hidden), rope: (L, D / 2, 2). Returns (B, L, hidden)."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, L, 3, H, D)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, L, D)
-        return self.out(attention(self.q_norm(q), self.k_norm(k), v, rope))
+        scales = (self.q_norm.weight, self.k_norm.weight)
+        return self.out(attention(*split_heads(self.qkv(x), self.num_heads, scales, NORM_EPS, rope)))
 
 
 class FeedForward(nn.Module):

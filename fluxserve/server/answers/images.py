@@ -46,7 +46,7 @@ def description(resolved: ResolvedRequest) -> dict[str, Any]:
         "background": "opaque",
         "output_format": request.output_format,
         "quality": resolved.quality,
-        "size": f"{request.width}x{request.height}",
+        "size": "x".join(map(str, request.answered_size)),
     }
 
 

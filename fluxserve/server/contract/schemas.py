@@ -155,7 +155,7 @@ class EditParameters(ImageParameters):
         None, description="high without strength and mask means strength 0.5."
     )
     mask_mode: MaskMode = Field(
-        "alpha", description="What of the mask is redrawn: what is transparent, or with white what is white."
+        "alpha", description="What of the mask is redrawn: what is transparent, or what is white, or black."
     )
     redux: ReduxWeights | None = Field(
         None, description="How strongly each image acts beside the prompt, for models with an image encoder (0 to 4)."

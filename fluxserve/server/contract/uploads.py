@@ -62,6 +62,8 @@ async def read_pictures(decoder: Decoder, pictures: Pictures, box: Box, mask_mod
 async def _read_references(decoder: Decoder, pictures: Pictures, box: Box, mask_mode: MaskMode) -> EditInputs:
     """As a model with references reads them."""
     images, mask = pictures.images, pictures.mask
+    assert box.references is not None
+    box = replace(box, references=box.references.of(len(images)))
     decoded = [await decoder.decode(wire.Decode(image, "image", box.of_references)) for image in images]
     first, *others = (each.picture for each in decoded)
     if mask is None and (others or not first.transparent):

@@ -99,6 +99,8 @@ def _fields(document: Mapping[str, Any], request: Request, services: Services) -
         raise InvalidRequest("parameters must be an object", param="parameters", code="invalid_type")
     fields = {name: value for name, value in parameters.items() if name not in _IGNORED and value is not None}
     target = fields.pop("target_size", None)
+    if not isinstance(target, dict | None):
+        raise InvalidRequest("target_size must be an object", param="target_size", code="invalid_type")
     wanted = target if isinstance(target, dict) else fields
     sides = wanted.get("width"), wanted.get("height")
     fields.pop("width", None), fields.pop("height", None)

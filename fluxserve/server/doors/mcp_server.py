@@ -13,6 +13,7 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult
 from starlette.types import ASGIApp, Scope
 
+from fluxserve.server.doors.mcp_sessions import MOST_SESSIONS
 from fluxserve.server.doors.mcp_tools import Asking, call_tool, tools
 from fluxserve.server.http.body import FORM_CAP
 
@@ -24,7 +25,6 @@ _INSTRUCTIONS = (
     "given to edit. The same seed and settings draw the same picture again."
 )
 _HANDED_ON = frozenset({b"authorization", b"host", b"forwarded"})
-_MOST_SESSIONS = 256
 
 
 def make_server(caller: Caller) -> Server[Any]:
@@ -55,7 +55,7 @@ def over_http(app: ASGIApp) -> StreamableHTTPSessionManager:
         return _inside(app, request.scope)
 
     return StreamableHTTPSessionManager(
-        make_server(caller), max_request_body_size=FORM_CAP, max_sessions=_MOST_SESSIONS
+        make_server(caller), max_request_body_size=FORM_CAP, max_sessions=2 * MOST_SESSIONS
     )
 
 

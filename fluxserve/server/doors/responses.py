@@ -5,40 +5,44 @@ Follows openai-python 3.57 `types/responses/`: `tool_param.py` (ImageGeneration)
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from fluxserve.errors import InvalidRequest
-from fluxserve.server.answers.images import description
+from fluxserve.server.answers.form import Form
 from fluxserve.server.contract.edit_body import EditBody
 from fluxserve.server.contract.parameters import parse_parameters
 from fluxserve.server.contract.pictures import choose_pictures, take_references
-from fluxserve.server.contract.resolve import ResolvedRequest
 from fluxserve.server.contract.schemas import EditParameters, GenerationParameters
 from fluxserve.server.doors.fields import ignored
+from fluxserve.server.doors.responses_answer import ResponseWords, whole_answer
 from fluxserve.server.http.context import context_of
 from fluxserve.server.http.paths import RESPONSES
 from fluxserve.server.http.spool import Spool
-from fluxserve.server.jobs.outcome import Outcome
 from fluxserve.server.routes.images import Asked, read_once_known, serve, shrink
 from fluxserve.server.services import Services, ServicesOf
 
 router = APIRouter(include_in_schema=False)
 
-_TOOL = "image_generation"
-_OF_TOOL = ("size", "quality", "output_format", "output_compression", "background", "moderation", "input_fidelity", "n")
-_UNHEARD = ("instructions", "temperature", "top_p", "max_output_tokens", "reasoning", "text", "truncation")
+_OF_TOOL = (
+    *("size", "quality", "output_format", "output_compression", "background", "moderation", "input_fidelity", "n"),
+    "partial_images",
+)
+_FORM = Form(whole_answer, ResponseWords)
+_UNHEARD = (
+    *("instructions", "temperature", "top_p", "max_output_tokens", "reasoning", "text", "truncation"),
+    "stream_options",
+)
 _ONLY = "fluxserve only draws: send input, and tools with one {'type': 'image_generation'}"
 
 
 @router.post(RESPONSES)
 async def respond(request: Request, services: ServicesOf) -> Response:
     """Draws what the input says."""
-    return await serve(request, services, await _asked(request, services), _answer)
+    return await serve(request, services, await _asked(request, services), _FORM)
 
 
 async def _asked(request: Request, services: Services) -> Asked:
@@ -59,6 +63,8 @@ async def _read(request: Request, services: Services, spool: Spool) -> Asked:
         fields = {name: tool[name] for name in _OF_TOOL if tool.get(name) is not None}
         fields |= {"model": tool.get("model") or document.get("model"), "prompt": "\n".join(texts)}
         fields["response_format"] = "b64_json"
+        if document.get("stream") is not None:
+            fields["stream"] = document["stream"]
         if not images:
             parameters = parse_parameters(fields, GenerationParameters)
             return Asked(services.model(parameters.model), parameters, None, digest)
@@ -73,7 +79,7 @@ def _tool(document: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         InvalidRequest: others, none, or what would take more than one answer.
     """
-    for name in ("stream", "background", "previous_response_id", "conversation"):
+    for name in ("background", "previous_response_id", "conversation"):
         if document.get(name):
             raise InvalidRequest(f"{name} is not taken here; {_ONLY}", param=name, code="unsupported_value")
     match document.get("tools"):
@@ -96,23 +102,3 @@ def _parts(sent: Any) -> Iterator[tuple[str, Any]]:
             raise InvalidRequest(
                 "input must be text, or messages of input_text and input_image", param="input", code="invalid_type"
             )
-
-
-def _answer(outcome: Outcome, resolved: ResolvedRequest, base_url: str) -> Response:
-    """A `Response` whose output are image_generation_calls."""
-    calls = [
-        {
-            "id": f"ig_{secrets.token_hex(16)}",
-            "type": "image_generation_call",
-            "status": "completed",
-            "result": image.to_base64(),
-            "seed": image.seed,
-            **description(resolved),
-        }
-        for image in outcome.result.images
-    ]
-    about = {"id": f"resp_{secrets.token_hex(16)}", "object": "response", "created_at": outcome.created}
-    quiet = dict.fromkeys(("error", "incomplete_details", "instructions", "temperature", "top_p"))
-    rest = {"tool_choice": "auto", "tools": [{"type": _TOOL}], "parallel_tool_calls": False, "metadata": {}}
-    answer = {**about, "status": "completed", "model": outcome.model, "output": calls, **quiet, **rest}
-    return JSONResponse(answer)

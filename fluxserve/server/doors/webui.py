@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from fluxserve.errors import InvalidRequest
+from fluxserve.server.answers.form import Form
 from fluxserve.server.contract.body_parser import parse_json_body
 from fluxserve.server.contract.edit_body import EditBody
 from fluxserve.server.contract.model_names import listed_names, model_id
@@ -72,7 +73,7 @@ def _fields(document: dict[str, Any], request: Request, services: Services, *, e
 
 async def _serve(request: Request, services: Services, asked: Asked, parameters: dict[str, Any]) -> Response:
     with _underway(request).noted(context_of(request.scope), asked.model):
-        return await serve(request, services, asked, partial(answer, parameters))
+        return await serve(request, services, asked, Form(partial(answer, parameters)))
 
 
 @router.get("/progress")

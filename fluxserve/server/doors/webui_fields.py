@@ -54,27 +54,21 @@ def translate(document: Mapping[str, Any], max_pixels: int, *, edits: bool) -> t
     if edits and document.get("denoising_strength") is not None:
         fields["strength"] = document["denoising_strength"]
     if edits and document.get("mask"):
-        fields["mask_mode"] = "white"
+        fields["mask_mode"] = "black" if _inverted(document) else "white"
     fields |= _overridden(document, warnings)
     fields |= {"response_format": "b64_json"}
     return fields, [*warnings, *ignored(_meaningless(document))]
 
 
 def pictures_of(document: Mapping[str, Any]) -> Pictures:
-    """init_images and the mask, whose white is redrawn (see `translate`).
+    """init_images and the mask, whose white is redrawn, or inverted its black (see `translate`).
 
     Raises:
-        InvalidRequest: as `choose_pictures` does; a mask that is to be inverted.
+        InvalidRequest: as `choose_pictures` does.
     """
     images, mask = document.get("init_images"), document.get("mask")
     files = [("image", picture_of(image, "init_images")) for image in (images if isinstance(images, list) else ())]
     files += [("mask", picture_of(mask, "mask"))] if mask else []
-    if mask and document.get("inpainting_mask_invert"):
-        raise InvalidRequest(
-            "inpainting_mask_invert is not done here: what is white is redrawn; send the mask inverted",
-            param="inpainting_mask_invert",
-            code="unsupported_value",
-        )
     return choose_pictures(files, with_mask=True)
 
 
@@ -93,7 +87,19 @@ def _count(document: Mapping[str, Any], name: str) -> int:
     count = 1 if document.get(name) is None else document[name]
     if type(count) is not int:
         raise InvalidRequest(f"{name} must be an integer", param=name, code="invalid_type")
+    if count < 1:
+        raise InvalidRequest(f"{name} must be at least 1, got {count}", param=name)
     return count
+
+
+def _inverted(document: Mapping[str, Any]) -> bool:
+    """Whether what is not masked is redrawn: 0 or 1, or a boolean."""
+    inverted = document.get("inpainting_mask_invert") or 0
+    if not isinstance(inverted, int):
+        raise InvalidRequest(
+            "inpainting_mask_invert must be 0 or 1", param="inpainting_mask_invert", code="invalid_type"
+        )
+    return bool(inverted)
 
 
 def _guidance(document: Mapping[str, Any]) -> dict[str, Any]:

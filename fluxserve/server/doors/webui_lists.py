@@ -23,7 +23,8 @@ _EMPTY = (
     "scripts",
 )
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MOST_CHUNKS, _LONGEST_TEXT = 1000, 2**20
+_MOST_CHUNKS, _MOST_TEXT = 1000, 2**20
+"""Of one PNG: chunks that are looked at, and bytes of their texts together, compressed or not."""
 _INTERNATIONAL = re.compile(rb"([^\0]{1,79})\0([\0\1])\0[^\0]*\0[^\0]*\0(.*)", re.DOTALL)
 
 
@@ -54,7 +55,7 @@ def _checkpoint(name: str) -> dict[str, Any]:
 
 
 def texts_in(png: bytes) -> dict[str, str]:
-    """The texts of a PNG by keyword (PNG, 3rd edition, 11.3.3). Pixels are not decoded.
+    """The texts of a PNG by keyword (PNG, 3rd edition, 11.3.3), up to a bound. Pixels are not decoded.
 
     Raises:
         InvalidRequest: it is no PNG.
@@ -65,24 +66,26 @@ def texts_in(png: bytes) -> dict[str, str]:
 
 
 def _texts(png: bytes) -> Iterator[tuple[str, str]]:
-    position = len(_SIGNATURE)
+    position, room = len(_SIGNATURE), _MOST_TEXT
     for _ in range(_MOST_CHUNKS):
-        if position + 12 > len(png):
+        if position + 12 > len(png) or room <= 0:
             return
         length, kind = struct.unpack_from(">I4s", png, position)
-        chunk = png[position + 8 : position + 8 + min(length, _LONGEST_TEXT)]
+        chunk = png[position + 8 : position + 8 + min(length, room)]
         if kind == b"tEXt" and b"\0" in chunk:
             keyword, _, text = chunk.partition(b"\0")
+            room -= len(chunk)
             yield keyword.decode("latin-1"), text.decode("latin-1")
         elif kind == b"iTXt" and (match := _INTERNATIONAL.fullmatch(chunk)):
-            yield match[1].decode("latin-1"), _inflated(match[3], match[2] == b"\1").decode(errors="replace")
+            content = _inflated(match[3], room) if match[2] == b"\1" else match[3]
+            room -= len(content)
+            yield match[1].decode("latin-1"), content.decode(errors="replace")
         position += 12 + length
 
 
-def _inflated(text: bytes, compressed: bool) -> bytes:
-    if not compressed:
-        return text
+def _inflated(text: bytes, most: int) -> bytes:
+    """most: bytes, more than none, after which it is cut."""
     try:
-        return zlib.decompressobj().decompress(text, _LONGEST_TEXT)
+        return zlib.decompressobj().decompress(text, most)
     except zlib.error:
         return b""

@@ -54,6 +54,12 @@ class BodyReader:
         async with self._read(request, caps) as body:
             yield body
 
+    async def any(self, request: Request, *, counted: bool) -> bytes:
+        """A body that is passed on, of whatever type. counted: by the client's rate. Raises as `_read` does."""
+        own_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        async with self._read(request, {own_type: FORM_CAP}, counted=counted) as body:
+            return body.read()
+
     async def message(self, request: Request) -> bytes:
         """The body of a message that holds requests: those are counted, it is not. Raises as `_read` does."""
         async with self._read(request, {"application/json": SMALL_DOCUMENT_CAP}, counted=False) as body:

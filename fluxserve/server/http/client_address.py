@@ -18,6 +18,7 @@ def client_address(scope: Scope, proxies: Sequence[str]) -> str:
     """The nearest address that is no trusted proxy's, from the connection back along X-Forwarded-For.
 
     proxies: addresses and networks. What stands in the header before that address could be the client's invention.
+    A peer that has no address is `local`: a socket of this machine's, or words that another server took for one.
     """
     peer = scope["client"][0] if scope.get("client") else "local"
     networks = [ipaddress.ip_network(network) for network in proxies]
@@ -29,7 +30,7 @@ def client_address(scope: Scope, proxies: Sequence[str]) -> str:
         if further is None:
             break
         nearest = further
-    return peer if nearest is None else str(nearest)
+    return "local" if nearest is None else str(nearest)
 
 
 def parse_address(text: str) -> Address | None:

@@ -80,6 +80,7 @@ ERROR_RULES: Mapping[str, ErrorRule] = {
     "internal_error": _FAILED,
     "model_loading": _NOT_SERVING,
     "shutting_down": _NOT_SERVING,
+    "replica_lost": _NOT_SERVING,
     "store_unavailable": _NOT_SERVING,
     "worker_unavailable": _UNAVAILABLE,
     "insufficient_memory": _UNAVAILABLE,

@@ -182,7 +182,7 @@ def not_found() -> InvalidRequest:
     return InvalidRequest("there is no such job, or it is no longer kept", code="job_not_found")
 
 
-_OF_REQUEST = ("width", "height", "max_sequence_length", "output_format")
+_OF_REQUEST = ("width", "height", "crop", "max_sequence_length", "output_format")
 _OF_RESOLVED = ("operation", "delivery", "stream", "quality", "warnings", "input_tokens", "safety_identifier")
 
 
@@ -213,5 +213,6 @@ def recalled(data: bytes) -> AsyncJob | None:
 
 def _resolved(told: dict[str, Any]) -> ResolvedRequest:
     request = GenerationRequest("", told["width"], told["height"], (), 1, None, told["max_sequence_length"])
-    request = replace(request, output_format=told["output_format"])
+    crop = None if told["crop"] is None else tuple(told["crop"])
+    request = replace(request, output_format=told["output_format"], crop=crop)
     return ResolvedRequest(request=request, **{name: told[name] for name in _OF_RESOLVED})

@@ -15,7 +15,7 @@ from fluxserve.engine import Engine
 from fluxserve.errors import DeadlineExceeded
 from fluxserve.input_images import EditInputs, check_mask_mode
 from fluxserve.request import MaskMode
-from fluxserve.server.answers.images import image_answer
+from fluxserve.server.answers.form import OF_IMAGES, Form
 from fluxserve.server.contract.body_parser import parse_json_body
 from fluxserve.server.contract.edit_body import EditBody, EditSchema, edit_of_document, edit_of_form
 from fluxserve.server.contract.openapi import IMAGE_ANSWERS
@@ -28,7 +28,7 @@ from fluxserve.server.http.context import context_of
 from fluxserve.server.http.disconnect import while_connected
 from fluxserve.server.http.paths import IMAGE_REQUESTS
 from fluxserve.server.http.spool import Spool
-from fluxserve.server.serve_images import ImageCall, Render
+from fluxserve.server.serve_images import ImageCall
 from fluxserve.server.serve_jobs import serve_now_or_later
 from fluxserve.server.services import Services, ServicesOf
 
@@ -142,10 +142,10 @@ def _weighs(parameters: ImageParameters) -> bool:
     return isinstance(parameters, VariationParameters) or redux_of(parameters) is not None
 
 
-async def serve(request: Request, services: Services, asked: Asked, render: Render = image_answer) -> Response:
+async def serve(request: Request, services: Services, asked: Asked, form: Form = OF_IMAGES) -> Response:
     """The answer, as its door writes it. Raises as `serve_images` does."""
     if asked.model.card is None:
         await while_connected(request.receive, _load(request, asked.model))
     accept, limits = request.headers.get("accept", ""), services.serving_limits(asked.model)
     resolved = resolve_request(asked.parameters, asked.inputs, accept, limits)
-    return await serve_now_or_later(ImageCall(services, request, asked.model, resolved, asked.digest, render))
+    return await serve_now_or_later(ImageCall(services, request, asked.model, resolved, asked.digest, form))

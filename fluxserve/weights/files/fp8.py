@@ -1,7 +1,8 @@
-"""Float8 files: plain casts, and ComfyUI's scaled ones of both generations, as matrices that may stay packed.
+"""Files of one byte a value, as matrices that may stay packed: float8, cast or scaled by ComfyUI's two ways; int8.
 
 Old: a tensor `scaled_fp8` marks the file, `L.scale_weight` scales layer L. New: `L.comfy_quant` holds JSON that names
 the format, `L.weight_scale` scales it; or the header's `_quantization_metadata` names the formats of all layers.
+int8: `L.weight_scale`, a number a row.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ METADATA_FIELD = "_quantization_metadata"
 
 
 class Float8Reader:
-    """A reader whose float8 tensors are read as float32, scaled where the file says so."""
+    """A reader whose float8 and scaled int8 tensors are read as float32, scaled where the file says so."""
 
     def __init__(self, reader: TensorReader) -> None:
         self.source, self.files = reader.source, reader.files
@@ -43,7 +44,7 @@ class Float8Reader:
         }
         consumed = {name for names in companions.values() for name in names} | {OLD_MARK}
         self._keys = [key for key in stored if key not in consumed]
-        self._require_scale_shapes()
+        self._require_scales()
 
     def keys(self) -> Collection[str]:
         return self._keys
@@ -63,7 +64,7 @@ class Float8Reader:
         return tensor.float() if tensor.dtype in FLOAT8 else tensor
 
     def packed(self, key: str) -> PackedWeight | None:
-        if self._reader.dtype(key) not in FLOAT8:
+        if self._reader.dtype(key) not in FLOAT8 and not self._is_int8(key):
             return self._reader.packed(key)
         if len(self.shape(key)) != 2:
             return None
@@ -76,10 +77,16 @@ class Float8Reader:
     def release(self, key: str) -> None:
         self._reader.release(key)
 
+    def _is_int8(self, key: str) -> bool:
+        return self._reader.dtype(key) == torch.int8 and key in self._scales
+
     def _scale(self, key: str) -> Tensor | None:
         return self._reader.read(self._scales[key]) if key in self._scales else None
 
-    def _require_scale_shapes(self) -> None:
+    def _require_scales(self) -> None:
+        for key in self._keys:
+            if self._reader.dtype(key) == torch.int8 and key not in self._scales:
+                raise CheckpointError(f"{self.source}: {key} is int8 and has no {SCALES[-1]}")
         for weight, scale in self._scales.items():
             size, rows = torch.Size(self._reader.shape(scale)).numel(), self.shape(weight)[0]
             if size not in (1, rows):

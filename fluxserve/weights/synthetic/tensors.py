@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fluxserve.models.synthetic import Packing, SyntheticNetwork
+from fluxserve.tensors.quantize import quantize_rows
 from fluxserve.tensors.reader import Recipe
+from fluxserve.weights.files.fp8 import SCALES
 from fluxserve.weights.files.gguf_writer import Q4_0, pack_q4_0
 from fluxserve.weights.files.safetensors_writer import TensorSpec
 
@@ -35,7 +37,7 @@ def stored(network: SyntheticNetwork, make: Callable[[str, tuple[int, ...]], Ten
         elif recipe.op == "flat":
             tensor = tensor[None]
         for part, rows in zip(recipe.parts, tensor.split(_rows(network, recipe, tensor.shape[0])), strict=True):
-            yield part, _packed(network.packing, rows)
+            yield from _packed(network.packing, part, rows)
 
 
 def draw(network: SyntheticNetwork, seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -51,12 +53,16 @@ def draw(network: SyntheticNetwork, seed: int, name: str, shape: tuple[int, ...]
     return noise.mul_(torch.Size(shape[1:]).numel() ** -0.5 if scale is None else scale).to(DTYPE)
 
 
-def _packed(packing: Packing, tensor: Tensor) -> Tensor:
-    if packing == "fp8":
-        return tensor.to(torch.float8_e4m3fn) if tensor.ndim == 2 else tensor
+def _packed(packing: Packing, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     if packing == "q4_0":
-        return pack_q4_0(tensor) if tensor.ndim == 2 and tensor.shape[1] % Q4_0.values == 0 else tensor.float()
-    return tensor
+        packable = tensor.ndim == 2 and tensor.shape[1] % Q4_0.values == 0
+        yield name, pack_q4_0(tensor) if packable else tensor.float()
+    elif packing == "int8" and tensor.ndim == 2:
+        values, scale = quantize_rows(tensor, torch.int8)
+        yield name, values
+        yield name.removesuffix("weight") + SCALES[-1], scale
+    else:
+        yield name, tensor.to(torch.float8_e4m3fn) if packing == "fp8" and tensor.ndim == 2 else tensor
 
 
 def _rows(network: SyntheticNetwork, recipe: Recipe, rows: int) -> list[int]:

@@ -12,12 +12,13 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from safetensors.torch import load_file, save_file
 
 from fluxserve.errors import CheckpointError
+from fluxserve.models.companions.flux2_autoencoder import AUTOENCODER, FLUX2_AE, autoencoder_config
 from fluxserve.models.companions.qwen3 import PREFIX, qwen3_params, qwen3_shapes
 from fluxserve.models.family import Component, Told
 from fluxserve.models.flux2 import dimensions
-from fluxserve.models.flux2.family import AUTOENCODER, FLUX2_FAMILY, QWEN3, TRANSFORMER
-from fluxserve.models.flux2.sizes import FLUX2_AE, FULL, FULL_9B, KLEIN_4B, KLEIN_9B, Flux2Params
-from fluxserve.models.flux2.synthetic import autoencoder_config, transformer_config
+from fluxserve.models.flux2.family import FLUX2_FAMILY, QWEN3, TRANSFORMER
+from fluxserve.models.flux2.sizes import FULL, FULL_9B, KLEIN_4B, KLEIN_9B, Flux2Params
+from fluxserve.models.flux2.synthetic import transformer_config
 from fluxserve.models.parts.autoencoder_sizes import autoencoder_params
 from fluxserve.tensors.reader import Shapes, require_exact
 from fluxserve.weights.files.identify import components

@@ -236,6 +236,15 @@ def test_a_white_mask_is_one_that_is_transparent_there(echo_server: Server, name
 
 
 @pytest.mark.behaviour(130)
+@pytest.mark.parametrize("name", WHITE_MASKS)
+def test_a_black_mask_is_the_other_way_round(echo_server: Server, name: str) -> None:
+    fields = FIELDS | {"response_format": "b64_json", "mask_mode": "black"}
+    form = echo_server.send_form(EDITS, fields, [("image", IMAGE), ("mask", WHITE_MASKS[name])])
+    clear_right = encoded(halved("RGBA", OPAQUE, CLEAR), "PNG")
+    assert drawn(form)["mask"] == digest(clear_right, "mask")
+
+
+@pytest.mark.behaviour(130)
 def test_grey_repaints_in_part_and_jpeg_nearly_so(echo_server: Server) -> None:
     fields = FIELDS | {"response_format": "b64_json", "mask_mode": "white"}
     for mask, opacity in (
@@ -255,7 +264,9 @@ def test_grey_repaints_in_part_and_jpeg_nearly_so(echo_server: Server) -> None:
         (encoded(Image.new("L", (64, 64)), "PNG"), "white", "invalid_mask", "mask"),
         (encoded(Image.new("RGBA", (64, 64), (*WHITE, 0)), "PNG"), "white", "invalid_mask", "mask"),
         (encoded(Image.new("L", (64, 80), 255), "PNG"), "white", "invalid_mask", "mask"),
+        (encoded(Image.new("L", (64, 64), 255), "PNG"), "black", "invalid_mask", "mask"),
         (b"junk", "white", "invalid_mask", "mask"),
+        (None, "black", "conflicting_parameters", "mask_mode"),
         (None, "white", "conflicting_parameters", "mask_mode"),
         (b"", "white", "conflicting_parameters", "mask_mode"),
         (WHITE_MASKS["grey"], "luminance", "invalid_value", "mask_mode"),

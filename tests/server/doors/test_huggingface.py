@@ -105,3 +105,11 @@ def test_the_program_of_the_page_runs(server: Server, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=60)
     assert picture((tmp_path / "apple.png").read_bytes()).shape == (512, 512, 3)
     assert (tmp_path / "green.png").exists()
+
+
+@pytest.mark.fault(88)
+@pytest.mark.parametrize("target", [5, [64, 64], "64x64"])
+def test_a_target_size_that_is_none_is_named(server: Server, target: object) -> None:
+    sent = {"inputs": base64.b64encode(png()).decode(), "parameters": {"prompt": "a", "target_size": target}}
+    refused = server.request("POST", "/hf", json=sent)
+    assert (refused.status_code, refused.json()["error_type"]) == (400, "invalid_type")

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import httpx
 import httpx2
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, ImageContent, ResourceLink, TextContent
 
+from fluxserve.server.doors.mcp_sessions import MOST_SESSIONS
 from tests.fake_pipeline import expected_pixels
 from tests.server.conftest import StartServer
 from tests.server.running import Server, assert_error, picture, png, until
@@ -213,3 +215,53 @@ def test_it_can_be_left_out(start_server: StartServer) -> None:
     assert_error_code = server.request("POST", "/mcp", json={}).json()
     assert assert_error_code["error"]["data"]["code"] == "not_found"
     assert_error(server.request("POST", "/nothing", json={}), 404, "not_found")
+
+
+@pytest.mark.fault(87)
+@pytest.mark.parametrize(
+    "inside",
+    [
+        b"{" + b",".join(b'"k%d":1' % number for number in range(300_000)) + b"}",
+        b"[" + b"0," * 2_000_000 + b"0]",
+        b"[" * 300_000,
+        b"1" + b"0" * 5000,
+    ],
+)
+def test_what_would_hold_up_everybody_is_refused(server: Server, inside: bytes) -> None:
+    body = b'{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"a":' + inside + b"}}"
+    headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    answer = server.request("POST", "/mcp", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["data"]["code"][:8]) == (400, "invalid_")
+
+
+OPENING = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "a", "version": "1"}}
+
+
+def say(server: Server, key: str, method: str, session: str | None = None, **params: Any) -> httpx.Response:
+    headers = {"accept": "application/json, text/event-stream", "authorization": f"Bearer {key}"}
+    headers |= {"mcp-session-id": session, "mcp-protocol-version": "2025-06-18"} if session else {}
+    message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    return server.request("POST", "/mcp", json=message, headers=headers)
+
+
+@pytest.mark.fault(89)
+def test_a_session_serves_its_own_client_and_nobody_holds_all(start_server: StartServer) -> None:
+    server = start_server("--api-key", "mine", "--api-key", "theirs")
+
+    def opened(key: str) -> str:
+        answer = say(server, key, "initialize", **OPENING)
+        assert answer.status_code == 200, answer.text
+        return answer.headers["mcp-session-id"]
+
+    mine, theirs = opened("mine"), opened("theirs")
+    assert say(server, "mine", "tools/list", mine).status_code == 200
+    for method, key in (("POST", "theirs"), ("DELETE", "theirs")):
+        headers = {"authorization": f"Bearer {key}", "mcp-session-id": mine}
+        answer = server.request(method, "/mcp", json={}, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["data"]["code"]) == (404, "not_found")
+    for _ in range(MOST_SESSIONS + 20):
+        latest = opened("theirs")
+    assert say(server, "mine", "tools/list", mine).status_code == 200
+    assert say(server, "theirs", "tools/list", latest).status_code == 200
+    assert say(server, "theirs", "tools/list", theirs).status_code == 404
+    assert opened("mine") != mine

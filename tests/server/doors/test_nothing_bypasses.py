@@ -4,41 +4,54 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from importlib import import_module
-from pkgutil import iter_modules
-from typing import Any
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
-from starlette.routing import Route
+from fastapi.routing import iter_route_contexts
 
-from fluxserve.server import doors, routes
-from fluxserve.server.doors import huggingface, responses, webui
-from fluxserve.server.routes import docs, files, health, images, jobs, metrics, models, studio
+from fluxserve.config import ServerConfig
+from fluxserve.server.app import create_routes
+from fluxserve.server.doors.mcp import McpDoor
+from fluxserve.server.http.paths import draws
+from fluxserve.server.services import Services
 from tests.server import running
 from tests.server.doors.test_mcp import call, text_of
 from tests.server.doors.test_webui import bare
 from tests.server.running import EDITS, GENERATIONS, VARIATIONS, Server, png, until
 
-ROUTERS = (docs, files, health, images, jobs, metrics, models, studio, huggingface, responses, webui)
-ROOMS = (routes, doors)
 OPEN = {"/livez", "/readyz", "/health", "/", "/studio", "/studio/", "/studio/{name}", "/images/{name:path}"}
 """What answers without a key. All else needs one."""
-ROUTES = sorted(
-    {
-        (method, route.path)
-        for router in ROUTERS
-        for route in router.router.routes
-        if isinstance(route, Route)
-        for method in route.methods or ()
-        if method != "HEAD"
-    }
-    | {("POST", "/mcp"), ("DELETE", "/mcp")}
-)
+OTHER_POSTS = {
+    "/mcp",
+    *(f"/sdapi/v1/{name}" for name in ("interrupt", "skip", "options", "png-info")),
+    *(f"/v1/models/{{name:path}}/{verb}" for verb in ("load", "unload")),
+}
+"""What takes a POST and draws nothing by itself; what agents ask for is asked of another route."""
+
+
+def routes_of(config: ServerConfig) -> list[tuple[str, str]]:
+    """(method, path) of all that the application of this configuration has."""
+    services = cast(Services, SimpleNamespace(config=config))
+    contexts = iter_route_contexts(create_routes(services, McpDoor(services)).routes)
+    return sorted({(method, str(each.path)) for each in contexts for method in each.methods or () if method != "HEAD"})
+
+
+ROUTES = routes_of(ServerConfig())
 
 Answer = httpx.Response | str
-Way = Callable[[Server, str, str], Answer]
+Ask = Callable[[Server, str, str], Answer]
 """Asks for a picture: server, key, prompt. The answer, or what an agent is told."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to ask for a picture, through a route."""
+
+    path: str
+    ask: Ask
 
 
 def _json(path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Way:
@@ -48,7 +61,7 @@ def _json(path: str, body: dict[str, Any], headers: dict[str, str] | None = None
         filled = _filled(body, prompt)
         return server.request("POST", path, json=filled, headers={"authorization": f"Bearer {key}", **(headers or {})})
 
-    return ask
+    return Way(path, ask)
 
 
 def _filled(value: Any, prompt: str) -> Any:
@@ -64,7 +77,7 @@ def _form(path: str, fields: dict[str, str]) -> Way:
         filled = _filled(fields, prompt)
         return server.send_form(path, filled, [("image", png())], headers={"authorization": f"Bearer {key}"})
 
-    return ask
+    return Way(path, ask)
 
 
 def _raw_picture(server: Server, key: str, prompt: str) -> Answer:
@@ -76,7 +89,7 @@ def _agent(way: str, tool: str, **arguments: Any) -> Way:
     def ask(server: Server, key: str, prompt: str) -> Answer:
         return text_of(call(server, way, tool, key=key, prompt=prompt, **arguments))
 
-    return ask
+    return Way("/mcp", ask)
 
 
 PICTURE = "data:image/png;base64," + bare(png())
@@ -91,16 +104,19 @@ WAYS: dict[str, Way] = {
     "variation": _form(VARIATIONS, {}),
     "hf": _json("/hf", {"inputs": "PROMPT"}),
     "hf edit": _json("/hf", {"inputs": bare(png()), "parameters": {"prompt": "PROMPT"}}),
-    "hf variation": _raw_picture,
+    "hf variation": Way("/hf", _raw_picture),
     "txt2img": _json("/sdapi/v1/txt2img", {"prompt": "PROMPT"}),
     "img2img": _json("/sdapi/v1/img2img", {"prompt": "PROMPT", "init_images": [PICTURE]}),
     "response": _json("/v1/responses", {"input": "PROMPT", "tools": TOOLS}),
+    "response stream": _json("/v1/responses", {"input": "PROMPT", "tools": TOOLS, "stream": True}),
     "response edit": _json("/v1/responses", {"input": MESSAGES, "tools": TOOLS}),
     "mcp draw": _agent("auto", "draw"),
     "mcp edit": _agent("legacy", "edit", image=PICTURE),
     "stdio draw": _agent("stdio", "draw"),
 }
-KEYS = {way: f"key-{at}" for at, way in enumerate(WAYS)}
+ASKED = {name: (way.ask, f"key-{at}") for at, (name, way) in enumerate(WAYS.items())}
+"""Each with a key of its own."""
+KEYS = [key for _, key in ASKED.values()]
 
 
 def code_of(answer: Answer) -> tuple[int | None, str]:
@@ -118,11 +134,14 @@ def refused(way: str, answer: Answer, status: int, code: str) -> None:
     assert got in ((status, code), (None, code)), (way, answer)
 
 
+DOORS = {"mcp": "/mcp", "hf": "/hf", "sdapi": "/sdapi/", "responses": "/v1/responses"}
+
+
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A key for each way, each with a rate of its own, a short queue, and a filter of words."""
     flags = ["--rate-limit", "2", "--max-queue", "1", "--content-filter", "tests.server.content_filters:no_dogs"]
-    for key in KEYS.values():
+    for key in KEYS:
         flags += ["--api-key", key]
     server = running.start(flags, tmp_path_factory.mktemp("guarded")).wait_ready()
     yield server
@@ -160,8 +179,7 @@ def test_every_route_refuses_foreign_hosts_and_pages(guarded: Server, method: st
 @pytest.mark.behaviour(156)
 def test_no_door_passes_by_filter_or_rate(guarded: Server) -> None:
     """Two requests a minute: the filter's refusal is one, the next is drawn, the third is too many."""
-    for way, ask in WAYS.items():
-        key = KEYS[way]
+    for way, (ask, key) in ASKED.items():
         if "variation" not in way:
             refused(way, ask(guarded, key, "a dog"), 400, "content_policy_violation")
         else:
@@ -176,7 +194,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One is drawn, and others wait until even those have no place who have nothing in the queue."""
     fillers = [f"filler-{number}" for number in range(8)]
     flags = ["--max-queue", "1"]
-    for key in (*KEYS.values(), *fillers):
+    for key in (*KEYS, *fillers):
         flags += ["--api-key", key]
     server = running.start(flags, tmp_path_factory.mktemp("full")).wait_ready()
     statuses = []
@@ -193,15 +211,25 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.behaviour(156)
 def test_no_door_passes_by_a_full_queue(full: Server) -> None:
-    for way, ask in WAYS.items():
+    for way, (ask, key) in ASKED.items():
         began = time.monotonic()
-        refused(way, ask(full, KEYS[way], "a cat"), 429, "queue_full")
+        refused(way, ask(full, key, "a cat"), 429, "queue_full")
         assert time.monotonic() - began < 20
     assert full.count("begin", 1562) == 0
 
 
 @pytest.mark.behaviour(156)
-def test_the_table_has_every_route() -> None:
-    """A room's module that has routes is in it."""
-    modules = [import_module(f"{room.__name__}.{each.name}") for room in ROOMS for each in iter_modules(room.__path__)]
-    assert {module for module in modules if hasattr(module, "router")} == set(ROUTERS)
+def test_the_table_has_every_route_that_draws() -> None:
+    """A new one is either asked above, and its requests are counted, or named as one that draws nothing."""
+    posts = {path for method, path in ROUTES if method == "POST"}
+    drawing = posts - OTHER_POSTS
+    assert posts >= OTHER_POSTS
+    assert drawing == {path for path in posts if draws(path)}
+    assert drawing | {"/mcp"} == {way.path for way in WAYS.values()}
+
+
+@pytest.mark.behaviour(156)
+@pytest.mark.parametrize(("option", "prefix"), DOORS.items())
+def test_each_door_is_off_by_its_option(option: str, prefix: str) -> None:
+    left = routes_of(ServerConfig(**{option: False}))
+    assert set(ROUTES) - set(left) == {route for route in ROUTES if route[1].startswith(prefix)} != set()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
+import subprocess
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
 
+from tests.clients.environments import python_with_openai
 from tests.fake_pipeline import expected_pixels
 from tests.server.conftest import StartServer
 from tests.server.doors.test_webui import bare
@@ -60,7 +63,13 @@ def test_editing_the_last_message(server: Server) -> None:
         ({"input": "hello", "tools": [{"type": "web_search"}]}, "tools", "unsupported_value"),
         ({"input": "hello", "tools": [TOOL, {"type": "web_search"}]}, "tools", "unsupported_value"),
         ({"input": "hello", "tools": "image_generation"}, "tools", "unsupported_value"),
-        ({"input": "hello", "tools": [TOOL], "stream": True}, "stream", "unsupported_value"),
+        ({"input": "hello", "tools": [TOOL], "stream": "maybe"}, "stream", "invalid_type"),
+        (
+            {"input": "hello", "tools": [{**TOOL, "partial_images": 9}], "stream": True},
+            "partial_images",
+            "invalid_value",
+        ),
+        ({"input": "hello", "tools": [TOOL], "background": True}, "background", "unsupported_value"),
         ({"input": "hello", "tools": [TOOL], "previous_response_id": "resp_1"}, "previous_response_id", None),
         ({"tools": [TOOL]}, "input", "invalid_type"),
         ({"input": [], "tools": [TOOL]}, "prompt", "invalid_value"),
@@ -78,8 +87,98 @@ def test_editing_the_last_message(server: Server) -> None:
 def test_anything_else_is_refused(server: Server, body: dict[str, Any], param: str, code: str | None) -> None:
     answer = server.request("POST", PATH, json=body)
     error = assert_error(answer, 400, code or "unsupported_value", param)
-    if param in ("tools", "stream"):
+    if param == "tools":
         assert "fluxserve only draws" in error["message"]
+
+
+@pytest.mark.behaviour(159)
+def test_a_stream(server: Server) -> None:
+    """Of two pictures, each with two previews."""
+    tool = {**TOOL, "n": 2, "partial_images": 2, "size": "64x64"}
+    prompt = "a red apple [slow:step:0.2]"
+    stream = client_of(server).responses.create(model="default", input=prompt, tools=[tool], stream=True)
+    events: list[Any] = list(stream)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type.removeprefix("response.") for event in events]
+    call = "image_generation_call"
+    assert kinds[:6] == ["created", "in_progress", *["output_item.added", f"{call}.in_progress"] * 2]
+    assert kinds[-1] == "completed"
+    response = events[-1].response
+    for index, item in enumerate(response.output):
+        own = [event for event in events if getattr(event, "item_id", "") == item.id]
+        kinds = [event.type.removeprefix(f"response.{call}.") for event in own]
+        assert kinds == ["in_progress", "generating", "partial_image", "partial_image", "completed"]
+        assert {event.output_index for event in own} == {index}
+        assert [event.partial_image_index for event in own[2:4]] == [0, 1]
+        assert picture(base64.b64decode(own[2].partial_image_b64)).shape == (64, 64, 3)
+        (done,) = [
+            event.item for event in events if event.type == "response.output_item.done" and event.item.id == item.id
+        ]
+        assert done == item
+        assert np.array_equal(picture(base64.b64decode(item.result)), expected_pixels(item.seed, 64, 64))
+    assert {events[0].response.id, events[1].response.id} == {response.id}
+    assert (events[0].response.status, response.status) == ("in_progress", "completed")
+
+
+@pytest.mark.behaviour(159)
+def test_a_stream_that_fails_says_so(server: Server) -> None:
+    stream = client_of(server).responses.create(model="default", input="a cat [nan:vae]", tools=[TOOL], stream=True)
+    *_, last = list(stream)
+    assert (last.type, last.response.status) == ("response.failed", "failed")
+    assert last.response.error is not None
+    assert last.response.error.message.startswith("the picture is not finite (")
+
+
+_STRICT = """
+import sys
+from openai import OpenAI
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
+
+events = TypeAdapter(ResponseStreamEvent)
+client = OpenAI(base_url=sys.argv[1], api_key="none")
+asked = {"model": "default", "tools": [{"type": "image_generation", "partial_images": 1, "size": "64x64"}]}
+for prompt in ("a red apple [slow:step:0.2]", "a cat [nan:vae]"):
+    for event in client.responses.create(input=prompt, stream=True, **asked):
+        assert type(events.validate_python(event.to_dict(), strict=True)) is type(event)
+        print(event.type)
+with client.responses.stream(input="a red apple", **asked) as stream:
+    seen = list(stream)
+    assert stream.get_final_response().output[0].result
+client.responses.create(input="a red apple", **asked).output[0].model_validate
+"""
+
+
+@pytest.mark.behaviour(159)
+def test_the_events_are_as_openai_types_them(server: Server) -> None:
+    """openai-python 3.57's types, strictly, and its helper that gathers a response from them."""
+    python = python_with_openai("3.57.0")
+    run = [str(python), "-c", _STRICT, f"{server.url}/v1"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kinds = set(done.stdout.split())
+    call = "response.image_generation_call"
+    assert {f"{call}.{name}" for name in ("in_progress", "generating", "partial_image", "completed")} < kinds
+    assert {"response.created", "response.completed", "response.failed"} < kinds
+
+
+@pytest.mark.behaviour(159)
+def test_a_stream_is_repeated_under_its_key(server: Server) -> None:
+    """The same picture, without previews: it is not drawn again."""
+    body = {"input": "a red apple", "tools": [TOOL], "stream": True}
+    first, again = (
+        server.request("POST", PATH, json=body, headers={"idempotency-key": "response-159"}) for _ in range(2)
+    )
+    assert again.headers["idempotent-replayed"] == "true"
+    results = [_completed(answer.text)["output"][0]["result"] for answer in (first, again)]
+    assert results[0] == results[1]
+
+
+def _completed(stream: str) -> dict[str, Any]:
+    """The response of the last event."""
+    last = stream.strip().rpartition("data: ")[2]
+    response: dict[str, Any] = json.loads(last)["response"]
+    return response
 
 
 @pytest.mark.behaviour(158)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
+from scripts.endurance.servers import rss_mb
 from tests.fake_pipeline import expected_pixels
 from tests.server.conftest import StartServer
 from tests.server.running import REAL_WORKER, Server, picture, png, until
@@ -58,25 +61,33 @@ def test_webuiapi_edits(server: Server) -> None:
 
 
 @pytest.mark.behaviour(155)
-def test_the_white_of_a_mask_is_redrawn(start_server: StartServer) -> None:
+def test_the_white_of_a_mask_is_redrawn_or_inverted_its_black(start_server: StartServer) -> None:
     """The rest of the picture stays as it was. The demo model draws."""
     server = start_server(worker=REAL_WORKER)
+    for inverted in (0, 1):
+        changed = _changed(server, inverted)
+        white, black = changed[:, :128], changed[:, 128:]
+        redrawn, kept = (black[:, 16:], white[:, :112]) if inverted else (white[:, :112], black[:, 16:])
+        assert redrawn.mean() > 0.5
+        assert not kept.any()
+
+
+def _changed(server: Server, inverted: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Where an edit of a plain picture changed it, with a mask whose left half is white."""
     picture_sent = Image.open(io.BytesIO(png(256, 256, (30, 90, 200))))
     mask = Image.new("L", (256, 256), 0)
     mask.paste(255, (0, 0, 128, 256))
     result = api_of(server).img2img(
         images=[picture_sent],
         mask_image=mask,
-        inpainting_mask_invert=0,
+        inpainting_mask_invert=inverted,
         prompt="a red apple",
         denoising_strength=1.0,
         width=256,
         height=256,
         seed=7,
     )
-    changed = (np.asarray(result.image.convert("RGB")) != (30, 90, 200)).any(axis=2)
-    assert changed[:, :112].mean() > 0.5
-    assert not changed[:, 144:].any()
+    return np.asarray((np.asarray(result.image.convert("RGB")) != (30, 90, 200)).any(axis=2))
 
 
 @pytest.mark.behaviour(155)
@@ -106,6 +117,36 @@ def test_png_info(server: Server) -> None:
     assert post(server, "/sdapi/v1/png-info", image=bare(foreign.getvalue())).json()["info"] == "ein Löwe\nSteps: 4"
     for data in (b"no png", png()[:20], b""):
         assert post(server, "/sdapi/v1/png-info", image=bare(data)).status_code in (200, 400)
+
+
+@pytest.mark.fault(86)
+def test_texts_that_grow_have_a_bound(server: Server) -> None:
+    text = zlib.compress(b"a" * 2**20, 9)
+    sent, at = png(), 33  # where the first chunk ends
+    chunks = b"".join(chunk(b"iTXt", b"k%d\0\1\0\0\0" % number + text) for number in range(200))
+    before = rss_mb(server.process.pid)
+    answer = post(server, "/sdapi/v1/png-info", image=bare(sent[:at] + chunks + sent[at:]))
+    assert answer.status_code == 200
+    assert sum(map(len, answer.json()["items"].values())) == 2**20
+    assert len(answer.content) < 5 * 2**20
+    assert rss_mb(server.process.pid) - before < 60
+    long = chunk(b"tEXt", b"Comment\0" + b"b" * 2**19)
+    told = post(server, "/sdapi/v1/png-info", image=bare(sent[:at] + long * 4 + sent[at:])).json()
+    assert 0 < len(told["items"]["Comment"]) <= 2**19
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.fault(88)
+@pytest.mark.parametrize("fields", [{"n_iter": -1, "batch_size": -1}, {"n_iter": 0}, {"batch_size": -2, "n_iter": -2}])
+def test_counts_are_positive(server: Server, fields: dict[str, int]) -> None:
+    refused = post(server, T2I, prompt="a cat", seed=88, **fields)
+    assert refused.status_code == 400
+    assert "must be at least 1" in refused.json()["errors"]
+    assert server.count("begin", 88) == 0
 
 
 @pytest.mark.behaviour(155)
@@ -188,7 +229,18 @@ def test_guidance_as_in_forge(echo_server: Server) -> None:
         (I2I, {"prompt": "a cat", "init_images": ["http://evil.example/a.png"]}, "base64 or a data: URL"),
         (I2I, {"prompt": "a cat", "init_images": [7]}, "base64 or a data: URL"),
         (I2I, {"prompt": "a cat", "init_images": ["AAAA"]}, "PNG, JPEG or WebP"),
-        (I2I, {"init_images": [bare(png())], "prompt": "x", "mask": "AA", "inpainting_mask_invert": 1}, "inverted"),
+        (I2I, {"init_images": [bare(png())], "mask": "AA", "inpainting_mask_invert": "1"}, "invert must be 0 or 1"),
+        (I2I, {"init_images": [bare(png())], "mask": bare(png()), "inpainting_mask_invert": [1]}, "must be 0 or 1"),
+        (
+            I2I,
+            {
+                "prompt": "x",
+                "init_images": [bare(png())],
+                "mask": bare(png(64, 64, (255, 255, 255))),
+                "inpainting_mask_invert": True,
+            },
+            "nothing would change",
+        ),
         (I2I, {"prompt": "a cat", "init_images": [bare(png())], "mask": bare(png(64, 64, (0, 0, 0)))}, "mask"),
         (I2I, {"prompt": "a cat", "init_images": [bare(png())], "mask": bare(png(32, 32))}, "the image's size 64x64"),
     ],

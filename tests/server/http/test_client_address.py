@@ -31,6 +31,8 @@ PROXIES = ("10.0.0.0/8", "127.0.0.1", "fd00::/8")
         ("127.0.0.1", [""], "127.0.0.1"),
         ("127.0.0.1", ["a" * 5000], "127.0.0.1"),
         ("127.0.0.1", ["198.51.100.1\x00"], "127.0.0.1"),
+        ("junk", ["198.51.100.1"], "local"),
+        ("", [], "local"),
     ],
 )
 def test_the_nearest_address_that_is_no_proxy(peer: str, forwarded: list[str], client: str) -> None:

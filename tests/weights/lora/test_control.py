@@ -30,7 +30,7 @@ from fluxserve.weights.files.identify import components
 from fluxserve.weights.files.safetensors_file import SafetensorsFile
 from fluxserve.weights.synthetic.write import write_model
 from tests.conftest import MakeCheckpoint
-from tests.pipeline.test_picture_channels import HEIGHT, WIDTH, _mean_of, photo
+from tests.pipeline.test_picture_channels import HEIGHT, WIDTH, _mean_of, photo, three_budgets
 from tests.weights.stored_files import rewrite
 
 PIXEL_TOLERANCE = 2
@@ -134,6 +134,30 @@ def test_it_makes_the_control_model_that_diffusers_makes(
     (image,) = ours.run(request)
     drawn = np.asarray(Image.open(io.BytesIO(image.data)), dtype=int)
     assert np.abs(drawn - np.rint(expected * 255)).max() <= PIXEL_TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["flux1-canny-dev-lora", "flux1-depth-dev-lora"])
+def test_plans_at_three_budgets_draw_one_picture(
+    tiny_checkpoint: MakeCheckpoint, lora_file: Path, tmp_path: Path, name: str
+) -> None:
+    """All blocks streamed, some, none; what it replaces and widens is counted."""
+    lora = Path(shutil.copy(lora_file, tmp_path / f"{name}.safetensors"))
+    options = {"device": "cpu", "dtype": "float32", "loras": (str(lora),)}
+    whole = FluxPipeline.from_pretrained(str(tiny_checkpoint("dev")), **options)
+    assert whole.card.variant == name.split("-")[1]
+    drawn = []
+    for budget in three_budgets(whole.blueprint):
+        ours = FluxPipeline.from_pretrained(str(tiny_checkpoint("dev")), memory_budget=budget, **options)
+        request = complete_request(
+            ours.card, "a cat", inputs=read_inputs(photo()), num_inference_steps=3, seed=5, max_sequence_length=64
+        )
+        (image,) = ours.run(request)
+        drawn.append((len(ours.plan.resident), image.data))
+        assert ours.plan.peak_bytes <= budget
+    blocks = len(whole.blueprint.sizes().blocks)
+    assert [count for count, _ in drawn] == [0, drawn[1][0], blocks]
+    assert 0 < drawn[1][0] < blocks
+    assert drawn[0][1] == drawn[1][1] == drawn[2][1]
 
 
 def test_published_names_are_all_taken(dev_in_float32: Path, lora_file: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fluxserve.config import ServerConfig
-from fluxserve.errors import FluxserveError, InvalidRequest, QueueFull
+from fluxserve.errors import ConfigError, FluxserveError, InvalidRequest, QueueFull
 from fluxserve.server.http.access.forwarded import public_address
 from fluxserve.server.http.access.origins import ANY, Origins, authority, origin_refused, printable
 from fluxserve.server.http.client_address import client_address
@@ -143,6 +143,15 @@ def _credentials(headers: Headers, path: str) -> list[str]:
     except binascii.Error:
         return sent
     return [f"Bearer {password.decode('latin-1')}"]
+
+
+def check_access(config: ServerConfig) -> None:
+    """Raises ConfigError for an address that others can reach without a key."""
+    if not (is_loopback(config.host) or config.api_keys or config.insecure):
+        raise ConfigError(
+            f"Without a key, {config.host} would let everybody who can reach this machine use it.\n"
+            "Set FLUXSERVE_API_KEY to a secret, or pass --insecure to accept that."
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -44,7 +44,7 @@ def base_url(scope: Scope, config: ServerConfig) -> str:
 
 
 def public_address(scope: Scope, config: ServerConfig) -> PublicAddress:
-    """What the request's headers say; where they make no sense, the address that the server listens on."""
+    """What the request's headers say; where they make no sense, the address that it came to."""
     headers = Headers(scope=scope)
     told = _told(headers) if _is_trusted(scope, config.trusted_proxies) else {}
     port = told.get("port", "")
@@ -52,11 +52,16 @@ def public_address(scope: Scope, config: ServerConfig) -> PublicAddress:
     scheme = scheme if scheme in _OWN_PORTS else scope["scheme"]
     match = _HOST.fullmatch(told.get("host") or headers.get("host", ""))
     if match is None:
-        return PublicAddress(scheme, f"{config.host}:{config.port}", "")
+        return PublicAddress(scheme, _own_authority(scope, config), "")
     port = match[2] or (port if re.fullmatch(r"[0-9]{1,5}", port) and port not in _OWN_PORTS.values() else "")
     prefix = "/" + told.get("prefix", "").strip("/")
     authority = f"{match[1]}:{port}" if port and port != _OWN_PORTS[scheme] else match[1]
     return PublicAddress(scheme, authority, prefix if prefix != "/" and _PREFIX.fullmatch(prefix) else "")
+
+
+def _own_authority(scope: Scope, config: ServerConfig) -> str:
+    host, port = scope.get("server") or (config.host, config.port)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _told(headers: Headers) -> Mapping[str, str]:

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import io
 import logging
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -72,7 +71,7 @@ class SharedAnswers:
         if not await self._objects.check():
             raise StoreUnavailable("the server's store cannot be reached; try again", retry_after_s=5)
         last = await self._claims.last(name)
-        if last is None or _is_open_to_all(last.record, fingerprint):
+        if last is None or self._is_open_to_all(last.record, fingerprint):
             return await self._take(scope, name, last, ClaimRecord(client, fingerprint, seeds))
         refuse_other(last.record.fingerprint, fingerprint)
         if (unheld := await self._unheld(last)) is None:
@@ -120,7 +119,7 @@ class SharedAnswers:
             FluxserveError: what it was given up with, or that its server has died. StoreUnavailable.
         """
         last = await self._claims.last(self._name(scope))
-        if last is None or last.record.over:
+        if last is None or last.record.has_expired(self._objects.now()):
             return None
         if (unheld := await self._unheld(last)) is None:
             return DrawnElsewhere()
@@ -143,7 +142,7 @@ class SharedAnswers:
             held[_owner(status.path)] += status.size
         while left and (most := held.most_common(1)[0][0]):
             oldest = left[-1]
-            if time.time() - oldest.modified <= KEEP_S:
+            if self._objects.age_s(oldest) <= KEEP_S:
                 if held.total() <= QUOTA_BYTES:
                     break
                 oldest = next(status for status in reversed(left) if _owner(status.path) == most)
@@ -151,6 +150,10 @@ class SharedAnswers:
             held[_owner(oldest.path)] -= oldest.size
             await self._objects.delete(oldest.path)
         await self._claims.sweep(_SWEPT_AFTER_S)
+
+    def _is_open_to_all(self, last: ClaimRecord, fingerprint: str) -> bool:
+        """Whether a key is as good as new."""
+        return last.has_expired(self._objects.now()) or (last.state == "free" and last.fingerprint != fingerprint)
 
     async def _take(self, scope: str, name: str, last: Numbered | None, record: ClaimRecord) -> Claim | DrawnElsewhere:
         """The claim after the last, unless another server has it."""
@@ -203,7 +206,7 @@ class SharedAnswers:
             FluxserveError: it is this error.
         """
         is_of_urls = isinstance(answer, Outcome) and answer.names
-        expires_at = time.time() + (self._url_ttl_s if is_of_urls else KEEP_S)
+        expires_at = self._objects.now() + (self._url_ttl_s if is_of_urls else KEEP_S)
         kept = without_pictures_of_urls(answer) if isinstance(answer, Outcome) else answer
         pieces = await asyncio.to_thread(record_pieces, claim.client, claim.fingerprint, expires_at, kept)
         record = replace(claim.at.record, state="answered", expires_at=expires_at)
@@ -272,11 +275,6 @@ class SharedAnswers:
 
 def _entry(at: Numbered) -> _SharedEntry:
     return _SharedEntry(at.record.client, at.record.fingerprint, at.name, None, 0.0, at=at)
-
-
-def _is_open_to_all(last: ClaimRecord, fingerprint: str) -> bool:
-    """Whether a key is as good as new."""
-    return last.over or (last.state == "free" and last.fingerprint != fingerprint)
 
 
 def _given_up(record: ClaimRecord) -> FluxserveError:

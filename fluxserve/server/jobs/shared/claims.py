@@ -45,10 +45,9 @@ class ClaimRecord:
     expires_at: float = 0.0
     error: tuple[str, str] | None = None
 
-    @property
-    def over(self) -> bool:
-        """Whether its answer has expired."""
-        return self.state == "answered" and self.expires_at <= time.time()
+    def has_expired(self, now: float) -> bool:
+        """Whether its answer has. now: Unix time, s."""
+        return self.state == "answered" and self.expires_at <= now
 
 
 class Numbered(NamedTuple):
@@ -101,7 +100,7 @@ class Claims:
         """Deletes claims that nobody has written for so long."""
         for status in await self._objects.list(_FOLDER):
             name = status.path.split("/")[-2]
-            if self._objects.wrote(name) and time.time() - status.modified > older_than_s:
+            if self._objects.wrote(name) and self._objects.age_s(status) > older_than_s:
                 await self._objects.delete(status.path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable, Sequence
 
 from fluxserve.errors import StoreUnavailable
 from fluxserve.server.jobs.homes import Home
@@ -30,16 +31,16 @@ async def open_shared_home(url: str, ttl_s: float, quota_bytes: int, redirects: 
     pictures = SharedPictures(objects, ttl_s, quota_bytes, redirects)
     jobs = SharedJobs(objects, answers, ttl_s)
     pause_s = min(max(ttl_s / _SWEEPS_A_LIFE, _MOST_OFTEN_S), _LEAST_OFTEN_S)
-    sweeping = asyncio.ensure_future(_sweep((pictures, answers, jobs), pause_s))
+    sweeping = asyncio.ensure_future(_sweep([pictures.sweep, answers.sweep, jobs.sweep, objects.tidy], pause_s))
     return Home(pictures, answers, jobs, sweeping.cancel)
 
 
-async def _sweep(parts: tuple[SharedPictures, SharedAnswers, SharedJobs], pause_s: float) -> None:
+async def _sweep(parts: Sequence[Callable[[], Awaitable[None]]], pause_s: float) -> None:
     """Not all servers at once."""
     while True:
         await asyncio.sleep(pause_s * random.uniform(0.5, 1))
         try:
-            for part in parts:
-                await part.sweep()
+            for sweep in parts:
+                await sweep()
         except StoreUnavailable:
             log.warning("the shared store could not be swept; it will be tried again")

@@ -72,7 +72,7 @@ class SharedJobs:
 
     async def open(self, new: AsyncJob, claim: Claim, work: Coroutine[Any, Any, Outcome]) -> None:
         """Runs the work to its end, whoever asks for it, once other servers can tell of it."""
-        new.expires_at = new.created + self._ttl_s
+        new.expires_at = self._objects.now() + self._ttl_s
         self._own[new.id] = new
         entry = self._answers.open(claim, self._noted(new, work))
         assert entry.work is not None
@@ -101,7 +101,7 @@ class SharedJobs:
         """Deletes what describes jobs that are long over."""
         for status in await self._objects.list(_FOLDER):
             is_own = self._objects.wrote(status.path.rpartition("/")[2])
-            if is_own and time.time() - status.modified > self._ttl_s + _LONGEST_S:
+            if is_own and self._objects.age_s(status) > self._ttl_s + _LONGEST_S:
                 await self._objects.delete(status.path)
 
     async def _look(self, job: AsyncJob) -> None:
@@ -114,14 +114,14 @@ class SharedJobs:
             job.elsewhere, job.error = False, error
             return
         job.elsewhere = isinstance(found, DrawnElsewhere)
-        if found is None or (not job.elsewhere and job.expires_at <= time.time()):
+        if found is None or (not job.elsewhere and job.expires_at <= self._objects.now()):
             raise not_found()
 
     async def _noted(self, new: AsyncJob, work: Coroutine[Any, Any, Outcome]) -> Outcome:
         try:
             return await work
         finally:
-            new.let_go(time.time() + self._ttl_s)
+            new.let_go(self._objects.now() + self._ttl_s)
             await self._write(new)
 
     def _ended(self, new: AsyncJob, task: asyncio.Task[Outcome]) -> None:

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,7 @@ _RETRY: Any = {
 }
 _CLIENT: Any = {"connect_timeout": "3s", "timeout": "15s", "allow_http": True}
 """http is spoken where whoever runs the server wrote http; AWS_ALLOW_HTTP and its like do not count beside these."""
+_HALF_WRITTEN_S = 3600.0
 _PROBE = "probe"
 _TAG_CHARACTERS = SHORT_BYTES * 4 // 3
 
@@ -69,6 +70,7 @@ class ObjectStorage:
         self._store = store
         self._key = key
         self._answered_at = self._asked_at = time.monotonic()
+        self._offset_s = 0.0
         self._checking = asyncio.Lock()
 
     @classmethod
@@ -81,7 +83,7 @@ class ObjectStorage:
         opened = cls(_connect(url), b"")
         try:
             opened._key = await opened._read_key()
-            await opened.put(_PROBE, b"probe")
+            await opened._read_clock()
         except StoreUnavailable as error:
             raise ConfigError(f"--store {url} cannot be used: {_reason(error.__cause__)}") from error
         except _Foreign as error:
@@ -96,6 +98,14 @@ class ObjectStorage:
         """Whether a server of this place made the name."""
         stem, dot, suffix = name.rpartition(".")
         return hmac.compare_digest(self.name(stem[:-_TAG_CHARACTERS], dot + suffix).encode(), name.encode())
+
+    def now(self) -> float:
+        """Unix time by the store's clock, which all its servers go by, s."""
+        return time.monotonic() + self._offset_s
+
+    def age_s(self, status: Status) -> float:
+        """Seconds since an object was written."""
+        return self.now() - status.modified
 
     async def create(self, path: str, data: bytes) -> bool:
         """Writes an object unless there is one; whether there was none."""
@@ -166,6 +176,13 @@ class ObjectStorage:
         async with self._asking():
             return await obstore.sign_async(self._store, "GET", path, timedelta(seconds=life_s))
 
+    async def tidy(self) -> None:
+        """Deletes what servers that died had half written into a shared folder; object storage keeps no such thing."""
+        from obstore.store import LocalStore
+
+        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+            await asyncio.to_thread(self._delete_half_written, Path(self._store.prefix))
+
     def doubt(self, what: str) -> None:
         """Tells the log of an object that is not as it was written; a write must succeed before all is fine."""
         self.writable, self._asked_at = False, 0.0
@@ -184,6 +201,21 @@ class ObjectStorage:
             except StoreUnavailable:
                 return False
         return True
+
+    def _delete_half_written(self, folder: Path) -> None:
+        """obstore writes NAME#NUMBER first, and lists no such file."""
+        for path in folder.rglob("*#*"):
+            name = path.name.partition("#")[0]
+            if self.wrote(name) or self.wrote(path.parent.name):
+                with suppress(OSError):
+                    if time.time() - path.stat().st_mtime > _HALF_WRITTEN_S:
+                        path.unlink()
+
+    async def _read_clock(self) -> None:
+        """Writes, and asks when that was: to the second, which is how well storages tell."""
+        await self.put(_PROBE, b"probe")
+        if (status := await self.head(_PROBE)) is not None:
+            self._offset_s = status.modified - time.monotonic()
 
     async def _is_empty(self) -> bool:
         import obstore
@@ -242,7 +274,7 @@ def _connect(url: str) -> ObjectStore:
         if url.startswith("file:"):
             folder = Path(url2pathname(urlsplit(url).path))
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return LocalStore(folder)
+            return LocalStore(folder, automatic_cleanup=True)
         return from_url(url, client_options=_CLIENT, retry_config=_RETRY)
     except OSError as error:
         raise ConfigError(f"--store {url} cannot be used: {error.strerror}") from error

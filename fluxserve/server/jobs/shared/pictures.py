@@ -107,9 +107,9 @@ class SharedPictures:
         """Deletes what has expired and, beyond the quota, the oldest. Other servers may do the same."""
         listed = sorted(await self._objects.list(_FOLDER), key=lambda status: status.modified)
         own = [status for status in listed if self._objects.wrote(_name_of(status))]
-        total, now = sum(status.size for status in own), time.time()
+        total = sum(status.size for status in own)
         for status in own:
-            age_s = now - status.modified
+            age_s = self._objects.age_s(status)
             if age_s > self._ttl_s or (total > self._quota_bytes and age_s > PROTECTED_S):
                 total -= status.size
                 await self._objects.delete(status.path)
@@ -117,7 +117,7 @@ class SharedPictures:
 
     def _life_s(self, status: Status) -> float:
         """Seconds that a picture has left. Raises InvalidRequest, `image_expired`: none."""
-        left_s = status.modified + self._ttl_s - time.time()
+        left_s = min(self._ttl_s - self._objects.age_s(status), self._ttl_s)
         if left_s <= 0:
             raise _expired()
         return left_s

@@ -68,6 +68,21 @@ def test_urls_are_as_the_proxy_says(trusting: Server, name: str) -> None:
 
 
 @pytest.mark.behaviour(56)
+@pytest.mark.parametrize("host", ["evil.example/x?", "a b", "user@evil.example", "evil.example:x", "[::1"])
+def test_a_host_that_is_none_is_the_address_it_came_to(trusting: Server, host: str) -> None:
+    url = trusting.generate(headers={"x-forwarded-host": host}).json()["data"][0]["url"]
+    assert url.startswith(f"{trusting.url}/images/")
+
+
+@pytest.mark.behaviour(56)
+def test_without_a_host_too(trusting: Server) -> None:
+    body = b'{"prompt": "a cat"}'
+    head = b"POST /v1/images/generations HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    answer = running.exchange(trusting, [head % len(body) + body])
+    assert f'"url":"{trusting.url}/images/'.encode() in answer
+
+
+@pytest.mark.behaviour(56)
 def test_of_several_header_lines_the_last_counts(trusting: Server) -> None:
     lines = [("x-forwarded-host", "evil.example"), ("x-forwarded-host", "p.example")]
     answer = trusting.http.post(running.GENERATIONS, json={"prompt": "a cat"}, headers=lines)

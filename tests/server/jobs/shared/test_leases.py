@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -44,9 +45,9 @@ async def opened(folder: Path) -> ObjectStorage:
 
 
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Moves the wall clock of this process, not that of the files."""
-    began = time.time
-    monkeypatch.setattr(time, "time", lambda: began() + seconds)
+    """Moves the store's clock for this process, not for the files."""
+    began = ObjectStorage.now
+    monkeypatch.setattr(ObjectStorage, "now", lambda self: began(self) + seconds)
 
 
 async def drawn(answers: SharedAnswers, key: str, made: Outcome | Exception, client: str = "me") -> Outcome:
@@ -173,7 +174,7 @@ async def test_answers_end_by_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(list(tmp_path.rglob("*.key/*"))) == 3, "claims outlive their answers"
     later(monkeypatch, 3600)
     await answers.sweep()
-    assert list(tmp_path.rglob("*.key/*")) == []
+    assert list(tmp_path.rglob("*.key")) == []
 
 
 async def test_nobodys_answers_push_out_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,3 +238,38 @@ async def test_pictures_are_stored_all_or_none(tmp_path: Path) -> None:
     assert await pictures.probe()
     await pictures.put([image(), image()])
     assert len(list(folder.iterdir())) == 2
+
+
+async def test_times_are_by_the_stores_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    for years in (50, -50):
+        monkeypatch.setattr(time, "time", lambda years=years: real() + years * 3.15e7)
+        objects = await opened(tmp_path / str(years))
+        pictures, answers = SharedPictures(objects, 60, 10**6, redirects=False), SharedAnswers(objects, 60)
+        [name] = await pictures.put([image()])
+        await drawn(answers, "urls", outcome(names=("x.png",)))
+        await pictures.sweep()
+        await answers.sweep()
+        assert 55 < (await pictures.get(name)).expires_at - time.monotonic() <= 60
+        assert isinstance(await answers.claim("me", "urls", "f", (8,)), Entry)
+        [file] = (tmp_path / str(years)).rglob("*.png")
+        os.utime(file, (real() - 61, real() - 61))
+        again = SharedPictures(await opened(tmp_path / str(years)), 60, 10**6, redirects=False)
+        with pytest.raises(InvalidRequest, match="expired"):
+            await again.get(name)
+
+
+async def test_what_was_half_written_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    objects = await opened(tmp_path)
+    [name] = await SharedPictures(objects, 60, 1000, redirects=False).put([image()])
+    folder = tmp_path / "store" / "pictures"
+    (tmp_path / "store" / "claims" / objects.name("key", ".key")).mkdir(parents=True)
+    half = [folder / f"{name}#3", tmp_path / "store" / "claims" / objects.name("key", ".key") / "0#1"]
+    others = [folder / "mine.png#3", folder / f"{name[1:]}#1"]
+    fresh = folder / f"{name}#4"
+    for path in (*half, *others, fresh):
+        path.write_bytes(b"x")
+    for path in (*half, *others):
+        os.utime(path, (1, 1))
+    await objects.tidy()
+    assert [path.exists() for path in (*half, *others, fresh)] == [False, False, True, True, True]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,7 +15,8 @@ import pytest
 
 from tests.fake_pipeline import expected_pixels
 from tests.server.conftest import StartServer
-from tests.server.jobs.shared.storage import KEY_ID, Storage, ask
+from tests.server.jobs.shared.conftest import StartPair
+from tests.server.jobs.shared.storage import KEY_ID, Storage, ask, shared_folder
 from tests.server.running import Server, assert_error, picture, until
 
 Pair = tuple[Server, Server]
@@ -59,6 +61,17 @@ def test_each_serves_the_others_pictures(pair: Pair) -> None:
 def test_types_are_told_whatever_the_store_keeps(pair: Pair, output_format: str) -> None:
     url = pair[0].generate(output_format=output_format, response_format="url", seed=105_010).json()["data"][0]["url"]
     assert pair[1].get(path_of(url)).headers["content-type"] == f"image/{output_format}"
+
+
+@pytest.mark.behaviour(105)
+def test_all_sweep_what_has_expired(tmp_path: Path, start_pair: StartPair) -> None:
+    pair = start_pair(shared_folder(tmp_path / "shared"), "--url-ttl", "1")
+    urls = [server.generate().json()["data"][0]["url"] for server in pair]
+    until(lambda: all(server.get(path_of(url)).status_code == 410 for server in pair for url in urls))
+    until(lambda: not list((tmp_path / "shared").rglob("*.png")), 30)
+    for server in pair:
+        assert_error(server.get(path_of(urls[0])), 410, "image_expired")
+        assert "could not be swept" not in server.log.read_text()
 
 
 def test_names_that_no_server_made_reach_no_object(pair: Pair, storage: Storage) -> None:

@@ -1,0 +1,1 @@
+"""FLUX.3 image klein: its transformer, names, sizes and variants."""
