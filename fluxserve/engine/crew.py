@@ -126,11 +126,15 @@ class Crew:
 
 def shared_memory() -> int | None:
     """The descriptor of an empty file in memory, which grows with what workers put into it and cannot be cut under
-    them; None where there is no such thing. It takes no memory of this process.
+    them; None where there is no such thing, so that each holds its own. It takes no memory of this process.
     """
     if sys.platform != "linux":
         return None
-    descriptor = os.memfd_create("fluxserve-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        descriptor = os.memfd_create("fluxserve-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        log.warning("workers hold their weights one by one: %s", error)
+        return None
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return descriptor
 

@@ -8,6 +8,7 @@ import random
 import signal
 import tempfile
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -38,12 +39,20 @@ MOST_RATIO = 3.0
 TABLE = '[[models]]\nmodel = "{}"\nworkers = {}\nmemory-budget = {}\nidle-timeout = 1\n'
 
 
+@dataclass(frozen=True)
+class Look:
+    """began, ended: of asking. since: when the load began of each model that was loaded or loading."""
+
+    began: float
+    ended: float
+    since: Mapping[str, float]
+
+
 @dataclass
 class Flood:
     """What callers share. wrong: what was found; served: what was answered. kills: of workers, when.
 
-    loading_since: for each model that is loaded or loading, when its load began, at the last look. load_s: the longest
-    load. image_s: what single images took a worker.
+    looks: at which models were loaded. load_s: the longest load. image_s: what single images took a worker.
     """
 
     server: Server
@@ -53,14 +62,19 @@ class Flood:
     wrong: list[str] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
     kills: list[float] = field(default_factory=list)
-    loading_since: dict[str, float] = field(default_factory=dict)
+    looks: list[Look] = field(default_factory=list)
     load_s: float = 0.0
     image_s: list[float] = field(default_factory=list)
 
-    def ready_in_s(self) -> dict[str, float]:
-        """Of the models that are loaded or loading: the seconds until they are ready."""
-        now = time.monotonic()
-        return {name: max(since + self.load_s - now, 0.0) for name, since in self.loading_since.items()}
+    def with_loaded(self, served: Served) -> Served:
+        """With what was loaded when it came: both at the last look before and at the first one after."""
+        ended = bisect_right(self.looks, served.arrived, key=lambda look: look.ended)
+        begun = bisect_left(self.looks, served.arrived, key=lambda look: look.began)
+        if not ended or begun == len(self.looks):
+            return served
+        before, after = self.looks[ended - 1].since, self.looks[begun].since
+        ready = {name: after[name] + self.load_s - served.arrived for name in before.keys() & after.keys()}
+        return replace(served, loaded={name: max(seconds, 0.0) for name, seconds in ready.items()})
 
 
 async def models(scale: Scale) -> list[Goal]:
@@ -94,7 +108,11 @@ def _goals(flood: Flood, scale: Scale) -> list[Goal]:
         wrong.append("too few evictions or idle unloads")
     if len(flood.kills) < scale.of(KILLS):
         wrong.append("too few kills")
-    times = ratios(flood.served, Pool(MODELS_AT_ONCE, WORKERS, flood.load_s, median(flood.image_s)), flood.kills)
+    times = ratios(
+        map(flood.with_loaded, flood.served),
+        Pool(MODELS_AT_ONCE, WORKERS, flood.load_s, median(flood.image_s)),
+        flood.kills,
+    )
     due = "the longest that one took, in what first come, first served over the pool would have given it"
     return [
         none_of("R23", what, wrong, flood.sent),
@@ -119,13 +137,14 @@ async def _round(flood: Flood, scale: Scale) -> None:
 async def _watch(flood: Flood) -> None:
     """Learns again and again which models are loaded, and how long a load takes at most."""
     while True:
-        client = Client(flood.server)
+        client, began = Client(flood.server), time.monotonic()
         models = (await client.send("GET", "/v1/models")).json()["data"]
         client.close()
         there = [model["id"] for model in models if model["state"] in ("loading", "loaded")]
         if len(there) > MODELS_AT_ONCE:  # one that waits for room is called loading, too
             there = [model["id"] for model in models if model["state"] == "loaded"]
-        flood.loading_since = {name: flood.loading_since.get(name, time.monotonic()) for name in there}
+        known = flood.looks[-1].since if flood.looks else {}
+        flood.looks.append(Look(began, time.monotonic(), {name: known.get(name, began) for name in there}))
         flood.load_s = max([flood.load_s, *(model["load_s"] or 0.0 for model in models)])
         await asyncio.sleep(LOOK_S)
 
@@ -144,7 +163,7 @@ async def _draw(flood: Flood, client: Client, seed: int) -> None:
     [model] = flood.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
     images = flood.rng.choice((1, 1, 1, 2, 3))
     body = {"prompt": PROMPT, "model": model, "seed": seed, "n": images, "response_format": "b64_json"}
-    arrived, loaded = time.monotonic(), flood.ready_in_s()
+    arrived = time.monotonic()
     try:
         reply = await client.post(body)
     except (OSError, TimeoutError) as error:
@@ -155,7 +174,7 @@ async def _draw(flood: Flood, client: Client, seed: int) -> None:
     if reply.status != 200 or not _right(reply.json(), seed, images, model):
         flood.wrong.append(f"seed {seed}: {reply.status} {reply.code}")
         return
-    _record(flood, reply, Served(model, images, arrived, 0.0, arrived + reply.seconds, loaded))
+    _record(flood, reply, Served(model, images, arrived, 0.0, arrived + reply.seconds, {}))
 
 
 def _record(flood: Flood, reply: Reply, served: Served) -> None:
