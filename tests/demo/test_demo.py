@@ -78,7 +78,7 @@ def test_all_twelve_are_right(pipeline: FluxPipeline) -> None:
 
 def swap_q_and_k(monkeypatch: pytest.MonkeyPatch, _: FluxPipeline) -> None:
     attention = streams.attention
-    monkeypatch.setattr(streams, "attention", lambda q, k, v, rope: attention(k, q, v, rope))
+    monkeypatch.setattr(streams, "attention", lambda q, k, v: attention(k, q, v))
 
 
 def drop_the_latent_scale(monkeypatch: pytest.MonkeyPatch, _: FluxPipeline) -> None:

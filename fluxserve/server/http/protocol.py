@@ -77,13 +77,13 @@ class Connection(H11Protocol):
         self.conn = StrictConnection(h11.SERVER, LONGEST_HEAD)
         self._phase_began = self.loop.time()
         self._received = 0
-        self._lost = False
+        self._lost = asyncio.Event()  # shared with requests, which then hold no connection that has ended
         self._pace = Pace(self._phase_began)
         self._expiry: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
         super().connection_made(transport)
-        self.app_state = {**self.app_state, ABORT: transport.abort, LOST: lambda: self._lost}
+        self.app_state = {**self.app_state, ABORT: transport.abort, LOST: self._lost.is_set}
         if len(self.connections) > self.most and not self._make_room():
             self.app_state = {**self.app_state, OVER_CAPACITY: True}
         self._begin_phase()
@@ -114,7 +114,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._lost = True
+        self._lost.set()
         self._cancel_expiry()
 
     def shutdown(self) -> None:
