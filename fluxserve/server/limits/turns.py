@@ -39,11 +39,13 @@ class _Waiting(Generic[T]):
 class Turns(Generic[T]):
     """Hands each thing to one request at a time. Who holds fewest goes first, then who was served longest ago.
 
-    each: the most that one client holds. Belongs to one event loop.
+    A quarter of the things is kept for clients that hold none; in a full room who waits with most gives up the newest
+    place to who waits with less. each: the most that one client holds. Belongs to one event loop.
     """
 
     def __init__(self, things: Sequence[T], each: int, room: Room) -> None:
         self._idle = list(things)
+        self._kept = len(things) // 4
         self._each = each
         self._room = room
         self._waiting: list[_Waiting[T]] = []
@@ -66,10 +68,10 @@ class Turns(Generic[T]):
             async with asyncio.timeout(self._room.wait_s):
                 return await asyncio.shield(waiting.turn)
         except BaseException as error:
-            if waiting.turn.done():  # in the moment it was given up
-                self.give_back(waiting.turn.result(), client)
-            else:
+            if waiting in self._waiting:
                 self._waiting.remove(waiting)
+            elif waiting.turn.exception() is None:  # it came in the moment it was given up
+                self.give_back(waiting.turn.result(), client)
             if isinstance(error, TimeoutError):
                 raise self._full() from None
             raise
@@ -88,18 +90,32 @@ class Turns(Generic[T]):
         self._hand_out()
 
     def _admit(self, client: str, size: int) -> None:
-        mine = [waiting for waiting in self._waiting if waiting.client == client]
-        for those, share in ((self._waiting, 1.0), (mine, 0.5)):
-            held = sum(waiting.size for waiting in those)
-            if those and (len(those) >= share * self._room.requests or held + size > share * self._room.size):
-                raise self._full()
+        if self._is_full([waiting for waiting in self._waiting if waiting.client == client], 0.5, size):
+            raise self._full()
+        while self._is_full(self._waiting, 1.0, size):
+            self._give_way(client)
+
+    def _is_full(self, those: Sequence[_Waiting[T]], share: float, size: int) -> bool:
+        held = sum(waiting.size for waiting in those)
+        return bool(those) and (len(those) >= share * self._room.requests or held + size > share * self._room.size)
+
+    def _give_way(self, client: str) -> None:
+        """The client who waits with most requests loses the newest of them to this one, who waits with two fewer."""
+        places = Counter(waiting.client for waiting in self._waiting)
+        greediest, most = places.most_common(1)[0]
+        if most < places[client] + 2:
+            raise self._full()
+        newest = [waiting for waiting in self._waiting if waiting.client == greediest][-1]
+        self._waiting.remove(newest)
+        newest.turn.set_exception(self._full())
 
     def _full(self) -> QueueFull:
         return QueueFull(self._room.full, retry_after_s=max(1.0, len(self._waiting) * self._mean_s))
 
     def _hand_out(self) -> None:
         while self._idle:
-            free = [waiting for waiting in self._waiting if self._held[waiting.client] < self._each]
+            most = self._each if len(self._idle) > self._kept else 1
+            free = [waiting for waiting in self._waiting if self._held[waiting.client] < most]
             if not free:
                 return
             chosen = min(free, key=lambda each: (self._held[each.client], self._served_at.get(each.client, 0.0)))

@@ -62,3 +62,24 @@ async def test_half_of_the_room_is_for_others_and_a_place_is_given_up_in_time() 
     assert all(isinstance(error, QueueFull) for error in await asyncio.gather(*waiting, return_exceptions=True))
     turns.give_back(0, "other")
     assert await turns.take("greedy") == 0
+
+
+@pytest.mark.fault(117)
+async def test_many_clients_together_leave_places_and_things_to_one_who_has_none() -> None:
+    turns = Turns(range(8), 3, ROOM)
+    held = [asyncio.create_task(turns.take(client)) for client in "aaabbbcc"]
+    await settle()
+    assert sum(task.done() for task in held) == 7, "two are kept: for c, who then had none, and for one more"
+    waiting = [asyncio.create_task(turns.take(client)) for client in "aaabbbc"]
+    await settle()
+    assert (await asyncio.wait_for(turns.take("honest"), 1)) in range(8)
+    late = asyncio.create_task(turns.take("honest"))
+    await settle()
+    refused = [task for task in waiting if task.done()]
+    assert len(refused) == 1, "the room was full: one of those who wait with most gave way"
+    with pytest.raises(QueueFull, match="full"):
+        await refused[0]
+    assert not late.done()
+    for task in (*held, *waiting, late):
+        task.cancel()
+    await asyncio.gather(*held, *waiting, late, return_exceptions=True)
