@@ -90,14 +90,14 @@ class Turns(Generic[T]):
         self._hand_out()
 
     def _admit(self, client: str, size: int) -> None:
-        if self._is_full([waiting for waiting in self._waiting if waiting.client == client], 0.5, size):
+        mine = [waiting for waiting in self._waiting if waiting.client == client]
+        for those, share in ((self._waiting, 1.0), (mine, 0.5)):
+            if those and sum(waiting.size for waiting in those) + size > share * self._room.size:
+                raise self._full()  # nobody gives way to bytes: one large request would cost others many small ones
+        if len(mine) >= 0.5 * self._room.requests:
             raise self._full()
-        while self._is_full(self._waiting, 1.0, size):
+        if len(self._waiting) >= self._room.requests:
             self._give_way(client)
-
-    def _is_full(self, those: Sequence[_Waiting[T]], share: float, size: int) -> bool:
-        held = sum(waiting.size for waiting in those)
-        return bool(those) and (len(those) >= share * self._room.requests or held + size > share * self._room.size)
 
     def _give_way(self, client: str) -> None:
         """The client who waits with most requests loses the newest of them to this one, who waits with two fewer."""

@@ -83,3 +83,18 @@ async def test_many_clients_together_leave_places_and_things_to_one_who_has_none
     for task in (*held, *waiting, late):
         task.cancel()
     await asyncio.gather(*held, *waiting, late, return_exceptions=True)
+
+
+@pytest.mark.fault(117)
+async def test_one_large_request_takes_nobodys_place() -> None:
+    turns = Turns(range(1), 1, ROOM)
+    await turns.take("first")
+    small = [asyncio.create_task(turns.take("small", 150)) for _ in range(3)]
+    await settle()
+    with pytest.raises(QueueFull):
+        await turns.take("large", 600)
+    await settle()
+    assert not any(task.done() for task in small)
+    for task in small:
+        task.cancel()
+    await asyncio.gather(*small, return_exceptions=True)
